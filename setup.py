@@ -1,0 +1,99 @@
+"""The two extension modules; everything else is in pyproject.toml.
+
+``qdeq._C`` uses torch's stable ABI and runs with every torch from 2.13 on. ``qdeq._fbgemm`` reads fbgemm's C++
+objects by their layout, so it belongs to the one torch it was built with, and is left out where it cannot be built.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+STABLE_ABI_TARGET = "0x020d000000000000"  # torch 2.13.0
+NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
+
+
+def _sources(*patterns: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def _compile_args(torch_includes: list[str]) -> list[str]:
+    # -isystem: torch's headers do not pass -Wextra; ours must.  -ffp-contract=off: a fused multiply-add rounds
+    # differently from torch.
+    args = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+    return args + [flag for path in torch_includes for flag in ("-isystem", path)]
+
+
+def _has_fbgemm(torch_includes: list[str]) -> bool:
+    import torch
+
+    if platform.machine() not in ("x86_64", "AMD64") or "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    header = "ATen/native/quantized/cpu/fbgemm_utils.h"
+    return any((Path(path) / header).exists() for path in torch_includes)
+
+
+def _extensions() -> tuple[list[Any], dict[str, Any]]:
+    import pybind11
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+    class BuildWithOptional(BuildExtension):  # type: ignore[misc]
+        """An optional extension that does not compile is reported and left out; nothing stale stays behind."""
+
+        def build_extension(self, ext: Any) -> None:
+            try:
+                super().build_extension(ext)
+            except RuntimeError as error:
+                if not ext.optional:
+                    raise
+                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+                print(f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}", file=sys.stderr)
+                print("qdeq: packed weights will be read through torch's unpack(): slower, same bits", file=sys.stderr)
+
+        def copy_extensions_to_source(self) -> None:
+            built = [e for e in self.extensions if Path(self.build_lib, self.get_ext_filename(e.name)).exists()]
+            self.extensions = built
+            super().copy_extensions_to_source()
+
+    includes = include_paths()
+    flags = _compile_args(includes)
+    built_with = f'-DQDEQ_BUILT_WITH_TORCH="{torch.__version__}"'
+    core = CppExtension(
+        "qdeq._C",
+        _sources("csrc/kernels/*.cpp", "csrc/ops.cpp", "csrc/module.cpp"),
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
+        extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={STABLE_ABI_TARGET}", built_with],
+    )
+    core.libraries.remove("torch_python")  # not part of the stable ABI
+    extensions = [core]
+    if _has_fbgemm(includes):
+        packed = CppExtension(
+            "qdeq._fbgemm",
+            _sources("csrc/packed/*.cpp", "csrc/fbgemm_ops.cpp"),
+            include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/packed/asmjit_stub"), pybind11.get_include()],
+            extra_compile_args=[*flags, "-DUSE_FBGEMM", built_with],
+        )
+        packed.optional = True
+        extensions.append(packed)
+    return extensions, {"build_ext": BuildWithOptional}
+
+
+def main() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        if not NEEDS_NO_TORCH.intersection(sys.argv):
+            raise
+        setup()
+        return
+    extensions, commands = _extensions()
+    setup(ext_modules=extensions, cmdclass=commands)
+
+
+main()
