@@ -53,8 +53,14 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                 if not ext.optional:
                     raise
                 Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
-                print(f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}", file=sys.stderr)
-                print("qdeq: packed weights will be read through torch's unpack(): slower, same bits", file=sys.stderr)
+                print(
+                    f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}",
+                    file=sys.stderr,
+                )
+                print(
+                    "qdeq: packed weights will be read through torch's unpack(): slower, same bits",
+                    file=sys.stderr,
+                )
 
         def copy_extensions_to_source(self) -> None:
             built = [e for e in self.extensions if Path(self.build_lib, self.get_ext_filename(e.name)).exists()]

@@ -29,5 +29,6 @@ def expected(where: str, what: str, got: object, remedy: str) -> str:
         what: what would have been right, without a full stop.
         got: what was there instead.
         remedy: one or more full sentences that say what to do.
+
     """
     return f"{where}: expected {what}, got {got}. {remedy}"
