@@ -210,7 +210,7 @@ def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
 
 
 def build_info() -> dict[str, object]:
-    """What was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
+    """Return what was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
 
     ``QDEQ_KERNEL`` and :func:`use_kernel` show in ``current_kernel``.
     """

@@ -21,7 +21,7 @@ from torch import Tensor
 from qdeq import ops
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 
-__all__ = ["QuantizedWeight", "check_out", "check_scales", "check_zero_points", "reference", "refuse"]
+__all__ = ["QuantizedWeight", "check_out", "check_scales", "check_zero_points", "reference", "weight_from_tensor"]
 
 PER_TENSOR = "per_tensor_affine"
 PER_CHANNEL = "per_channel_affine"
@@ -110,7 +110,7 @@ class QuantizedWeight:
             QdeqValueError: not on the CPU, or a view of sub-byte values.
 
         """
-        return _from_tensor(q, "QuantizedWeight.from_tensor")
+        return weight_from_tensor(q, "QuantizedWeight.from_tensor")
 
     def dequantize(
         self, *, out: Tensor | None = None, dtype: torch.dtype = torch.float32, allow_bad_scales: bool = False
@@ -365,7 +365,7 @@ def dequantize_weight(
 
 
 def _check_request(where: str, weight: QuantizedWeight, out: Tensor | None, dtype: torch.dtype) -> None:
-    """What the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor."""
+    """Refuse what the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor."""
     if dtype not in ops.OUT_DTYPES:
         remedy = "Convert the float32 result with .to(dtype)."
         raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
@@ -387,7 +387,8 @@ def _call(weight: QuantizedWeight, dtype: torch.dtype, allow_bad_scales: bool, o
     )
 
 
-def _from_tensor(q: object, where: str) -> QuantizedWeight:
+def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
+    """:meth:`QuantizedWeight.from_tensor` with the name that errors use."""
     if not isinstance(q, Tensor) or not q.is_quantized:
         remedy = "A float tensor has nothing to dequantize; for packed parameters and models see qdeq.dequantize."
         raise QdeqTypeError(expected(where, "a quantized tensor", describe(q), remedy))
@@ -417,7 +418,7 @@ def _from_tensor(q: object, where: str) -> QuantizedWeight:
 
 
 def reference(weight: QuantizedWeight) -> Tensor:
-    """The formulas at the head of this file in plain torch: float32, slow, for tests and for reading."""
+    """Compute the formulas at the head of this file in plain torch: float32, slow, for tests and for reading."""
     q = weight.int_repr
     bits = weight.integers.bits
     if bits < 8:
