@@ -115,7 +115,7 @@ class Report:
         if self.entries:
             yield from _table(_HEADER, [_row(entry) for entry in self.entries])
         for title, lines in (
-            ("dropped", [f"{item.source}: {item.reason}" for item in self.dropped]),
+            ("dropped", _grouped(self.dropped)),
             ("unconverted", [f"{item.path} ({item.module_class}): {item.reason}" for item in self.unconverted]),
             ("notes", [f"{path or '(model)'}: {text}" for path, texts in self.notes.items() for text in texts]),
         ):
@@ -124,13 +124,20 @@ class Report:
                 yield from (_clip("  " + line, TEXT_COLUMNS) for line in lines)
 
 
+def _grouped(dropped: list[DroppedSource]) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for item in dropped:
+        by_reason.setdefault(item.reason, []).append(item.source)
+    return [f"{len(sources)} x {reason}: {', '.join(sources)}" for reason, sources in by_reason.items()]
+
+
 _HEADER = ("target", "from", "shape", "dtype", "scales", "zero", "ends %")
 # "from" may shrink to this many columns, then "target" is cut, so that a row fits TEXT_COLUMNS.
 _MIN_NAME = 12
 
 
 def _row(entry: ReportEntry) -> tuple[str, ...]:
-    where = f"{entry.source_class} -> {entry.target_class}"
+    where = f"{_short(entry.source_class)} -> {_short(entry.target_class)}"
     return (
         entry.target,
         where,
@@ -140,6 +147,11 @@ def _row(entry: ReportEntry) -> tuple[str, ...]:
         _span(entry.zero_point_min, entry.zero_point_max, "g"),
         "" if entry.saturated_share is None else f"{100 * entry.saturated_share:.2f}",
     )
+
+
+def _short(qualified: str) -> str:
+    """The class name, with the package that tells torch's quantized Linear from the float one."""
+    return ".".join(qualified.split(".")[-2:])
 
 
 def _span(low: float | None, high: float | None, spec: str) -> str:

@@ -99,7 +99,9 @@ class Build:
         bias = packed_bias(packed)
         if (bias is None) != (target.bias is None):
             have = "no bias" if bias is None else "a bias"
-            message = expected(join(path, "bias"), "packed weight and module to agree", have, "Convert the model again.")
+            message = expected(
+                join(path, "bias"), "packed weight and module to agree", have, "Convert the model again."
+            )
             raise QdeqValueError(message)
         if bias is not None:
             self.tensor(bias, module, path, target, "bias")
