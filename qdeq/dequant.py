@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from qdeq import ops
+from qdeq.checks import check_out, describe
 from qdeq.errors import QdeqTypeError, expected
-from qdeq.weight import QuantizedWeight, check_out, dequantize_weight, describe, refuse, weight_from_tensor
+from qdeq.weight import QuantizedWeight, dequantize_weight, refuse, weight_from_tensor
 
 __all__ = ["dequantize", "dequantize_source", "unpack"]
 

@@ -37,7 +37,11 @@ def kernel(request):
 
 @pytest.fixture
 def generator(request):
-    seed = hash(request.node.nodeid) % 2**31 if os.environ.get("QDEQ_TEST_SEED") is None else int(os.environ["QDEQ_TEST_SEED"])
+    seed = (
+        hash(request.node.nodeid) % 2**31
+        if os.environ.get("QDEQ_TEST_SEED") is None
+        else int(os.environ["QDEQ_TEST_SEED"])
+    )
     print(f"seed {seed}")
     return torch.Generator().manual_seed(seed)
 

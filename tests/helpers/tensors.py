@@ -80,7 +80,9 @@ def random_quantized(
     )
 
 
-def _random_sub_byte(shape: tuple[int, ...], dtype: torch.dtype, axis: int | None, generator: torch.Generator) -> Tensor:
+def _random_sub_byte(
+    shape: tuple[int, ...], dtype: torch.dtype, axis: int | None, generator: torch.Generator
+) -> Tensor:
     per_byte = 2 if dtype == torch.quint4x2 else 4
     if axis is None:
         scale = float(random_scales(1, generator, true_double=True))
