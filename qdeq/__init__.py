@@ -16,7 +16,9 @@ from qdeq.report import Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
+    from qdeq.archive import open_archive as open
     from qdeq.convert import dequantize_model
+    from qdeq.state_dict import dequantize_state_dict
 
 __all__ = [
     "QdeqError",
@@ -29,7 +31,9 @@ __all__ = [
     "current_kernel",
     "dequantize",
     "dequantize_model",
+    "dequantize_state_dict",
     "kernels",
+    "open",
     "unpack",
     "use_kernel",
 ]
@@ -37,6 +41,8 @@ __all__ = [
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "dequantize_model": "qdeq.convert",
+    "dequantize_state_dict": "qdeq.state_dict",
+    "open": "qdeq.archive",
 }
 
 

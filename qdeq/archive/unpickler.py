@@ -300,6 +300,11 @@ class _Machine:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
 
+    def persistent(self, _: Any) -> None:
+        pid = self.pop()
+        named = isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Global)
+        self.stack.append(pid[1] if named else Persistent(pid))  # a class, with its source code beside it
+
     def dict_(self, _: Any) -> None:
         items = self.pop_to_mark()
         self.stack.append({})
@@ -349,7 +354,7 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "INST": _Machine.inst,
     "BUILD": _Machine.build,
     "PERSID": lambda m, a: m.stack.append(Persistent(a)),
-    "BINPERSID": lambda m, a: m.stack.append(Persistent(m.pop())),
+    "BINPERSID": _Machine.persistent,
     "PUT": _Machine.put,
     "BINPUT": _Machine.put,
     "LONG_BINPUT": _Machine.put,
