@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from qdeq import ops
+from qdeq.checks import check_out, describe
 from qdeq.errors import QdeqTypeError, expected
-from qdeq.weight import QuantizedWeight, check_out, dequantize_weight, describe, refuse
+from qdeq.weight import QuantizedWeight, dequantize_weight, refuse, weight_from_tensor
 
 __all__ = ["dequantize", "dequantize_source", "unpack"]
 
@@ -89,12 +90,10 @@ def unpack(x: object) -> QuantizedWeight:
 
 def unpack_source(x: object, *, where: str) -> QuantizedWeight:
     """:func:`unpack` with the name that errors begin with."""
-    from qdeq.weight import _from_tensor
-
     if isinstance(x, QuantizedWeight):
         return x
     if isinstance(x, Tensor):
-        return _from_tensor(x, where)
+        return weight_from_tensor(x, where)
     from qdeq import packed
 
     if packed.is_packed_weight(x):

@@ -224,7 +224,7 @@ def built_with_torch() -> str:
 
 
 def build_info() -> dict[str, object]:
-    """What was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
+    """Return what was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
 
     ``QDEQ_KERNEL`` and :func:`use_kernel` show in ``current_kernel``.
     """

@@ -11,7 +11,6 @@ CPU (``aten/src/ATen/native/quantized/AffineQuantizerBase.cpp``, ``cpu/kernels/Q
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 
 from qdeq import ops
+from qdeq.checks import check_out, check_scales, describe
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 
-__all__ = ["QuantizedWeight", "check_out", "check_scales", "check_zero_points", "reference", "refuse"]
+__all__ = ["QuantizedWeight", "check_out", "check_scales", "check_zero_points", "reference", "weight_from_tensor"]
 
 PER_TENSOR = "per_tensor_affine"
 PER_CHANNEL = "per_channel_affine"
@@ -47,13 +47,6 @@ INTEGER_TYPES = {
     "quint2x4": IntegerType(torch.quint2x4, torch.uint8, 2, 0, 3),
 }
 _NAMES = {kind.torch_dtype: name for name, kind in INTEGER_TYPES.items()}
-
-
-def describe(x: object) -> str:
-    """Name a value in an error message: a tensor by what it is, anything else by its type."""
-    if isinstance(x, Tensor):
-        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)} on {x.device}"
-    return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +103,7 @@ class QuantizedWeight:
             QdeqValueError: not on the CPU, or a view of sub-byte values.
 
         """
-        return _from_tensor(q, "QuantizedWeight.from_tensor")
+        return weight_from_tensor(q, "QuantizedWeight.from_tensor")
 
     def dequantize(
         self, *, out: Tensor | None = None, dtype: torch.dtype = torch.float32, allow_bad_scales: bool = False
@@ -119,6 +112,23 @@ class QuantizedWeight:
         return dequantize_weight(
             self, where="QuantizedWeight.dequantize", out=out, dtype=dtype, allow_bad_scales=allow_bad_scales
         )
+
+    def values(self) -> Tensor:
+        """Return the integers one per element: ``int_repr`` itself, or for sub-byte dtypes a fresh uint8 tensor."""
+        bits = self.integers.bits
+        if bits >= 8:
+            return self.int_repr
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+        values = (self.int_repr[:, None] >> shifts) & (2**bits - 1)
+        return values.reshape(-1)[: math.prod(self.shape)].reshape(self.shape)
+
+    def saturated_share(self) -> float:
+        """Return the share (0 to 1) of values at the two ends of the integer range; 0 for an empty weight."""
+        values = self.values()
+        if values.numel() == 0:
+            return 0.0
+        at_ends = (values == self.integers.low).count_nonzero() + (values == self.integers.high).count_nonzero()
+        return int(at_ends) / values.numel()
 
     def to_torch(self) -> Tensor:
         """Return a tensor of torch's quantized dtype with the same integers; its own memory.
@@ -242,88 +252,6 @@ def check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
         raise QdeqValueError(expected(where, what, f"{value} (channel {channel})", "The qparams are damaged."))
 
 
-def check_scales(where: str, scale: Tensor) -> None:
-    """Refuse scales that are NaN, infinite, zero or negative, or that become so in float32. Denormals are fine.
-
-    Args:
-        where: what the message calls the scales' owner.
-        scale: float64 or float32, 0-d or 1-d.
-
-    Raises:
-        QdeqValueError: names the first channel that is bad and how many there are.
-
-    """
-    narrow = scale.reshape(-1).float()
-    bad = ~((narrow > 0) & (narrow <= torch.finfo(torch.float32).max))
-    if not bool(bad.any()):
-        return
-    channel = int(bad.nonzero()[0])
-    value = float(scale.reshape(-1)[channel])
-    got = (
-        f"{value!r}" if scale.dim() == 0 else f"{value!r} in channel {channel} ({int(bad.sum())} bad of {bad.numel()})"
-    )
-    remedy = "The weight is damaged or was never calibrated; allow_bad_scales=True gives what torch computes."
-    raise QdeqValueError(expected(where, "scales that are positive and finite in float32", got, remedy))
-
-
-def _may_overlap_itself(x: Tensor) -> bool:
-    reach = 0
-    for stride, size in sorted((st, n) for st, n in zip(x.stride(), x.shape, strict=True) if n > 1):
-        if stride <= reach:
-            return True
-        reach += stride * (size - 1)
-    return False
-
-
-def _byte_range(x: Tensor) -> tuple[int, int]:
-    if x.numel() == 0:
-        return x.data_ptr(), x.data_ptr()
-    last = sum((n - 1) * st for n, st in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
-
-
-def check_out(
-    where: str, out: object, shape: Iterable[int], dtype: torch.dtype, sources: Iterable[Tensor] = ()
-) -> None:
-    """Refuse an ``out`` that cannot take the result.
-
-    Args:
-        where: the function that was called.
-        out: what the caller passed.
-        shape: of the result.
-        dtype: asked for.
-        sources: plain tensors whose memory ``out`` may not share.
-
-    Raises:
-        QdeqTypeError: not a tensor.
-        QdeqValueError: shape, dtype, device, layout, overlap, or it requires grad.
-
-    """
-    name = f"{where}: out"
-    if not isinstance(out, Tensor):
-        raise QdeqTypeError(expected(name, "a tensor", describe(out), "Pass torch.empty(shape, dtype=dtype)."))
-    if out.is_quantized or out.layout != torch.strided or out.device.type != "cpu":
-        remedy = "Dequantize on the CPU, then move the result."
-        raise QdeqValueError(expected(name, "a dense tensor on cpu", describe(out), remedy))
-    if tuple(out.shape) != tuple(shape):
-        remedy = "out is never resized."
-        raise QdeqValueError(expected(name, f"shape {tuple(shape)}", str(tuple(out.shape)), remedy))
-    if out.dtype != dtype:
-        remedy = "Pass dtype=out.dtype, or an out of the dtype asked for."
-        raise QdeqValueError(expected(name, f"dtype {dtype}", str(out.dtype), remedy))
-    if out.requires_grad:
-        remedy = "Pass out.detach(), or out.data of a parameter."
-        raise QdeqValueError(expected(name, "a tensor that does not require grad", "one that does", remedy))
-    if _may_overlap_itself(out):
-        remedy = "Each element needs its own memory: pass a tensor that was not expanded."
-        raise QdeqValueError(expected(name, "elements that do not overlap", f"strides {out.stride()}", remedy))
-    first, last = _byte_range(out)
-    for source in sources:
-        begin, end = _byte_range(source)
-        if first < end and begin < last:
-            raise QdeqValueError(expected(name, "memory of its own", "the source's memory", "Pass another tensor."))
-
-
 def refuse(
     error: RuntimeError,
     where: str,
@@ -365,7 +293,7 @@ def dequantize_weight(
 
 
 def _check_request(where: str, weight: QuantizedWeight, out: Tensor | None, dtype: torch.dtype) -> None:
-    """What the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor."""
+    """Refuse what the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor."""
     if dtype not in ops.OUT_DTYPES:
         remedy = "Convert the float32 result with .to(dtype)."
         raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
@@ -387,7 +315,8 @@ def _call(weight: QuantizedWeight, dtype: torch.dtype, allow_bad_scales: bool, o
     )
 
 
-def _from_tensor(q: object, where: str) -> QuantizedWeight:
+def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
+    """:meth:`QuantizedWeight.from_tensor` with the name that errors use."""
     if not isinstance(q, Tensor) or not q.is_quantized:
         remedy = "A float tensor has nothing to dequantize; for packed parameters and models see qdeq.dequantize."
         raise QdeqTypeError(expected(where, "a quantized tensor", describe(q), remedy))
@@ -417,13 +346,8 @@ def _from_tensor(q: object, where: str) -> QuantizedWeight:
 
 
 def reference(weight: QuantizedWeight) -> Tensor:
-    """The formulas at the head of this file in plain torch: float32, slow, for tests and for reading."""
-    q = weight.int_repr
-    bits = weight.integers.bits
-    if bits < 8:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        values = (q[:, None] >> shifts) & (2**bits - 1)
-        q = values.reshape(-1)[: math.prod(weight.shape)].reshape(weight.shape)
+    """Compute the formulas at the head of this file in plain torch: float32, slow, for tests and for reading."""
+    q = weight.values()
     if weight.axis is None:
         return (q.to(torch.int32) - weight.zero_point.to(torch.int32)).float() * weight.scale.float()
     per_channel = [-1 if dim == weight.axis else 1 for dim in range(len(weight.shape))]
