@@ -1,5 +1,40 @@
-"""qdeq turns a quantized PyTorch model back into the float model it stands for, bit for bit."""
+"""qdeq turns a quantized PyTorch model back into the float model it stands for, bit for bit.
+
+from qdeq import dequantize_model
+float_model = dequantize_model(int8_model)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError
+from qdeq.report import Report, ReportEntry
 
-__all__ = ["QdeqError", "QdeqTypeError", "QdeqValueError"]
+if TYPE_CHECKING:
+    from qdeq.convert import dequantize_model
+
+__all__ = [
+    "QdeqError",
+    "QdeqTypeError",
+    "QdeqValueError",
+    "Report",
+    "ReportEntry",
+    "dequantize_model",
+]
+
+# Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
+_LAZY = {
+    "dequantize_model": "qdeq.convert",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'qdeq' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,21 @@
+"""Quantized Dropout -> ``nn.Dropout``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.ao.nn.quantized as nnq
+from torch import nn
+
+from qdeq.modules.build import Build, Builder
+
+__all__ = ["BUILDERS"]
+
+
+def build_dropout(module: Any, path: str, build: Build) -> nn.Dropout:
+    """Rebuild ``nnq.Dropout``, whose forward does nothing in either mode; the float one drops in training mode."""
+    build.report.note(path, "quantized Dropout did nothing; the float Dropout is active in training mode")
+    return nn.Dropout(module.p, module.inplace)
+
+
+BUILDERS: dict[type[nn.Module], Builder] = {nnq.Dropout: build_dropout}

@@ -1,0 +1,97 @@
+"""Finds the ``nn.Identity`` that fusing left where an activation used to be.
+
+Fusing Conv + ReLU moves the ReLU into the conv and leaves an Identity in its place. Registration order does not say
+which Identity that is, or whether some other code runs it on other values, so the forward of the owner is traced
+with torch.fx: the activation moves only where every output of the layer provably runs through that Identity, which
+runs nowhere else. Where this cannot be shown the activation stays with its layer.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+__all__ = ["find_slots"]
+
+
+class _ShallowTracer(fx.Tracer):
+    """Records the calls of child modules, whatever they are, without entering them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        del m, module_qualified_name
+        return True
+
+
+def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Find the slot of each fused module.
+
+    Args:
+        model: the quantized model; it is not changed, its forwards are traced on copies of their owners.
+        fused: dotted path of a fused module -> how many Identity places fusing may have left behind it.
+
+    Returns:
+        (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
+    """
+    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    slots: dict[str, nn.Module] = {}
+    reasons: dict[str, str] = {}
+    graphs: dict[str, fx.Graph | str] = {}
+    for path, max_slots in fused.items():
+        owner_path = _owner(model, path)
+        if owner_path not in graphs:
+            graphs[owner_path] = _trace(model.get_submodule(owner_path))
+        graph = graphs[owner_path]
+        if isinstance(graph, str):
+            reasons[path] = graph
+            continue
+        owner = model.get_submodule(owner_path)
+        local = path.removeprefix(owner_path + ".") if owner_path else path
+        chain = list(_identity_chain(graph, owner, local, uses))[:max_slots]
+        if chain and uses[id(model.get_submodule(path))] == 1:
+            slots[path] = chain[-1]
+        else:
+            reasons[path] = "no Identity that runs on its output alone"
+    return slots, reasons
+
+
+def _owner(model: nn.Module, path: str) -> str:
+    """The nearest ancestor of ``path`` that has a forward of its own."""
+    owner = path
+    while owner:
+        owner = owner.rpartition(".")[0]
+        module = model.get_submodule(owner)
+        # ModuleList, ModuleDict and bare namespaces inherit the forward that only raises.
+        if type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList | nn.ModuleDict):
+            return owner
+    return ""
+
+
+def _trace(owner: nn.Module) -> fx.Graph | str:
+    # The forward is the user's code and may change its module: run it on a copy that shares only the children.
+    try:
+        memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}
+        stand_in = copy.deepcopy(owner, memo)
+        with torch.random.fork_rng(devices=[]):
+            return _ShallowTracer().trace(stand_in)
+    except Exception as error:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
+        return f"its owner's forward cannot be traced ({type(error).__name__})"
+
+
+def _identity_chain(graph: fx.Graph, owner: nn.Module, name: str, uses: Counter[int]) -> Iterator[nn.Module]:
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    node = next((node for node in graph.nodes if node.op == "call_module" and node.target == name), None)
+    if node is None or calls[name] != 1:
+        return
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.op != "call_module" or calls[node.target] != 1:
+            return
+        module = owner.get_submodule(str(node.target))
+        if type(module) is not nn.Identity or uses[id(module)] != 1:
+            return
+        yield module
