@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qdeq.demo.story import Options, tell
 
     console = Console(highlight=False, markup=False, emoji=False)
-    console.width = min(console.width, LARGEST_WIDTH)
+    console.width = min(console.width, LARGEST_WIDTH) if console.is_terminal else LARGEST_WIDTH
     try:
         return tell(Options(**vars(arguments)), console)
     except QdeqError as error:

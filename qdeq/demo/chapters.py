@@ -101,7 +101,7 @@ def _plain_table(*columns: str) -> Table:
 
 def accuracy(run: Run, console: Console) -> Outcome:
     """One line per model: accuracy, agreement with int8, largest difference of a logit."""
-    table = _plain_table("model", "accuracy %", "same class as int8 %", "largest logit difference")
+    table = _plain_table("model", "accuracy %", "agrees with int8 %", "largest logit difference")
     for row in run.rows:
         numbers = (f"{row.accuracy:.2f}", f"{row.agreement:.2f}", f"{row.largest_difference:.3f}")
         table.add_row(row.name, *numbers, style="bold" if row is run.rebuilt_row else None)
@@ -119,37 +119,42 @@ def accuracy(run: Run, console: Console) -> Outcome:
 
 
 def never_copied(run: Run, console: Console) -> Outcome:
-    """What the loop left as random as it was, by name, and its share of all weights."""
+    """Name what the loop left as random as it was, with its share of all weights."""
     places = _places(run.int8)
     left = {name: value for name, value in run.rebuilt.named_parameters() if name not in run.copied}
     weights = {name: value.numel() for name, value in run.rebuilt.named_parameters() if name.endswith("weight")}
     lost = sum(count for name, count in weights.items() if name in left)
     total = sum(weights.values())
-    table = _plain_table("never copied by the loop", "values", "share of all weights", "its name in the int8 file")
+    table = _plain_table("never copied by the loop", "values", "% of weights", "its key in int8, after the module's")
     for name, value in left.items():
-        share = f"{100 * value.numel() / total:.2f} %" if name in weights else ""
+        share = f"{100 * value.numel() / total:.2f}" if name in weights else ""
         table.add_row(name, f"{value.numel():,}", share, places.get(name, "?"))
     console.print(table)
-    same = sum(_differing(*(loop.get_parameter(name) for loop in run.loops)) for name in run.copied)
+    differing = sum(_differing(*(loop.get_parameter(name) for loop in run.loops)) for name in run.copied)
     console.print(
-        f"The loop copied {100 * (total - lost) / total:.1f} % of the weights and raised no error. Never copied: "
-        f"{lost:,} of {total:,}\nweights ({100 * lost / total:.1f} %) and {len(left.keys() - weights.keys())} biases. "
-        f"The two variants differ in {same:,} of the {total - lost:,} weights that\nthey copied: "
-        "their arithmetic is right.\n"
+        f"The loop copied {100 * (total - lost) / total:.1f} % of the weights and raised no error. It never copied "
+        f"{lost:,} of {total:,} weights ({100 * lost / total:.1f} %) and {len(left.keys() - weights.keys())} biases. "
+        f"Its two variants differ in {differing:,} of the {total - lost:,} weights that they copied: "
+        "their arithmetic is not the problem.\n"
     )
-    facts = {"never_copied": sorted(left), "weights": total, "weights_never_copied": lost, "variants_differ_in": same}
+    facts = {
+        "never_copied": sorted(left),
+        "weights": total,
+        "weights_never_copied": lost,
+        "variants_differ_in": differing,
+    }
     return Outcome(facts, [])
 
 
 def _places(int8: nn.Module) -> dict[str, str]:
-    """Where each float parameter is in the int8 model's state dict."""
+    """Find each float parameter in the int8 model's state dict: the rest of the key after the module's path."""
     places = {}
     for key, value in int8.state_dict().items():
         if key.endswith("._packed_params._packed_params") and isinstance(value, tuple):
             module = key.removesuffix("._packed_params._packed_params")
-            places[f"{module}.weight"], places[f"{module}.bias"] = f"{key}[0]", f"{key}[1]"
+            places[f"{module}.weight"], places[f"{module}.bias"] = (f"{key.removeprefix(module)}[{i}]" for i in (0, 1))
         elif key.endswith((".weight", ".bias")):
-            places[key] = key
+            places[key] = key[key.rindex(".") :]
     return places
 
 

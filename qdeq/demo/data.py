@@ -55,19 +55,19 @@ class Images:
     def batches(self, size: int, shuffle: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All images once, in batches of at most ``size``: in order, or in an order drawn from ``shuffle``."""
         order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
-        for rows in order.split(size):
+        for rows in order.split(size):  # type: ignore[no-untyped-call]
             yield self.batch(rows)
 
 
 def load_digits() -> tuple[Images, Images]:
-    """The 1797 handwritten digits that ship with scikit-learn (8 x 8 pixels), seen by the network at 32 x 32.
+    """Read the 1797 handwritten digits that ship with scikit-learn (8 x 8 pixels); the network sees 32 x 32.
 
     Returns:
         1437 images to train on and 360 to test on, split by class and always the same way.
 
     """
-    from sklearn.datasets import load_digits as load
-    from sklearn.model_selection import train_test_split
+    from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
 
     digits = load()
     pixels = torch.from_numpy(digits.images).float() / 16
@@ -84,7 +84,7 @@ def load_digits() -> tuple[Images, Images]:
 
 
 def load_cifar10(folder: Path, download: bool = False) -> tuple[Images, Images]:
-    """CIFAR10 as torchvision reads it (32 x 32 pixels), seen by the network at 224 x 224.
+    """Read CIFAR10 through torchvision (32 x 32 pixels); the network sees 224 x 224.
 
     Args:
         folder: the folder that holds ``cifar-10-batches-py``.

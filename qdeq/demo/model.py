@@ -45,7 +45,7 @@ class VGG11(nn.Module):
 
 
 def prepare(model: VGG11) -> VGG11:
-    """A copy of a float model, ready for quantization-aware training: fake-quantized, Conv+BN+ReLU fused."""
+    """Copy a float model and ready it for quantization-aware training: fake-quantized, Conv+BN+ReLU fused."""
     from torch.ao.quantization import fuse_modules_qat, get_default_qat_qconfig, prepare_qat
 
     prepared = copy.deepcopy(model).train()
@@ -56,14 +56,14 @@ def prepare(model: VGG11) -> VGG11:
         if kinds[i : i + 3] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     ]
     if triples:
-        fuse_modules_qat(prepared, [*triples, ["classifier.0", "classifier.1"]], inplace=True)
-    prepared.qconfig = get_default_qat_qconfig(ENGINE)  # type: ignore[assignment]
-    return cast(VGG11, prepare_qat(prepared, inplace=True))
+        fuse_modules_qat(prepared, [*triples, ["classifier.0", "classifier.1"]], inplace=True)  # type: ignore[no-untyped-call]
+    prepared.qconfig = get_default_qat_qconfig(ENGINE)  # type: ignore[no-untyped-call]
+    return cast(VGG11, prepare_qat(prepared, inplace=True))  # type: ignore[no-untyped-call]
 
 
 def to_int8(prepared: VGG11) -> VGG11:
-    """The int8 model that a prepared model stands for; the prepared model is left as it is."""
-    return cast(VGG11, torch.ao.quantization.convert(copy.deepcopy(prepared).eval()))
+    """Convert a copy of a prepared model to int8; the prepared model is left as it is."""
+    return cast(VGG11, torch.ao.quantization.convert(copy.deepcopy(prepared).eval()))  # type: ignore[no-untyped-call]
 
 
 def load_int8(path: Path, like: VGG11) -> VGG11:

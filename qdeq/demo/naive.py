@@ -20,7 +20,7 @@ def _by_hand(weight: Tensor) -> Tensor:
 
 
 def copy_through_state_dict(int8: nn.Module, fresh: nn.Module) -> list[str]:
-    """The loop with its own arithmetic, ``(q - zero_point) * scale``, and ``load_state_dict``.
+    """Run the loop with its own arithmetic, ``(q - zero_point) * scale``, and ``load_state_dict``.
 
     Returns:
         The names that it copied.
@@ -35,7 +35,7 @@ def copy_through_state_dict(int8: nn.Module, fresh: nn.Module) -> list[str]:
 
 
 def copy_in_place(int8: nn.Module, fresh: nn.Module) -> list[str]:
-    """The loop with ``dequantize()``, written into the parameters where they are.
+    """Run the loop with ``dequantize()``, written into the parameters where they are.
 
     Returns:
         The names that it copied.

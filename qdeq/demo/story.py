@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,12 +43,12 @@ class Options:
     force: bool = False
 
     def recipe(self) -> Recipe:
-        """The recipe, with the number of epochs that was asked for."""
+        """Choose the recipe, with the number of epochs that was asked for."""
         recipe = QUICK if self.quick else FULL
         return recipe if self.epochs is None else replace(recipe, epochs=self.epochs)
 
     def images(self) -> tuple[Images, Images]:
-        """The images to train on and those to test on."""
+        """Read the images to train on and those to test on."""
         if self.data == "cifar10":
             return load_cifar10(self.data_dir or Path(), self.download)
         return load_digits()
@@ -86,7 +87,7 @@ def tell(options: Options, console: Console) -> int:
         if options.save is not None:
             console.print(f"Saved in {folder.path}.", soft_wrap=True)
     for problem in problems:
-        console.print(f"FAILED: {problem}.", style="bold red", soft_wrap=True)
+        console.print(f"FAILED: {problem}.", style="bold red")
     if not problems:
         console.print("The float model that qdeq rebuilt is the int8 model's, bit for bit.", style="bold green")
     return 1 if problems else 0
@@ -146,12 +147,10 @@ def _run(options: Options, folder: Folder, console: Console) -> Run:
 
 def _train_both(model: VGG11, recipe: Recipe, images: Images, seed: int, console: Console) -> tuple[VGG11, VGG11]:
     """Train in float, then train a fake-quantized copy; both are returned."""
-    stage = {"batch_size": recipe.batch_size, "seed": seed, "console": console}
-    seconds = train(model, images, title="float", epochs=recipe.epochs, learning_rate=recipe.learning_rate, **stage)
+    stage = partial(train, images=images, batch_size=recipe.batch_size, seed=seed, console=console)
+    seconds = stage(model, title="float", epochs=recipe.epochs, learning_rate=recipe.learning_rate)
     prepared = prepare(model)
-    seconds += train(
-        prepared, images, title="QAT", epochs=recipe.qat_epochs, learning_rate=recipe.qat_learning_rate, **stage
-    )
+    seconds += stage(prepared, title="QAT", epochs=recipe.qat_epochs, learning_rate=recipe.qat_learning_rate)
     console.print(f"  trained in {seconds:.0f} s")
     return model, prepared
 
@@ -184,6 +183,8 @@ def _torchs_own_warnings_silenced() -> Iterator[None]:
             "Please use quant_min and quant_max",
             "torch.quantize_per_tensor, torch.quantize_per_channel and other",
             "torch.ao.quantization is deprecated",
+            "must run observer before calling calculate_qparams",
+            "TypedStorage is deprecated",
         ):
             warnings.filterwarnings("ignore", message=message)
         yield

@@ -35,9 +35,9 @@ def import_torchvision() -> ModuleType:
             raise
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]  # what the failed import left half done
-        stub = torch.library.Library("torchvision", "DEF")
-        stub.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        stub.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        stub = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+        for name in ("nms", "qnms"):
+            stub.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
         _stubs.append(stub)
         torchvision = importlib.import_module("torchvision")
     importlib.import_module("torchvision.models")
