@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from qdeq.demo.vision import import_torchvision
 from qdeq.errors import QdeqValueError, expected
 
 __all__ = ["Images", "load_cifar10", "load_digits"]
+
+LARGEST_MOVES = torch.tensor([0.2, 0.1, 0.125, 0.125])  # turn in radians, zoom, shifts in half images
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,28 +38,44 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images and labels of some rows.
+    def batch(self, rows: Tensor, random: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Enlarge some images.
 
         Args:
             rows: int64, (n,).
+            random: turn, scale and shift each image a little, as drawn from here; ``None``: as they are.
 
         Returns:
             float32 images (n, 3, side, side) from -1 to 1, in channels_last order, and int64 labels (n,).
 
         """
         images = self.pixels[rows].float() / self.white
-        if images.shape[-1] != self.side:
-            images = torch.nn.functional.interpolate(
-                images, size=(self.side, self.side), mode="bilinear", align_corners=False
-            )
+        size = (self.side, self.side)
+        if random is None:
+            images = functional.interpolate(images, size, mode="bilinear", align_corners=False)
+        else:
+            grid = functional.affine_grid(_small_moves(len(rows), random), [len(rows), 3, *size], align_corners=False)
+            images = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
         return ((images - 0.5) / 0.5).contiguous(memory_format=torch.channels_last), self.labels[rows]
 
-    def batches(self, size: int, shuffle: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images once, in batches of at most ``size``: in order, or in an order drawn from ``shuffle``."""
-        order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
+    def batches(self, size: int, random: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images once, in batches of at most ``size``: as they are, or in another order and moved a little.
+
+        Args:
+            size: images per batch.
+            random: where order and moves are drawn from.
+
+        """
+        order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
         for rows in order.split(size):  # type: ignore[no-untyped-call]
-            yield self.batch(rows)
+            yield self.batch(rows, random)
+
+
+def _small_moves(count: int, random: torch.Generator) -> Tensor:
+    """Draw affine maps (count, 2, 3) of coordinates that run from -1 to 1 across the image."""
+    turn, zoom, right, down = (torch.rand(4, count, generator=random) * 2 - 1) * LARGEST_MOVES[:, None]
+    cosine, sine = torch.cos(turn) * (1 + zoom), torch.sin(turn) * (1 + zoom)
+    return torch.stack([cosine, -sine, right, sine, cosine, down], dim=1).view(count, 2, 3)
 
 
 def load_digits() -> tuple[Images, Images]:

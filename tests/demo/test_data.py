@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from qdeq.demo import data
 from qdeq.demo.__main__ import main
 from qdeq.demo.data import load_cifar10, load_digits
 from qdeq.demo.model import VGG11
@@ -72,6 +73,26 @@ def test_batches_are_all_images_once_and_repeat_with_the_seed():
     assert not torch.equal(labels[0], labels[2])
     assert torch.equal(labels[0].bincount(), test.labels.bincount())
     assert torch.equal(torch.cat([y for _, y in test.batches(100)]), test.labels)
+
+
+def test_training_images_are_moved_a_little_and_test_images_not():
+    _, test = load_digits()
+    rows = torch.arange(8)
+    plain = test.batch(rows)[0]
+    assert torch.equal(plain, test.batch(rows)[0])
+    moved = [test.batch(rows, torch.Generator().manual_seed(seed))[0] for seed in (1, 1, 2)]
+    assert torch.equal(moved[0], moved[1])
+    for images in (moved[0], moved[2]):
+        assert images.shape == plain.shape
+        assert 0.05 < (images - plain).abs().mean() < 0.5
+    assert not torch.equal(moved[0], moved[2])
+
+
+def test_no_move_is_the_plain_enlargement(monkeypatch):
+    _, test = load_digits()
+    rows = torch.arange(8)
+    monkeypatch.setattr(data, "LARGEST_MOVES", torch.zeros(4))
+    torch.testing.assert_close(test.batch(rows, torch.Generator())[0], test.batch(rows)[0])
 
 
 def test_cifar10_is_read_and_enlarged(cifar_folder):
