@@ -89,7 +89,10 @@ def tell(options: Options, console: Console) -> int:
     for problem in problems:
         console.print(f"FAILED: {problem}.", style="bold red")
     if not problems:
-        console.print("The float model that qdeq rebuilt is the int8 model's, bit for bit.", style="bold green")
+        console.print(
+            "The float model that qdeq rebuilt holds the int8 model's weights and biases, bit for bit.",
+            style="bold green",
+        )
     return 1 if problems else 0
 
 
