@@ -14,6 +14,7 @@ from qdeq.report import Report, ReportEntry
 
 if TYPE_CHECKING:
     from qdeq.convert import dequantize_model
+    from qdeq.registry import register
 
 __all__ = [
     "QdeqError",
@@ -22,11 +23,13 @@ __all__ = [
     "Report",
     "ReportEntry",
     "dequantize_model",
+    "register",
 ]
 
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "dequantize_model": "qdeq.convert",
+    "register": "qdeq.registry",
 }
 
 

@@ -11,8 +11,6 @@ __all__ = ["BUILDERS", "RULES"]
 
 _FAMILIES = (linear, conv, conv_transpose, norm, activation, dropout, functional, embedding, stubs)
 
-RULES: dict[type[nn.Module], Rule] = {
-    source: rule for family in _FAMILIES for source, rule in family.RULES.items()
-}
+RULES: dict[type[nn.Module], Rule] = {source: rule for family in _FAMILIES for source, rule in family.RULES.items()}
 
 BUILDERS: dict[type[nn.Module], Builder] = {source: rule.builder for source, rule in RULES.items()}

@@ -39,9 +39,7 @@ RULES: dict[type[nn.Module], Rule] = {
     nnq.ReLU6: Rule(build_relu6, "nn.ReLU6"),
     nnq.Hardswish: Rule(_builder(lambda module: nn.Hardswish(module.inplace)), "nn.Hardswish"),
     nnq.ELU: Rule(_builder(lambda module: nn.ELU(module.alpha, module.inplace)), "nn.ELU"),
-    nnq.LeakyReLU: Rule(
-        _builder(lambda module: nn.LeakyReLU(module.negative_slope, module.inplace)), "nn.LeakyReLU"
-    ),
+    nnq.LeakyReLU: Rule(_builder(lambda module: nn.LeakyReLU(module.negative_slope, module.inplace)), "nn.LeakyReLU"),
     nnq.Sigmoid: Rule(
         _builder(lambda _: nn.Sigmoid(), "output_"), "nn.Sigmoid", "qnnpack runs it with scale 1/256 only"
     ),

@@ -140,9 +140,7 @@ class Build:
         where = join(path, source_name or name)
         if (bias is None) != (target._parameters.get(name) is None):
             have = "no bias" if bias is None else "a bias"
-            raise QdeqValueError(
-                expected(where, "packed weight and module to agree", have, "Convert the model again.")
-            )
+            raise QdeqValueError(expected(where, "packed weight and module to agree", have, "Convert the model again."))
         if bias is not None:
             self.stack([(source_name or name, bias)], module, path, target, name)
             self.note_zero_bias(bias, path, source_name or name)

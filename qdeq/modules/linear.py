@@ -124,7 +124,9 @@ def _sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
     if bias is not None:
         build.tensor(bias, module, path, layer, "bias")
         build.note_zero_bias(bias, path)
-    build.report.note(path, f"was stored in sparse blocks of {row_block_size} x {col_block_size}; the float weight is dense")
+    build.report.note(
+        path, f"was stored in sparse blocks of {row_block_size} x {col_block_size}; the float weight is dense"
+    )
     return layer
 
 
@@ -140,9 +142,7 @@ _ONEDNN_ONLY = "torch runs it on onednn only"
 RULES: dict[type[nn.Module], Rule] = {
     nnq.Linear: Rule(build_linear, "nn.Linear"),
     nniq.LinearReLU: Rule(build_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
-    nniq.LinearLeakyReLU: Rule(
-        build_linear_leaky_relu, "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU", _ONEDNN_ONLY
-    ),
+    nniq.LinearLeakyReLU: Rule(build_linear_leaky_relu, "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU", _ONEDNN_ONLY),
     nniq.LinearTanh: Rule(build_linear_tanh, "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY),
     nnqd.Linear: Rule(build_dynamic_linear, "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
     nniqd.LinearReLU: Rule(build_dynamic_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
