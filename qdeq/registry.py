@@ -39,6 +39,7 @@ def register(quantized_class: type[nn.Module], builder: UserBuilder) -> None:
 
     Raises:
         QdeqTypeError: ``quantized_class`` is not a module class, or ``builder`` cannot be called.
+
     """
     if not (isinstance(quantized_class, type) and issubclass(quantized_class, nn.Module)):
         remedy = "Pass the class itself, not an instance."

@@ -31,6 +31,7 @@ class ReportEntry:
         saturated_share: share, 0 to 1, of the integers at the two ends of the range that the source uses (its own
             minimum and maximum of the dtype); None where it was not counted.
         note: a choice that was made, in words; empty where there was none.
+
     """
 
     target: str
@@ -79,6 +80,7 @@ class Report:
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
         activation_dtypes: dotted path -> torch's name of the dtype of that module's output, where the module says
             it; all others give quint8.
+
     """
 
     entries: list[ReportEntry] = field(default_factory=list)

@@ -44,6 +44,7 @@ class Fused:
             used where no slot for the activation can be proven.
         slots: how many ``nn.Identity`` places fusing may have left behind the layer, at most.
         held_attributes: what the holder needs to apply the activation, such as its slope.
+
     """
 
     layer: nn.Module
@@ -70,6 +71,7 @@ class Build:
         allow_bad_scales: take scales that are zero, negative or not finite, with torch's bits.
         detailed: also record scales, zero points and the share of saturated integers, which costs a pass over the
             integers of every weight.
+
     """
 
     report: Report = field(default_factory=Report)
@@ -92,6 +94,7 @@ class Build:
             target: float module whose parameter ``name``, on the meta device, gives the shape.
             name: name of the parameter in the float module.
             source_name: name of the source in the quantized module; ``name`` by default.
+
         """
         self.stack([(source_name or name, source)], module, path, target, name)
 
@@ -107,6 +110,7 @@ class Build:
             path: dotted path of ``module``.
             target: float module whose parameter or buffer ``name``, on the meta device, gives the shape.
             name: name of the parameter or buffer in the float module.
+
         """
         declared = _declared(target, name)
         value = torch.empty(declared.shape, dtype=self._dtype_for(declared, parts))
@@ -208,6 +212,7 @@ class Build:
             module: the quantized module.
             path: its dotted path.
             prefix: what the names ``scale`` and ``zero_point`` start with in this class.
+
         """
         scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
         self.report.activation_qparams[path] = (scale, zero_point)
@@ -230,6 +235,7 @@ class Rule:
         builder: makes the float module.
         becomes: the float class, for the table of what is supported.
         note: what a user should know about this class; empty where there is nothing to say.
+
     """
 
     builder: Builder

@@ -35,6 +35,7 @@ class LinearLeakyReLU(nn.Linear):
 
     Attributes:
         negative_slope: slope of the activation below zero.
+
     """
 
     negative_slope: float
@@ -63,6 +64,7 @@ def packed_or_half(packed: Any, dtype: torch.dtype, build: Build) -> Any:
     Returns:
         ``packed`` itself, or for float16, which has no scale, the weight as a float16 tensor; torch unpacks it to
         float32 values that are float16 numbers, saturated at 65504.
+
     """
     if dtype != torch.float16:
         return packed
