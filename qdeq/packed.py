@@ -18,7 +18,8 @@ def is_packed_weight(obj: object) -> bool:
 def unpack_packed(obj: Any, *, where: str) -> QuantizedWeight:
     """The integers, scales and zero points of a packed weight."""
     del where
-    return QuantizedWeight.from_tensor(obj.unpack()[0])
+    weight = obj.unpack()
+    return QuantizedWeight.from_tensor(weight if isinstance(weight, Tensor) else weight[0])
 
 
 def dequantize_packed(
@@ -36,5 +37,5 @@ def dequantize_packed(
 
 def packed_bias(obj: Any) -> Tensor | None:
     """A copy of the bias."""
-    bias = obj.bias()
+    bias = obj.bias() if hasattr(obj, "bias") else None
     return None if bias is None else bias.detach().clone()
