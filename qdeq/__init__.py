@@ -18,6 +18,7 @@ from qdeq.weight import QuantizedWeight
 if TYPE_CHECKING:
     from qdeq.archive import open_archive as open
     from qdeq.convert import dequantize_model
+    from qdeq.registry import register
     from qdeq.state_dict import dequantize_state_dict
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "dequantize_state_dict",
     "kernels",
     "open",
+    "register",
     "unpack",
     "use_kernel",
 ]
@@ -43,6 +45,7 @@ _LAZY = {
     "dequantize_model": "qdeq.convert",
     "dequantize_state_dict": "qdeq.state_dict",
     "open": "qdeq.archive",
+    "register": "qdeq.registry",
 }
 
 

@@ -16,7 +16,7 @@ ROOT = Path(qdeq.__file__).parent
 LAYERS = [
     ["errors", "report", "naming"],
     ["ops", "checks"],
-    ["weight"],
+    ["checks", "weight"],
     ["packed"],
     ["dequant"],
     ["modules"],
