@@ -155,7 +155,7 @@ def repack(rng: random.Random, data: bytes, index: int) -> tuple[str, bytes, boo
                 if action == "bzip2":
                     method = zipfile.ZIP_BZIP2
                 if action == "path":
-                    name = rng.choice(["../../tmp/x", "/etc/passwd", "a\\b", "C:/x", "./x", "", "x\x01y", name.upper()])
+                    name = rng.choice(["../../tmp/x", "/etc/passwd", "a\\b", "C:/x", "./x", "x//y", "x\x01y", name.upper()])
                 if action == "bomb":
                     content, method = bytes(rng.choice([1 << 20, 100 << 20])), zipfile.ZIP_DEFLATED
                 if action == "resize":
