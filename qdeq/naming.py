@@ -26,9 +26,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["Cell", "Fold", "Packed", "Plan", "RnnShape", "Target", "plan_names"]
+__all__ = ["Cell", "Fold", "Packed", "Plan", "RnnShape", "Target", "plan_names", "rnn_shapes_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,12 @@ class Plan:
     activations: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
+
+
+def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
+    """Layers and directions of every RNN of a float model, by its path; nothing for None."""
+    rnns = {} if model is None else {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
+    return {name: RnnShape(m.num_layers, m.bidirectional) for name, m in rnns.items()}
 
 
 _RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
@@ -216,7 +224,7 @@ def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: Callable[[Any
     if forward and both:
         what = "keys that tell one bidirectional layer from two forward ones"
         got = f"input and hidden size {hidden} both"
-        remedy = "Pass into= a float model that holds this RNN (qdeq.dequantize_state_dict)."
+        remedy = "Pass a float model that holds this RNN: dequantize_state_dict(into=...), qdeq.open(like=...)."
         raise QdeqValueError(expected(f"{where}: {path}", what, got, remedy))
     if not forward and not both:
         got = f"input sizes {inputs} with hidden size {hidden}"

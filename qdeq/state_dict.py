@@ -14,7 +14,7 @@ from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.folding import fold_batch_norm
 from qdeq.matching import Match, load, match
-from qdeq.naming import Cell, Fold, Packed, Plan, RnnShape, Target, plan_names
+from qdeq.naming import Cell, Fold, Packed, Plan, Target, plan_names, rnn_shapes_of
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight, weight_from_tensor
 
@@ -59,7 +59,7 @@ def dequantize_state_dict(
         raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
     if into is not None and not isinstance(into, nn.Module):
         raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
-    plan = plan_names(_WHERE, _sources(sd), _shape_of, _rnn_shapes(into))
+    plan = plan_names(_WHERE, _sources(sd), _shape_of, rnn_shapes_of(into))
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."
         raise QdeqValueError(expected(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy))
@@ -119,13 +119,6 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, Fold):
         value = value.parts[0 if value.part == "weight" else 2]
     return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight) else None
-
-
-def _rnn_shapes(into: nn.Module | None) -> dict[str, RnnShape]:
-    if into is None:
-        return {}
-    rnns = {name: m for name, m in into.named_modules() if isinstance(m, nn.RNNBase)}
-    return {name: RnnShape(m.num_layers, m.bidirectional) for name, m in rnns.items()}
 
 
 def _activations(plan: Plan, sd: Mapping[str, Any]) -> dict[str, tuple[float, int]]:

@@ -23,7 +23,7 @@ class Case:
     scriptable: bool = True
 
 
-def _live(model: nn.Module) -> dict[str, Tensor]:
+def live_weights(model: nn.Module) -> dict[str, Tensor]:
     """The float state dict by torch's own ``weight().dequantize()``, independent of qdeq."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -131,7 +131,7 @@ def build(name: str) -> Case:
                 case = _BUILDERS[name]()
         finally:
             torch.backends.quantized.engine = engine
-        case.expected = {**_live(case.model), **case.expected}
+        case.expected = {**live_weights(case.model), **case.expected}
         _CACHE[name] = case
     return _CACHE[name]
 
