@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "direct.h"
 #include "kernels/kernels.h"
 
 PYBIND11_MODULE(_C, m) {
@@ -21,5 +22,6 @@ PYBIND11_MODULE(_C, m) {
     m.def("current_kernel", [] { return std::string(qdeq::current_kernels().name); });
     m.def("force_kernel",
           [](const std::optional<std::string>& name) { return qdeq::force_kernels(name ? name->c_str() : nullptr); });
+    qdeq::add_direct_entry(m.ptr());
     m.def("last_level_cache_bytes", [] { return qdeq::last_level_cache_bytes(); });
 }

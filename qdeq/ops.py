@@ -25,6 +25,7 @@ __all__ = [
     "built_with_torch",
     "current_kernel",
     "dequantize",
+    "dequantize_direct",
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
@@ -33,6 +34,10 @@ __all__ = [
 ]
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# dequantize_direct(q, out): q's values in float32 in ``out`` (None: a fresh tensor), without the dispatcher's cost, for
+# small whole contiguous tensors; None where it is not that simple, and for everything that could be an error.
+dequantize_direct = _C.dequantize_direct
 
 _dequantize = torch.ops.qdeq.dequantize.default
 _dequantize_out = torch.ops.qdeq.dequantize_out.default
