@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from qdeq import ops
+from qdeq.checks import check_out, check_scales, describe
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.weight import QuantizedWeight, check_out, check_scales, dequantize_weight, describe
+from qdeq.weight import QuantizedWeight, dequantize_weight
 
 __all__ = ["dequantize_packed", "in_place_status", "is_packed_weight", "packed_bias", "unpack_packed"]
 
