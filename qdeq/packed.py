@@ -118,7 +118,7 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
 
 
-def packed_bias(obj: object) -> Tensor | None:
+def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
     """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
 
     qnnpack answers with zeros where the layer had no bias.
@@ -128,7 +128,6 @@ def packed_bias(obj: object) -> Tensor | None:
         QdeqError: torch cannot unpack the object.
 
     """
-    where = "packed_bias"
     _check_packed(obj, where)
     if _class_name(obj) == _EMBEDDING:
         return None

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from qdeq import ops
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqValueError, expected
 from qdeq.packed import packed_bias
@@ -113,7 +114,7 @@ class Build:
 
         """
         declared = _declared(target, name)
-        value = torch.empty(declared.shape, dtype=self._dtype_for(declared, parts))
+        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
         entries = []
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
         for index, (source_name, source) in enumerate(parts):
@@ -139,9 +140,9 @@ class Build:
         self, packed: Any, module: nn.Module, path: str, target: nn.Module, name: str = "bias", source_name: str = ""
     ) -> None:
         """Copy the bias of a packed weight into ``target``'s ``name``; a missing bias must be missing in both."""
-        bias = packed_bias(packed)
-        self.use_bias(packed)
         where = join(path, source_name or name)
+        bias = packed_bias(packed, where=where)
+        self.use_bias(packed)
         if (bias is None) != (target._parameters.get(name) is None):
             have = "no bias" if bias is None else "a bias"
             raise QdeqValueError(expected(where, "packed weight and module to agree", have, "Convert the model again."))

@@ -9,7 +9,7 @@ import torch.ao.nn.quantized as nnq
 import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
-from qdeq.modules.build import Build, Rule
+from qdeq.modules.build import Build, Rule, join
 from qdeq.modules.conv import unused_qparams
 from qdeq.packed import packed_bias
 
@@ -28,7 +28,7 @@ def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], 
             output_padding=module.output_padding,
             dilation=module.dilation,
             groups=module.groups,
-            bias=packed_bias(packed) is not None,
+            bias=packed_bias(packed, where=join(path, "bias")) is not None,
             padding_mode=module.padding_mode,
             device="meta",
         )
