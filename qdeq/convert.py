@@ -342,5 +342,5 @@ def _cast(result: nn.Module, dtype: torch.dtype, device: torch.device | str | No
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: (  # noqa: E731 (nn.Module._apply takes a function)
         tensor.to(dtype) if tensor.is_floating_point() else tensor
     )
-    result = result._apply(convert)
+    result = result._apply(convert)  # type: ignore[no-untyped-call]
     return result if device is None else result.to(device)

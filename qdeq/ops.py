@@ -122,7 +122,7 @@ def fresh_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
     return tuple(result)
 
 
-@torch.library.register_fake("qdeq::dequantize")
+@torch.library.register_fake("qdeq::dequantize")  # type: ignore[untyped-decorator]
 def _fake_dequantize(
     int_repr: Tensor,
     scale: Tensor,
@@ -137,7 +137,7 @@ def _fake_dequantize(
     return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
 
 
-@torch.library.register_fake("qdeq::dequantize_out")
+@torch.library.register_fake("qdeq::dequantize_out")  # type: ignore[untyped-decorator]
 def _fake_dequantize_out(
     int_repr: Tensor,
     scale: Tensor,

@@ -80,7 +80,7 @@ def _check_result(result: object, module: nn.Module, path: str) -> None:
     own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(module)}
     for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
         source = getattr(module, name.rpartition(".")[2], None) if "." not in name else None
-        if hasattr(source, "shape") and source.shape != tensor.shape:
+        if source is not None and hasattr(source, "shape") and source.shape != tensor.shape:
             got = f"{tuple(tensor.shape)}"
             raise QdeqValueError(expected(join(path, name), f"shape {tuple(source.shape)}", got, remedy))
         if tensor.numel() and not tensor.is_meta and tensor.untyped_storage().data_ptr() in own:

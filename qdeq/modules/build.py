@@ -249,7 +249,7 @@ def _is_float_tensor(source: Any) -> bool:
 
 
 def _declared(target: nn.Module, name: str) -> Tensor:
-    declared = target._parameters.get(name)
+    declared: Tensor | None = target._parameters.get(name)
     declared = target._buffers.get(name) if declared is None else declared
     if declared is None:
         raise AttributeError(f"{type(target).__name__} has no parameter or buffer {name!r}")
