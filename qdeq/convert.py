@@ -24,8 +24,11 @@ __all__ = ["dequantize_model"]
 _QUANTIZATION_ATTRIBUTES = {
     *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
     *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
-    *("pruned_weights", "split_gates", "num_parameters", "mode", "qconfig", "negative_slope"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
 }
+# What reference RNNs call the same, after the name of each weight.
+_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
@@ -270,7 +273,7 @@ def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
     own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
     known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
     for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_"):
+        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
             setattr(target, name, copy.deepcopy(value, memo))
     for name in _HOOKS:
         hooks = getattr(source, name)
