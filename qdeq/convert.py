@@ -60,6 +60,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module: ...
 
 
@@ -72,6 +73,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> tuple[nn.Module, Report]: ...
 
 
@@ -83,6 +85,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
 
@@ -105,6 +108,11 @@ def dequantize_model(
             even from the exact float32 ones.
         device: device of the result; the CPU by default.
         allow_bad_scales: take scales that are zero, negative or not finite, with the bits that torch gives.
+        recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
+            loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
+            padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
+            memory for such a weight, a copy was packed from that and cannot be told from the original, so by default
+            these modules are refused.
 
     Returns:
         The float model, or ``(float model, report)``.
@@ -116,7 +124,12 @@ def dequantize_model(
 
     """
     _check_arguments(model, dtype)
-    build = Build(dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report)
+    build = Build(
+        dtype=dtype,
+        allow_bad_scales=allow_bad_scales,
+        detailed=return_report,
+        recover_direct_conv=recover_direct_conv,
+    )
     rebuilt = _rebuild_all(model, build, strict)
     result = _assemble(model, rebuilt, build)
     _check_account(result, rebuilt, build)
@@ -150,7 +163,7 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
             try:
                 rebuilt.append(_Rebuilt(path, module, parent, builder(module, path, build)))
             except QdeqError as error:
-                failures.append(error)
+                failures.append(_named(error, path))
             except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
                 failures.append(_unreadable(module, path, error))
         elif is_quantized_module(module):
@@ -169,6 +182,10 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
         raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
     build.report.unconverted.extend(unknown)
     return rebuilt
+
+
+def _named(error: QdeqError, path: str) -> QdeqError:
+    return error if str(error).startswith(path) else type(error)(f"{path}: {error}")
 
 
 def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:

@@ -71,6 +71,7 @@ class Build:
         allow_bad_scales: take scales that are zero, negative or not finite, with torch's bits.
         detailed: also record scales, zero points and the share of saturated integers, which costs a pass over the
             integers of every weight.
+        recover_direct_conv: the caller states that no module was copied or loaded after it was converted.
 
     """
 
@@ -78,6 +79,7 @@ class Build:
     dtype: torch.dtype = torch.float32
     allow_bad_scales: bool = False
     detailed: bool = False
+    recover_direct_conv: bool = False
     # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
     _used: set[int] = field(default_factory=set)
     _used_bias: set[int] = field(default_factory=set)

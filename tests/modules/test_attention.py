@@ -40,7 +40,7 @@ def converted(attention: nn.Module, backend: str, inputs) -> nn.Module:
         # torch warns about observers that nothing runs through, and about its own zero-dimensional tensors.
         warnings.simplefilter("ignore", UserWarning)
         model = Model(attention).eval()
-        model.qconfig = tq.get_default_qconfig(backend)
+        model.qconfig = tq.default_qconfig
         tq.prepare(model, inplace=True)
         with torch.no_grad():
             model(*inputs)

@@ -33,7 +33,7 @@ def converted(lstm: nn.LSTM, backend: str, example: torch.Tensor) -> nn.Module:
         # torch warns about observers that nothing runs through, and about its own zero-dimensional tensors.
         warnings.simplefilter("ignore", UserWarning)
         model = Model(lstm).eval()
-        model.qconfig = tq.get_default_qconfig(backend)
+        model.qconfig = tq.default_qconfig
         tq.prepare(model, inplace=True)
         with torch.no_grad():
             model(example)
