@@ -24,8 +24,11 @@ __all__ = ["dequantize_model"]
 _QUANTIZATION_ATTRIBUTES = {
     *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
     *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
-    *("pruned_weights", "split_gates", "num_parameters", "mode", "qconfig", "negative_slope"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
 }
+# What reference RNNs call the same, after the name of each weight.
+_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
@@ -57,6 +60,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module: ...
 
 
@@ -69,6 +73,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> tuple[nn.Module, Report]: ...
 
 
@@ -80,6 +85,7 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
 
@@ -102,6 +108,11 @@ def dequantize_model(
             even from the exact float32 ones.
         device: device of the result; the CPU by default.
         allow_bad_scales: take scales that are zero, negative or not finite, with the bits that torch gives.
+        recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
+            loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
+            padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
+            memory for such a weight, a copy was packed from that and cannot be told from the original, so by default
+            these modules are refused.
 
     Returns:
         The float model, or ``(float model, report)``.
@@ -113,7 +124,12 @@ def dequantize_model(
 
     """
     _check_arguments(model, dtype)
-    build = Build(dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report)
+    build = Build(
+        dtype=dtype,
+        allow_bad_scales=allow_bad_scales,
+        detailed=return_report,
+        recover_direct_conv=recover_direct_conv,
+    )
     rebuilt = _rebuild_all(model, build, strict)
     result = _assemble(model, rebuilt, build)
     _check_account(result, rebuilt, build)
@@ -147,7 +163,7 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
             try:
                 rebuilt.append(_Rebuilt(path, module, parent, builder(module, path, build)))
             except QdeqError as error:
-                failures.append(error)
+                failures.append(_named(error, path))
             except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
                 failures.append(_unreadable(module, path, error))
         elif is_quantized_module(module):
@@ -166,6 +182,10 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
         raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
     build.report.unconverted.extend(unknown)
     return rebuilt
+
+
+def _named(error: QdeqError, path: str) -> QdeqError:
+    return error if str(error).startswith(path) else type(error)(f"{path}: {error}")
 
 
 def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:
@@ -270,7 +290,7 @@ def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
     own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
     known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
     for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_"):
+        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
             setattr(target, name, copy.deepcopy(value, memo))
     for name in _HOOKS:
         hooks = getattr(source, name)

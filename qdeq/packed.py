@@ -21,7 +21,14 @@ from qdeq.checks import check_out, check_scales, describe
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
 from qdeq.weight import QuantizedWeight, dequantize_weight
 
-__all__ = ["dequantize_packed", "in_place_status", "is_packed_weight", "packed_bias", "unpack_packed"]
+__all__ = [
+    "dequantize_packed",
+    "in_place_status",
+    "is_direct_conv",
+    "is_packed_weight",
+    "packed_bias",
+    "unpack_packed",
+]
 
 _CLASSES = "__torch__.torch.classes."
 _LINEAR = _CLASSES + "quantized.LinearPackedParamsBase"
@@ -116,6 +123,15 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     quantized = QuantizedWeight.from_tensor(weight)
     # qnnpack and onednn hand out the weight that they go on using.
     return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
+
+
+def is_direct_conv(obj: object) -> bool:
+    """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
+    if _class_name(obj) != _CONV2D:
+        return False
+    if _in_place():
+        return bool(_operator("layout")(obj)[0] == _DIRECT_CONV)
+    return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
