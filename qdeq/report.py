@@ -125,9 +125,9 @@ class Report:
     def _lines(self) -> Iterator[str]:
         quantized = sum(entry.qscheme is not None for entry in self.entries)
         yield (
-            f"qdeq: {len(self.replaced)} modules rebuilt; {len(self.entries)} tensors written, "
-            f"{quantized} of them dequantized; {len(self.dropped)} sources dropped; "
-            f"{len(self.unconverted)} modules unconverted"
+            f"{len(self.replaced)} modules rebuilt, {len(self.unconverted)} left quantized; "
+            f"{len(self.entries)} tensors written, {quantized} of them dequantized; "
+            f"{len(self.dropped)} sources dropped"
         )
         if self.entries:
             yield from _table(_HEADER, [_row(entry) for entry in self.entries])
