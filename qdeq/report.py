@@ -31,6 +31,7 @@ class ReportEntry:
         saturated_share: share, 0 to 1, of the integers at the two ends of the range that the source uses (its own
             minimum and maximum of the dtype); None where it was not counted.
         note: a choice that was made, in words; empty where there was none.
+
     """
 
     target: str
@@ -87,6 +88,7 @@ class Report:
         notes: dotted path -> choices made there, in words.
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
         uncovered: operations whose quantized output the result does not imitate; empty for ``activations="drop"``.
+
     """
 
     entries: list[ReportEntry] = field(default_factory=list)

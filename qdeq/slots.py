@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-__all__ = ["find_slots"]
+__all__ = ["find_slots", "trace_calls"]
 
 
 class _ShallowTracer(fx.Tracer):
@@ -36,6 +36,7 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
 
     Returns:
         (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
+
     """
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     slots: dict[str, nn.Module] = {}
@@ -44,7 +45,7 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
     for path, max_slots in fused.items():
         owner_path = _owner(model, path)
         if owner_path not in graphs:
-            graphs[owner_path] = _trace(model.get_submodule(owner_path))
+            graphs[owner_path] = trace_calls(model.get_submodule(owner_path))
         graph = graphs[owner_path]
         if isinstance(graph, str):
             reasons[path] = graph
@@ -71,7 +72,8 @@ def _owner(model: nn.Module, path: str) -> str:
     return ""
 
 
-def _trace(owner: nn.Module) -> fx.Graph | str:
+def trace_calls(owner: nn.Module) -> fx.Graph | str:
+    """Trace the forward of ``owner`` with its children as single calls; a string says why that was impossible."""
     # The forward is the user's code and may change its module: run it on a copy that shares only the children.
     try:
         memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}

@@ -15,8 +15,8 @@ ROOT = Path(qdeq.__file__).parent
 # From the bottom up. A file may import from lower layers and from its own.
 LAYERS = [
     ["errors", "report", "naming"],
-    ["ops"],
-    ["weight"],
+    ["ops", "checks"],
+    ["checks", "weight"],
     ["packed"],
     ["dequant"],
     ["modules"],

@@ -79,7 +79,9 @@ def test_the_wheel_builds_without_a_warning_from_our_files(tmp_path):
 
 
 def test_setup_py_gives_metadata_without_torch():
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; exec(open('setup.py').read())"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version']; exec(open('setup.py').read())"
+    )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"__file__ = 'setup.py'; {code}"],
         capture_output=True,
