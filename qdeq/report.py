@@ -88,6 +88,8 @@ class Report:
         notes: dotted path -> choices made there, in words.
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
         uncovered: operations whose quantized output the result does not imitate; empty for ``activations="drop"``.
+        activation_dtypes: dotted path -> torch's name of the dtype of that module's output, where the module says
+            it; all others give quint8.
 
     """
 
@@ -98,6 +100,7 @@ class Report:
     notes: dict[str, list[str]] = field(default_factory=dict)
     activation_qparams: dict[str, tuple[float, int]] = field(default_factory=dict)
     uncovered: list[Uncovered] = field(default_factory=list)
+    activation_dtypes: dict[str, str] = field(default_factory=dict)
 
     def note(self, path: str, text: str) -> None:
         """Record a choice that was made at the module ``path``."""
