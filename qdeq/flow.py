@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from qdeq.activations import CHILD, FakeQuantize, Qparams, install
 from qdeq.modules.build import class_name, join
+from qdeq.postprocess import CHILD, FakeQuantize, Qparams, install
 from qdeq.report import Report
 from qdeq.rewrite import rewrite
 from qdeq.slots import trace_calls
@@ -29,7 +29,19 @@ __all__ = ["imitate_functions"]
 _KEEPS_VALUES = {
     *("relu", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
     *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
-    *("flatten", "unflatten", "reshape", "view", "viewas", "permute", "transpose", "t", "contiguous", "clone", "detach"),
+    *(
+        "flatten",
+        "unflatten",
+        "reshape",
+        "view",
+        "viewas",
+        "permute",
+        "transpose",
+        "t",
+        "contiguous",
+        "clone",
+        "detach",
+    ),
     *("squeeze", "unsqueeze", "expand", "expandas", "repeat", "getitem", "narrow", "select", "indexselect", "chunk"),
     *("split", "unbind", "movedim", "channelshuffle", "pixelshuffle", "pixelunshuffle", "max", "min", "amax", "amin"),
     *("maximum", "minimum", "sort", "topk", "flip", "roll", "tolist", "unfold"),
@@ -79,25 +91,24 @@ class _Owner:
     sites: dict[fx.Node, list[_Site]] = field(default_factory=dict)
 
 
-def imitate_functions(model: nn.Module, dequantized: set[int], default: Qparams, report: Report) -> None:
+def imitate_functions(model: nn.Module, dequantized: set[int], report: Report) -> None:
     """Put a FakeQuantize behind every operation that torch rounds when it runs on quantized tensors.
 
     Args:
         model: rebuilt model whose converted outputs have their FakeQuantize; it is changed in place.
         dequantized: ids of the modules that stand where the int8 model dequantizes.
-        default: its integer range is that of the activations.
         report: gets a note per operation, and what could not be covered.
+
     """
-    flow = _Flow(model, dequantized, default, report)
+    flow = _Flow(model, dequantized, report)
     flow.report_unknown(flow.call("", model, (), {}))
     flow.place()
 
 
 class _Flow:
-    def __init__(self, model: nn.Module, dequantized: set[int], default: Qparams, report: Report) -> None:
+    def __init__(self, model: nn.Module, dequantized: set[int], report: Report) -> None:
         self.model = model
         self.dequantized = dequantized
-        self.default = default
         self.report = report
         self.owners: dict[int, _Owner | str] = {}
         self.module_sites: dict[int, tuple[nn.Module, list[_Site]]] = {}

@@ -35,12 +35,15 @@ def rewrite(module: nn.Module, graph: fx.Graph, children: dict[str, nn.Module]) 
         module: changed in place: its class becomes a subclass of its class.
         graph: calls children of ``module`` by name, those in ``children`` included.
         children: new child modules by name.
+
     """
     for name, child in children.items():
         module.add_module(name, child)
     code = graph.python_code("self")
-    names = {key: _Module(value.__name__) if isinstance(value, types.ModuleType) else value
-             for key, value in code.globals.items()}
+    names = {
+        key: _Module(value.__name__) if isinstance(value, types.ModuleType) else value
+        for key, value in code.globals.items()
+    }
     module.__class__ = _subclass(type(module), code.src, names, tuple(children))
 
 
