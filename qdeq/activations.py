@@ -25,13 +25,13 @@ def check_mode(activations: object) -> None:
         raise QdeqValueError(expected("activations", what, repr(activations), 'Pass "drop" for the float model alone.'))
 
 
-def imitate(model: nn.Module, carriers: Mapping[str, nn.Module], mode: str, report: Report) -> None:
+def imitate(model: nn.Module, placed: Mapping[str, tuple[nn.Module, nn.Module]], mode: str, report: Report) -> None:
     """Give every converted output of a rebuilt model its Clamp or FakeQuantize, in place.
 
     Args:
         model: the rebuilt model.
-        carriers: dotted path of a converted module -> the float module that gives its output: the layer, or the
-            activation or BatchNorm that was fused into it.
+        placed: dotted path of a converted module -> its float layer, and the float module that gives its output:
+            the layer itself, or the activation or BatchNorm that was fused into it.
         mode: ``"drop"`` does nothing.
         report: its ``activation_qparams`` are used; what cannot be imitated is named in ``uncovered``.
 
@@ -42,16 +42,17 @@ def imitate(model: nn.Module, carriers: Mapping[str, nn.Module], mode: str, repo
     default = _default_range(report)
     for path, (scale, zero_point) in report.activation_qparams.items():
         bounds = QPARAMS_RANGES.get(report.activation_dtypes.get(path, ""), default)
-        if path in carriers:
-            install(carriers[path], kind(Qparams(scale, zero_point, *bounds)))
+        if path in placed:
+            install(placed[path][1], kind(Qparams(scale, zero_point, *bounds)))
         else:
             report.leave_uncovered(path, "output", "the float module has no place for a rounding inside it")
     for path, (source, _) in report.replaced.items():
         if ".dynamic." in source:
             report.leave_uncovered(path, source, "its input is quantized anew at every call, with no fixed scale")
     if mode == "fake_quant":
-        ends = {id(carriers[path]) for path, (source, _) in report.replaced.items() if source.endswith("DeQuantize")}
-        imitate_functions(model, ends, report)
+        ends = {id(placed[path][0]) for path, (source, _) in report.replaced.items() if source.endswith("DeQuantize")}
+        inner = {id(layer) for layer, carrier in placed.values() if layer is not carrier}
+        imitate_functions(model, ends, inner, report)
 
 
 def _default_range(report: Report) -> tuple[int, int]:

@@ -136,7 +136,8 @@ def dequantize_model(
     rebuilt = _rebuild_all(model, build, strict)
     result = _assemble(model, rebuilt, build, unfold_bn)
     _check_account(result, rebuilt, build)
-    imitate(result, {part.path: part.carrier for part in rebuilt if part.carrier}, activations, build.report)
+    placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
+    imitate(result, placed, activations, build.report)
     result = _cast(result, dtype, device)
     return (result, build.report) if return_report else result
 

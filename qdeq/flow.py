@@ -46,13 +46,31 @@ _KEEPS_VALUES = {
     *("split", "unbind", "movedim", "channelshuffle", "pixelshuffle", "pixelunshuffle", "max", "min", "amax", "amin"),
     *("maximum", "minimum", "sort", "topk", "flip", "roll", "tolist", "unfold"),
 }
-_AVERAGES = {
-    *("avgpool1d", "avgpool2d", "avgpool3d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d", "mean"),
-    *("interpolate", "upsample", "upsamplebilinear2d", "upsamplenearest2d"),
+# Averages of integers, and which number is even after a tie. fbgemm's 2-d and 3-d average pooling knows both; what
+# comes from a convolution is channels_last, and then it is the value. A mean over inner dimensions alone is integer
+# arithmetic, any other a float mean in the order of memory.
+_TIES = {
+    **dict.fromkeys(("avgpool2d", "avgpool3d"), "value"),
+    **dict.fromkeys(("avgpool1d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"), "integer"),
+    **dict.fromkeys(("interpolate", "upsample", "upsamplingbilinear2d"), "integer"),
 }
 _KEEPS_GRID = {
-    *_AVERAGES,
-    *("hardtanh", "relu6", "clamp", "clip", "clampmin", "clampmax", "threshold", "leakyrelu", "gelu", "cat", "concat"),
+    *_TIES,
+    *(
+        "mean",
+        "upsamplingnearest2d",
+        "hardtanh",
+        "relu6",
+        "clamp",
+        "clip",
+        "clampmin",
+        "clampmax",
+        "threshold",
+        "leakyrelu",
+        "gelu",
+        "cat",
+        "concat",
+    ),
     *("stack", "pad", "zeropad2d", "constantpad1d", "constantpad2d", "constantpad3d", "reflectionpad2d"),
 }
 # Scale and zero point for 0..255; for -128..127 the zero point is 128 less.
@@ -79,7 +97,7 @@ class _Site:
     path: str
     operation: str
     qparams: Qparams
-    averages: bool = False
+    ties: str = ""
     constant: float | None = None
 
 
@@ -91,24 +109,26 @@ class _Owner:
     sites: dict[fx.Node, list[_Site]] = field(default_factory=dict)
 
 
-def imitate_functions(model: nn.Module, dequantized: set[int], report: Report) -> None:
+def imitate_functions(model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> None:
     """Put a FakeQuantize behind every operation that torch rounds when it runs on quantized tensors.
 
     Args:
         model: rebuilt model whose converted outputs have their FakeQuantize; it is changed in place.
         dequantized: ids of the modules that stand where the int8 model dequantizes.
+        inner: ids of converted layers whose output is rounded by the module that took their activation.
         report: gets a note per operation, and what could not be covered.
 
     """
-    flow = _Flow(model, dequantized, report)
+    flow = _Flow(model, dequantized, inner, report)
     flow.report_unknown(flow.call("", model, (), {}))
     flow.place()
 
 
 class _Flow:
-    def __init__(self, model: nn.Module, dequantized: set[int], report: Report) -> None:
+    def __init__(self, model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> None:
         self.model = model
         self.dequantized = dequantized
+        self.inner = inner
         self.report = report
         self.owners: dict[int, _Owner | str] = {}
         self.module_sites: dict[int, tuple[nn.Module, list[_Site]]] = {}
@@ -122,6 +142,9 @@ class _Flow:
             return _qparams(quantizer)
         if id(module) in self.dequantized:
             return None
+        if id(module) in self.inner:
+            self.report_unknown((args, kwargs))
+            return _Unknown(path, type(module).__name__, reported=True)
         if type(module).__module__.startswith(("torch.nn.", "torch.ao.", "qdeq.")) and not isinstance(
             module, nn.Sequential
         ):
@@ -172,8 +195,10 @@ class _Flow:
         if key in _KEEPS_VALUES:
             return first
         self.report_unknown((args, kwargs))
-        if absorbed or isinstance(first, _Unknown):
-            return _Unknown(path, name, reported=absorbed)
+        if isinstance(first, _Unknown):
+            return first
+        if absorbed:
+            return _Unknown(path, name, reported=True)
         site = self._site(path, name, key, first, args)
         if site is None:
             return _Unknown(path, name)
@@ -183,7 +208,7 @@ class _Flow:
     def _site(self, path: str, name: str, key: str, given: Qparams, args: Any) -> _Site | None:
         low, high = given.quant_min, given.quant_max
         if key in _KEEPS_GRID:
-            return _Site(path, name, given, averages=key in _AVERAGES)
+            return _Site(path, name, given, "integer" if key == "mean" and args[1:2] == (-1,) else _TIES.get(key, ""))
         if key in _OWN_GRID:
             scale, zero_point = _OWN_GRID[key]
             return _Site(path, name, Qparams(scale, zero_point + low, low, high))
@@ -227,7 +252,7 @@ class _Flow:
         scale, zero_point = site.qparams.scale, site.qparams.zero_point
         text = f"{site.operation} rounds to scale {scale:g}, zero_point {zero_point}, as torch does on integers"
         self.report.note(site.path, text)
-        return FakeQuantize(site.qparams, averages=site.averages)
+        return FakeQuantize(site.qparams, ties=site.ties)
 
     def _rewrite(self, owner: _Owner, sites: dict[fx.Node, _Site]) -> None:
         lost = [node.target for node in owner.graph.nodes if node.op == "get_attr"]

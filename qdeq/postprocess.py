@@ -83,21 +83,23 @@ class FakeQuantize(_PostProcess):
 
     Args:
         qparams: the grid.
-        averages: the input is an average of values on this same grid. The int8 kernels average integers, so an
-            average halfway between two grid points is exactly halfway and goes to the even one; a float average
-            lands beside it. With True such ties are found first, to 1/4096 of a step.
+        ties: the input is an average of values on this same grid, which the int8 kernels form from integers: halfway
+            between two grid points is exactly halfway, while a float average lands beside it. ``"integer"``: such
+            ties go to the even integer; ``"value"``: to the one an even number of steps from the zero point;
+            ``""``: no average, the float is taken as it is. A tie is seen to 1/4096 of a step.
 
     """
 
-    def __init__(self, qparams: Qparams, *, averages: bool = False) -> None:
+    def __init__(self, qparams: Qparams, *, ties: str = "") -> None:
         super().__init__(qparams)
-        self.averages = averages
+        self.ties = ties
 
     def forward(self, input: Tensor) -> Tensor:
         """Round a float tensor of any shape to the grid."""
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        if self.averages:
-            steps = torch.round(torch.round(wide.detach() / self.scale * 4096) / 4096)
+        if self.ties:
+            offset = self.zero_point if self.ties == "integer" else 0
+            steps = torch.round(torch.round(wide.detach() / self.scale * 4096) / 4096 + offset) - offset
             wide = wide + (steps * self.scale - wide).detach()
         rounded = torch.fake_quantize_per_tensor_affine(
             wide, self.scale, self.zero_point, self.quant_min, self.quant_max
