@@ -119,7 +119,9 @@ def build_linear_tanh(module: Any, path: str, build: Build) -> Fused:
 
 
 def _sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    build.use(module._packed_params._packed_params)
+    packed = module._packed_params._packed_params
+    build.use(packed)
+    build.use_bias(packed)
     weight, bias, row_block_size, col_block_size = module._weight_bias()
     layer = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
     build.weight(weight, module, path, layer)

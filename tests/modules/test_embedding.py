@@ -44,17 +44,19 @@ def test_lookup_and_bags_compute_the_same(dtype):
     torch.manual_seed(52)
     weight = quantized_table(13, 24, dtype)
     indices, offsets = torch.tensor([9, 6, 5, 7, 8, 8, 9, 2]), torch.tensor([0, 3, 3, 8])
+    # torch computes 4-bit rows with float16 copies of their scales; weight() gives the float32 ones.
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.quint8 else {"rtol": 2**-8, "atol": 2**-6}
     lookup = nnq.Embedding(13, 24, dtype=dtype, _weight=weight)
-    torch.testing.assert_close(rebuilt_and_report(lookup)[0](indices), lookup(indices))
+    torch.testing.assert_close(rebuilt_and_report(lookup)[0](indices), lookup(indices), **close)
     for last in (True, False):
         bag = nnq.EmbeddingBag(13, 24, dtype=dtype, _weight=weight, include_last_offset=last)
         rebuilt, _ = rebuilt_and_report(bag)
         assert rebuilt.include_last_offset is last
         starts = offsets if last else offsets[:-1]
         per_sample = torch.rand(8)
-        torch.testing.assert_close(rebuilt(indices, starts), bag(indices, starts))
+        torch.testing.assert_close(rebuilt(indices, starts), bag(indices, starts), **close)
         torch.testing.assert_close(
-            rebuilt(indices, starts, per_sample_weights=per_sample), bag(indices, starts, per_sample)
+            rebuilt(indices, starts, per_sample_weights=per_sample), bag(indices, starts, per_sample), **close
         )
 
 
@@ -95,5 +97,5 @@ def test_the_result_outlives_the_module():
 def test_pruned_rows_are_refused():
     bag = nnq.EmbeddingBag(5, 8)
     bag.pruned_weights = True
-    with pytest.raises(QdeqError, match="^0: .*pruned"):
+    with pytest.raises(QdeqError, match=r"^0: .*pruned"):
         rebuilt_and_report(bag)
