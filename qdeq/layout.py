@@ -119,7 +119,7 @@ def plan_safetensors(
     limit = None if shard_size is None else parse_size(shard_size, f"{where}: shard_size")
     target = Path(path)
     if target.name.endswith(INDEX_SUFFIX) or not target.name:
-        remedy = f"Name the safetensors file; the index is called after it, with {INDEXSUFFIX} at the end."
+        remedy = f"Name the safetensors file; the index is called after it, with {INDEX_SUFFIX} at the end."
         raise QdeqValueError(expected(f"{where}: path", "a file name", f"{os.fspath(path)!r}", remedy))
     items = [_describe(weights, name, dtype, bool(keep)) for name in weights]
     _check_names(items)

@@ -79,7 +79,7 @@ class NewFiles:
         self._remove()
 
     def descriptor(self, path: Path) -> int:
-        """The open file that will become ``path``."""
+        """Return the open file that will become ``path``."""
         return self._open[path][0]
 
     def write(self, path: Path, data: bytes, offset: int) -> None:
