@@ -17,6 +17,7 @@ from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from qdeq.convert import dequantize_model
+    from qdeq.registry import register
 
 __all__ = [
     "QdeqError",
@@ -30,6 +31,7 @@ __all__ = [
     "dequantize",
     "dequantize_model",
     "kernels",
+    "register",
     "unpack",
     "use_kernel",
 ]
@@ -37,6 +39,7 @@ __all__ = [
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "dequantize_model": "qdeq.convert",
+    "register": "qdeq.registry",
 }
 
 
