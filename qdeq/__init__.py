@@ -16,8 +16,11 @@ from qdeq.report import Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
+    from qdeq.archive import open
     from qdeq.convert import dequantize_model
     from qdeq.registry import register
+    from qdeq.state_dict import dequantize_state_dict
+    from qdeq.writing import save_safetensors
 
 __all__ = [
     "QdeqError",
@@ -30,8 +33,11 @@ __all__ = [
     "current_kernel",
     "dequantize",
     "dequantize_model",
+    "dequantize_state_dict",
     "kernels",
+    "open",
     "register",
+    "save_safetensors",
     "unpack",
     "use_kernel",
 ]
@@ -39,7 +45,10 @@ __all__ = [
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "dequantize_model": "qdeq.convert",
+    "dequantize_state_dict": "qdeq.state_dict",
+    "open": "qdeq.archive",
     "register": "qdeq.registry",
+    "save_safetensors": "qdeq.writing",
 }
 
 
