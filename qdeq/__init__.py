@@ -14,19 +14,27 @@ from qdeq.report import Report, ReportEntry
 
 if TYPE_CHECKING:
     from qdeq.convert import dequantize_model
+    from qdeq.diagnosis.explain import compare, explain
+    from qdeq.diagnosis.explanation import Explanation
 
 __all__ = [
+    "Explanation",
     "QdeqError",
     "QdeqTypeError",
     "QdeqValueError",
     "Report",
     "ReportEntry",
+    "compare",
     "dequantize_model",
+    "explain",
 ]
 
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
+    "Explanation": "qdeq.diagnosis.explanation",
+    "compare": "qdeq.diagnosis.explain",
     "dequantize_model": "qdeq.convert",
+    "explain": "qdeq.diagnosis.explain",
 }
 
 
