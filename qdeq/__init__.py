@@ -14,7 +14,8 @@ from qdeq.report import Report, ReportEntry
 
 if TYPE_CHECKING:
     from qdeq.convert import dequantize_model
-    from qdeq.diagnosis.explain import compare, explain
+    from qdeq.diagnosis.compare import compare
+    from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.explanation import Explanation
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "Explanation": "qdeq.diagnosis.explanation",
-    "compare": "qdeq.diagnosis.explain",
+    "compare": "qdeq.diagnosis.compare",
     "dequantize_model": "qdeq.convert",
     "explain": "qdeq.diagnosis.explain",
 }

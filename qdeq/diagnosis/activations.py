@@ -17,7 +17,7 @@ from qdeq.diagnosis.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.sides import fused_activation
 from qdeq.diagnosis.weights import finding
 
-__all__ = ["Watch", "fill_table", "run_side_by_side", "runtime_findings"]
+__all__ = ["Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
 
 # Clipping is worth a line when this share of a layer's values is outside what int8 represents.
 CLIPPED_SHARE = 1e-3
@@ -99,7 +99,7 @@ def _keep(watch: Watch) -> Callable[[nn.Module, Any, Any], None]:
 def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
     layer = float_model.get_submodule(watch.pair.partner.path)
     norm = float_model.get_submodule(watch.pair.norm) if watch.pair.norm and watch.pair.use_folded else None
-    after = _activation(int8_model.get_submodule(watch.pair.layer.path), layer)
+    after = own_activation(int8_model.get_submodule(watch.pair.layer.path), layer)
 
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         value = as_float(output)
@@ -120,7 +120,7 @@ def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
     return (norm or layer).register_forward_hook(hook)
 
 
-def _activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """What the int8 layer applies itself and the float layer leaves to the module behind it."""
     name = fused_activation(quantized)
     if not name or fused_activation(layer):

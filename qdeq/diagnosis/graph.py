@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +48,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if m.__module__.startswith("qdeq.") or next(m.children(), None) is None or is_quantized_module(m):
             return True
+        if isinstance(m, nn.Sequential):  # torch.ao's fused ConvReLU2d before conversion is one
+            return False
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -67,15 +68,17 @@ def activation_name(module: nn.Module) -> str:
     return name if name in _ACTIVATIONS else ""
 
 
-def activations_behind(graph: fx.Graph, model: nn.Module, path: str) -> list[Activation]:
-    """The activations that every output of the layer at ``path`` runs through, in order."""
+def activations_behind(graph: fx.Graph, model: nn.Module, path: str) -> list[Activation] | None:
+    """The activations that every output of the layer at ``path`` runs through, in order; None if it is not run."""
     found = []
     module = model.get_submodule(path)
     own = fused_activation(module)
     if own:
         found.append(Activation(own, path))
     node = next((node for node in graph.nodes if node.op == "call_module" and node.target == path), None)
-    while node is not None and len(node.users) == 1:
+    if node is None:
+        return None
+    while len(node.users) == 1:
         (node,) = node.users
         activation = _activation_of(node, model)
         if activation is not None:
@@ -102,8 +105,3 @@ def _is_transparent(node: fx.Node, model: nn.Module) -> bool:
     norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     ours = type(module).__module__ == "qdeq.activations"
     return norm or ours or type(module).__name__.rstrip("123d") in _TRANSPARENT
-
-
-def modules_in_order(model: nn.Module, kind: type[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of one class, by path."""
-    return ((path, module) for path, module in model.named_modules() if isinstance(module, kind))

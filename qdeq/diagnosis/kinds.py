@@ -26,8 +26,7 @@ class Kind:
 
 
 _COPY = (
-    "float_model.get_submodule('{module}').weight.data = "
-    "qdeq.dequantize(int8_model.get_submodule('{source}').weight())"
+    "float_model.get_submodule('{module}').weight.data = qdeq.dequantize(int8_model.get_submodule('{source}').weight())"
 )
 _BIAS = (
     "float_model.get_submodule('{module}').bias = "

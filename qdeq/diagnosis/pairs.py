@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qdeq.diagnosis.sides import FloatLayer, IntegerLayer, Side, batch_norm_affine, float_layers, fold_batch_norm
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["Pair", "match_layers"]
+__all__ = ["Pair", "match_layers", "norms_behind"]
 
 # A fresh batch norm multiplies by 1 / sqrt(1 + eps), which is within this of 1.
 NEARLY_ONE = 1e-3
@@ -84,7 +84,7 @@ def match_layers(layers: list[IntegerLayer], side: Side) -> tuple[list[Pair], li
 
 
 def _attach_norms(pairs: list[Pair], model: nn.Module) -> None:
-    norms = dict(_norms_behind(model))
+    norms = dict(norms_behind(model))
     for pair in pairs:
         if pair.partner.path not in norms:
             continue
@@ -98,7 +98,7 @@ def _attach_norms(pairs: list[Pair], model: nn.Module) -> None:
         pair.folded = fold_batch_norm(weight, pair.partner.bias, norm, transposed=transposed)
 
 
-def _norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.batchnorm._BatchNorm]]]:
+def norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.batchnorm._BatchNorm]]]:
     """Layer -> the batch norm that is registered right behind it, before the next layer."""
     before = ""
     for path, module in model.named_modules():

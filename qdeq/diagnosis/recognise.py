@@ -124,9 +124,9 @@ def scale_wrong_axis(case: Case) -> Verdict:
             continue
         inner = int(torch.Size(moved[position + 1 :]).numel())
         index = case.columns // inner % moved[position]
-        if case.matches(ints.scale[index].unsqueeze(0) * (case.q - ints.zero_point[index].unsqueeze(0))) or case.matches(
-            ints.scale[index].unsqueeze(0) * (case.q - case.z)
-        ):
+        if case.matches(
+            ints.scale[index].unsqueeze(0) * (case.q - ints.zero_point[index].unsqueeze(0))
+        ) or case.matches(ints.scale[index].unsqueeze(0) * (case.q - case.z)):
             text = f"the scales were broadcast along dimension {names[position]}, they belong to {names[0]}"
             return "scale_wrong_axis", text, {"axis_used": names[position], "axis": names[0]}
     return None

@@ -110,7 +110,9 @@ def forward(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
     except Exception as error:
         path = _failing_module(model, inputs)
         got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        remedy = f"The data was {tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}: pass what the model takes."
+        remedy = (
+            f"The data was {tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}: pass what the model takes."
+        )
         at = f"{where}, module {path}" if path else where
         raise QdeqValueError(expected(at, "a forward that runs on the data", got, remedy)) from error
     if output is None:

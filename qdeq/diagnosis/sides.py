@@ -161,7 +161,9 @@ def _load(path: Path, where: str, trust: bool) -> object:
     except Exception as error:
         remedy = "Save the state_dict, or pass trust=True for a file that you made yourself."
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise QdeqValueError(expected(str(path), "a state_dict that loads without running code", got, remedy)) from error
+        raise QdeqValueError(
+            expected(str(path), "a state_dict that loads without running code", got, remedy)
+        ) from error
 
 
 _FUSED_ACTIVATIONS = {
@@ -229,7 +231,9 @@ def _layers_of_state(state: Mapping[str, Any] | None) -> list[IntegerLayer]:
         quantized, bias = (value[0], value[1]) if isinstance(value, tuple) and len(value) == 2 else (value, None)
         if not (isinstance(quantized, Tensor) and quantized.is_quantized):
             continue
-        path = name.removesuffix("._packed_params._packed_params").removesuffix(".weight").removesuffix("._packed_weight")
+        path = (
+            name.removesuffix("._packed_params._packed_params").removesuffix(".weight").removesuffix("._packed_weight")
+        )
         scale, zero_point = (state or {}).get(join(path, "scale")), (state or {}).get(join(path, "zero_point"))
         bias = (state or {}).get(join(path, "bias")) if bias is None else bias
         layers.append(

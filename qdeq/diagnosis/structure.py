@@ -69,6 +69,8 @@ def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair
             break
         wanted = activations_behind(ours, int8_model, pair.layer.path)
         actual = activations_behind(theirs, float_model, pair.partner.path)
+        if wanted is None or actual is None:
+            continue
         handled.update(item.path for item in wanted)
         found = _compare(pair, _collapse(wanted), _collapse(actual), pair.layer.numel / max(1, total))
         if found is not None:
@@ -79,9 +81,7 @@ def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair
 def _collapse(chain: list[Activation]) -> list[Activation]:
     """Drop an idempotent activation that follows itself: a doubled ReLU changes nothing."""
     return [
-        item
-        for i, item in enumerate(chain)
-        if not (i and item.name in _IDEMPOTENT and chain[i - 1].name == item.name)
+        item for i, item in enumerate(chain) if not (i and item.name in _IDEMPOTENT and chain[i - 1].name == item.name)
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from qdeq.diagnosis.kinds import KINDS
@@ -28,9 +28,9 @@ def join_names(names: list[str], most: int = 3) -> str:
 def percent(share: float) -> str:
     """A share as a percentage: two digits at the ends of the scale, whole numbers between."""
     value = 100 * share
-    if 0 < abs(value) < 0.95 or 99.5 <= value < 100:
-        return f"{value:.2g} %" if abs(value) < 1 else f"{value:.1f} %"
-    return f"{value:.0f} %"
+    if 99.5 <= value < 100:
+        return f"{min(value, 99.9):.1f} %"
+    return f"{value:.2g} %" if 0 < abs(value) < 0.95 else f"{value:.0f} %"
 
 
 def explanation_text(explanation: Explanation) -> str:
@@ -68,11 +68,11 @@ def _explanation_lines(explanation: Explanation) -> Iterator[str]:
 
 
 def _finding_lines(number: int, item: Finding) -> Iterator[str]:
-    parts = [f"{percent(item.share)} of the weights"] if item.share else []
+    parts = [item.kind] + ([f"{percent(item.share)} of the weights"] if item.share else [])
     if item.repair is not None:
-        parts.append(f"put right alone: {percent(item.repair)} of the error gone")
+        parts.append(f"alone {percent(item.repair)} of the error")
     yield from textwrap.wrap(f"{number}. {item.message}", COLUMNS, subsequent_indent="   ")
-    yield _clip(f"   {item.kind}" + (f" ({'; '.join(parts)})" if parts else ""), COLUMNS)
+    yield f"   {', '.join(parts)}"
     yield from textwrap.wrap(item.remedy, COLUMNS, initial_indent="   > ", subsequent_indent="     ")
 
 
@@ -104,7 +104,7 @@ def _layer_table(layers: list[Layer]) -> Iterator[str]:
         yield "own, before: error made here and error that arrived, relative to the output"
 
 
-def _cell(value: float | None, form) -> str:  # type: ignore[no-untyped-def]
+def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "-" if value is None else form(value)
 
 

@@ -56,9 +56,9 @@ def verdict(
         share = sum(item.share for item in items)
         if share:
             shares.append(f"{percent(share)} of the weights")
-        if kind in lost:
+        if lost.get(kind, 0.0) > 0:
             shares.append(f"{percent(lost[kind])} of the {what} lost")
-        elif kind in group_repair:
+        elif group_repair.get(kind, 0.0) > 0 and not lost:
             shares.append(f"{percent(group_repair[kind])} of the error")
         names = join_names([item.module for item in items])
         parts.append(f"{names}: {KINDS[kind].phrase}" + (f" ({', '.join(shares)})" if shares else ""))

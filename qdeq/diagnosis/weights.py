@@ -74,9 +74,7 @@ def _best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
     return rows, scan
 
 
-def _judge_weight(
-    pair: Pair, ints: Integers, rows: Tensor, scan: Scan, pairs: list[Pair], share: float
-) -> Finding:
+def _judge_weight(pair: Pair, ints: Integers, rows: Tensor, scan: Scan, pairs: list[Pair], share: float) -> Finding:
     evidence: dict[str, Any] = {
         "correlation": scan.correlation,
         "relative_error": scan.relative_error,
@@ -122,7 +120,9 @@ def _never_copied(case: Case) -> Verdict:
     initial = initial_distribution(case.partner.weight)
     if initial is None:
         return None
-    text = f"the weight was never copied: it is still {initial}, correlation with the source {case.scan.correlation:.2f}"
+    text = (
+        f"the weight was never copied: it is still {initial}, correlation with the source {case.scan.correlation:.2f}"
+    )
     return "weight_not_copied", text, {"distribution": initial}
 
 
@@ -159,7 +159,15 @@ def initial_distribution(weight: Tensor) -> str | None:
     for size in (1 / fan_in**0.5, (6 / fan_in) ** 0.5, (6 / fan_out) ** 0.5, (6 / (fan_in + fan_out)) ** 0.5):
         if 0.5 * size < bound <= size * (1 + 1e-6) and _distance(values, (values / size + 1) / 2) < limit:
             return f"uniform within {size:.3g}, as initialised"
-    for std in (0.01, 0.02, (2 / fan_out) ** 0.5, (2 / fan_in) ** 0.5, fan_in**-0.5, (2 / (fan_in + fan_out)) ** 0.5, 1.0):
+    for std in (
+        0.01,
+        0.02,
+        (2 / fan_out) ** 0.5,
+        (2 / fan_in) ** 0.5,
+        fan_in**-0.5,
+        (2 / (fan_in + fan_out)) ** 0.5,
+        1.0,
+    ):
         if _distance(values, 0.5 * (1 + torch.erf(values / (std * 2**0.5)))) < limit:
             return f"normal with standard deviation {std:.3g}, as initialised"
     return None
@@ -202,7 +210,12 @@ def _judge_bias(pair: Pair, pairs: list[Pair], share: float) -> Finding | None:
         return finding(pair, "bias_zeroed", text, evidence, share)
     for other in pairs:
         theirs = other.layer.bias
-        if theirs is not None and other is not pair and theirs.shape == bias.shape and torch.equal(theirs, bias.float()):
+        if (
+            theirs is not None
+            and other is not pair
+            and theirs.shape == bias.shape
+            and torch.equal(theirs, bias.float())
+        ):
             text = f"the bias is the one of {other.layer.path}"
             return finding(pair, "bias_wrong", text, {**evidence, "holds": other.layer.path}, share)
     if _initial_bias(bias, pair):
