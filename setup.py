@@ -72,7 +72,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     built_with = f'-DQDEQ_BUILT_WITH_TORCH="{torch.__version__}"'
     core = CppExtension(
         "qdeq._C",
-        _sources("csrc/kernels/*.cpp", "csrc/ops.cpp", "csrc/module.cpp"),
+        _sources("csrc/kernels/*.cpp", "csrc/memory.cpp", "csrc/ops.cpp", "csrc/module.cpp"),
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={STABLE_ABI_TARGET}", built_with],
     )

@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qdeq.dequant import dequantize, unpack
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError
+from qdeq.ops import build_info, current_kernel, kernels, use_kernel
 from qdeq.report import Report, ReportEntry
+from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from qdeq.convert import dequantize_model
@@ -23,11 +26,18 @@ __all__ = [
     "QdeqError",
     "QdeqTypeError",
     "QdeqValueError",
+    "QuantizedWeight",
     "Report",
     "ReportEntry",
+    "build_info",
     "compare",
+    "current_kernel",
+    "dequantize",
     "dequantize_model",
     "explain",
+    "kernels",
+    "unpack",
+    "use_kernel",
 ]
 
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.

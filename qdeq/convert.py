@@ -85,6 +85,7 @@ def dequantize_model(
         QdeqTypeError: ``model`` is not a module, or ``dtype`` is not a floating-point dtype.
         QdeqValueError: the model holds nothing quantized, comes in a form that cannot be read, holds quantized
             modules that are not known (all are named), or a weight cannot be read. Nothing is half done.
+
     """
     _check_arguments(model, dtype)
     build = Build(dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report)

@@ -59,6 +59,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
 
     Returns:
         (what was found, what to do), or None for a form that can be converted.
+
     """
     if isinstance(model, torch.jit.ScriptModule):
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."

@@ -31,6 +31,7 @@ class ReportEntry:
         saturated_share: share, 0 to 1, of the integers at the two ends of the range that the source uses (its own
             minimum and maximum of the dtype); None where it was not counted.
         note: a choice that was made, in words; empty where there was none.
+
     """
 
     target: str
@@ -77,6 +78,7 @@ class Report:
         replaced: dotted path -> ``(source class, target class)`` of every module that was rebuilt.
         notes: dotted path -> choices made there, in words.
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
+
     """
 
     entries: list[ReportEntry] = field(default_factory=list)
@@ -108,9 +110,9 @@ class Report:
     def _lines(self) -> Iterator[str]:
         quantized = sum(entry.qscheme is not None for entry in self.entries)
         yield (
-            f"qdeq: {len(self.replaced)} modules rebuilt; {len(self.entries)} tensors written, "
-            f"{quantized} of them dequantized; {len(self.dropped)} sources dropped; "
-            f"{len(self.unconverted)} modules unconverted"
+            f"{len(self.replaced)} modules rebuilt, {len(self.unconverted)} left quantized; "
+            f"{len(self.entries)} tensors written, {quantized} of them dequantized; "
+            f"{len(self.dropped)} sources dropped"
         )
         if self.entries:
             yield from _table(_HEADER, [_row(entry) for entry in self.entries])

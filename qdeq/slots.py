@@ -36,6 +36,7 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
 
     Returns:
         (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
+
     """
     uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     slots: dict[str, nn.Module] = {}

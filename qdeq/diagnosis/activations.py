@@ -53,6 +53,7 @@ def run_side_by_side(
         float_model: the float model.
         pairs: layers to watch.
         data: gives an iterator over batches.
+
     """
     watches = [Watch(pair) for pair in pairs]
     outputs = OutputSums()
@@ -121,7 +122,7 @@ def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
 
 
 def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the int8 layer applies itself and the float layer leaves to the module behind it."""
+    """Return what the int8 layer applies itself and the float layer leaves to the module behind it."""
     name = fused_activation(quantized)
     if not name or fused_activation(layer):
         return lambda value: value

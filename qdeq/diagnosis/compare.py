@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.explanation import Comparison, Layer
 from qdeq.diagnosis.activations import own_activation
+from qdeq.diagnosis.explanation import Comparison, Layer
 from qdeq.diagnosis.graph import light_copy
 from qdeq.diagnosis.pairs import norms_behind
 from qdeq.diagnosis.running import OutputSums, Sums, as_float, batches, forward
@@ -35,6 +35,7 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
     Raises:
         QdeqTypeError: ``a`` or ``b`` is no module, or ``data`` is of no known kind.
         QdeqValueError: no samples, outputs of different shapes, or a forward that fails (the module is named).
+
     """
     for where, model in (("a", a), ("b", b)):
         if not isinstance(model, nn.Module):
@@ -86,7 +87,7 @@ def _run(
 
 
 def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, str]:
-    """path -> the module whose output to compare: the batch norm behind a layer where the other has it folded."""
+    """Path -> the module whose output to compare: the batch norm behind a layer where the other has it folded."""
     norms = {layer: path for layer, (path, _) in norms_behind(model)}
     others = dict(other.named_modules())
     folded = {layer for layer, path in norms.items() if type(others.get(path)) in (nn.Identity, type(None))}
@@ -94,7 +95,7 @@ def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, s
 
 
 def _comparable(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The leaf modules, a quantized or QAT layer counting as one; Identity and observers are left out."""
+    """Return the leaf modules, a quantized or QAT layer counting as one; Identity and observers are left out."""
     found: list[tuple[str, nn.Module]] = []
     for path, module in model.named_modules():
         if any(path.startswith(owner + ".") for owner, _ in found):

@@ -55,6 +55,7 @@ def explain(
         QdeqTypeError: a side or ``data`` is of no known kind.
         QdeqValueError: nothing quantized on the first side, no layer in common, a file that cannot be read, data that
             a model does not take, a forward that fails (the module is named), or data with a side that cannot run.
+
     """
     ours, theirs = open_side(int8_model, "int8_model", trust=trust), open_side(float_model, "float_model", trust=trust)
     quantized = integer_layers(ours)
@@ -113,7 +114,7 @@ def _run(
 
 
 def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.Module:
-    """The rebuilt model with the state_dict's weights in it."""
+    """Return the rebuilt model with the state_dict's weights in it."""
     model = dequantize_model(int8_model)
     for pair in pairs:
         module = model.get_submodule(pair.layer.path)

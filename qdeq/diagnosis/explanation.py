@@ -28,6 +28,7 @@ class Finding:
         repair: share of the disagreement (mean squared error of the output) that disappears when only this is put
             right, at most 1 and negative where it grows; None without data.
         remedy: a line of code.
+
     """
 
     module: str
@@ -68,6 +69,7 @@ class Layer:
         high: largest value of the second model's output.
         low_representable: smallest value that the first model's output can represent.
         high_representable: largest value that the first model's output can represent.
+
     """
 
     module: str
@@ -103,6 +105,7 @@ class Outcome:
         top1_agreement: share of rows whose largest value is at the same place; None for outputs that are not (n, c).
         accuracy_a: share of right rows of the first model; None without labels.
         accuracy_b: the same of the second model.
+
     """
 
     samples: int
@@ -119,15 +122,16 @@ class _Result:
     """Writing a result out: shared by both result types."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain dicts, lists, strings, numbers, booleans and None."""
+        """Return the result as plain dicts, lists, strings, numbers, booleans and None."""
         raise NotImplementedError
 
     def to_json(self, path: str | Path | None = None, *, indent: int | None = 2) -> str:
-        """The result as strict JSON; infinities and NaN become strings.
+        """Return the result as strict JSON; infinities and NaN become strings.
 
         Args:
             path: file to write the text to as well; an existing file is replaced.
             indent: spaces per level, None for one line.
+
         """
         text = json.dumps(_jsonable(self.to_dict()), indent=indent, allow_nan=False)
         if path is not None:
@@ -143,6 +147,7 @@ class Comparison(_Result):
         layers: one row per module that both models run, in the first model's order.
         outcome: the outputs of both models.
         unmatched: dotted paths that only one of the models runs.
+
     """
 
     layers: list[Layer]
@@ -150,7 +155,7 @@ class Comparison(_Result):
     unmatched: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Schema: ``schema``, ``layers`` (fields of Layer), ``outcome`` (fields of Outcome), ``unmatched``."""
+        """Return schema: ``schema``, ``layers`` (fields of Layer), ``outcome`` (fields of Outcome), ``unmatched``."""
         return {"schema": f"qdeq.comparison/{SCHEMA_VERSION}", **asdict(self)}
 
     def __str__(self) -> str:
@@ -172,6 +177,7 @@ class Explanation(_Result):
         cumulative: ``(modules and kind, share of the disagreement that is gone)`` while the findings are put right one
             after the other; empty without data.
         unmatched: quantized modules without a partner in the float model.
+
     """
 
     findings: list[Finding]
@@ -190,7 +196,7 @@ class Explanation(_Result):
         return not any(finding.is_fault for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The explanation as plain data; ``docs/explain.md`` gives the schema."""
+        """Return the explanation as plain data; ``docs/explain.md`` gives the schema."""
         content = asdict(self)
         del content["histograms"]
         cumulative = [{"repaired": name, "gone": gone} for name, gone in self.cumulative]
@@ -208,6 +214,7 @@ class Explanation(_Result):
 
         Raises:
             QdeqError: matplotlib is not installed.
+
         """
         from qdeq.plot import plot_explanation
 

@@ -54,7 +54,7 @@ class _Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module) -> fx.Graph | None:
-    """The graph of the modules and functions that a forward runs; None where it cannot be traced."""
+    """Return the graph of the modules and functions that a forward runs; None where it cannot be traced."""
     try:
         with torch.random.fork_rng(devices=[]):
             return _Tracer().trace(light_copy(model))
@@ -69,7 +69,7 @@ def activation_name(module: nn.Module) -> str:
 
 
 def activations_behind(graph: fx.Graph, model: nn.Module, path: str) -> list[Activation] | None:
-    """The activations that every output of the layer at ``path`` runs through, in order; None if it is not run."""
+    """Return the activations that the output of the layer at ``path`` runs through; None if it is not run."""
     found = []
     module = model.get_submodule(path)
     own = fused_activation(module)

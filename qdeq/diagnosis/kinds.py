@@ -17,6 +17,7 @@ class Kind:
             ``{extra}``, ``{norm}``, ``{activation}`` are from the evidence.
         benign: the two models still count as agreeing.
         urgency: of two findings with equal weight, the one with the higher number comes first.
+
     """
 
     phrase: str

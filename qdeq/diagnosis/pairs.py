@@ -27,6 +27,7 @@ class Pair:
         folded: (weight, bias) of the float layer with that batch norm folded in.
         norm_factor: factor and shift of that batch norm per channel.
         use_folded: the float layer is the unfolded original, so the folded values are the ones to compare.
+
     """
 
     layer: IntegerLayer
@@ -64,6 +65,7 @@ def match_layers(layers: list[IntegerLayer], side: Side) -> tuple[list[Pair], li
 
     Raises:
         QdeqValueError: nothing can be paired.
+
     """
     theirs = float_layers(side)
     chosen = {layer.path: theirs.pop(layer.path) for layer in layers if layer.path in theirs}

@@ -40,7 +40,7 @@ def fit_lines(case: Case) -> tuple[Tensor, Tensor] | None:
 
 
 def scaled_wrongly(case: Case) -> Verdict:
-    """The float weight is a line in the integers: name the factor and the zero point that were used."""
+    """Recognise the float weight is a line in the integers: name the factor and the zero point that were used."""
     fit = fit_lines(case)
     if fit is None:
         return None
@@ -102,7 +102,7 @@ def _constant(case: Case, a: Tensor, s: Tensor, formula: str) -> tuple[str, str]
 
 
 def zero_point_wrapped(case: Case) -> Verdict:
-    """scale * int8(q - zero_point): the difference wrapped around."""
+    """Scale * int8(q - zero_point): the difference wrapped around."""
     low, high = case.ints.full_range
     size = high - low + 1
     for start, name in ((low, "the integers' own dtype"), (-(size // 2), "int8")):
@@ -115,7 +115,7 @@ def zero_point_wrapped(case: Case) -> Verdict:
 
 
 def scale_wrong_axis(case: Case) -> Verdict:
-    """The scales broadcast along another dimension of the same length."""
+    """Recognise the scales broadcast along another dimension of the same length."""
     ints = case.ints
     moved = [ints.shape[ints.axis], *(size for i, size in enumerate(ints.shape) if i != ints.axis)]
     names = [ints.axis, *(i for i in range(len(ints.shape)) if i != ints.axis)]
@@ -133,7 +133,7 @@ def scale_wrong_axis(case: Case) -> Verdict:
 
 
 def weight_transposed(case: Case) -> Verdict:
-    """The right values with two dimensions exchanged, or the kernel turned around."""
+    """Recognise the right values with two dimensions exchanged, or the kernel turned around."""
     ints = case.ints
     if len(ints.shape) < 2 or ints.values.numel() > MAX_WHOLE:
         return None
@@ -155,7 +155,7 @@ def _rearranged(weight: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def flatten_order(case: Case) -> Verdict:
-    """A Linear whose columns follow (height, width, channel) where the int8 model has (channel, height, width)."""
+    """Recognise a Linear whose columns run (height, width, channel) and not (channel, height, width)."""
     ints = case.ints
     if len(ints.shape) != 2:
         return None
@@ -221,7 +221,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def weight_partly_copied(case: Case) -> Verdict:
-    """Some output channels, or some columns of every channel, are right and the others are not."""
+    """Recognise some output channels, or some columns of every channel, are right and the others are not."""
     right = int(case.scan.right.sum())
     total = len(case.scan.right)
     if 0 < right < total and right >= max(1, 0.02 * total):

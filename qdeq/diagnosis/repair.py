@@ -37,6 +37,7 @@ class Attribution:
         lost: kind -> share of the lost accuracy, or of the lost top-1 agreement where the data has no labels, that
             comes back with it; empty where none was lost.
         cumulative: (name of the finding, share of the error that is gone) while findings are repaired in order.
+
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ def attribute(
         int8_model: gives the right values.
         float_model: left untouched.
         data: batches.
+
     """
     result = Attribution()
     by_path = {pair.layer.path: pair for pair in pairs}
@@ -147,7 +149,7 @@ Repair = Callable[[nn.Module], Any]
 
 
 def _repair_of(item: Finding, pairs: dict[str, Pair], int8_model: nn.Module) -> Repair | None:
-    """What puts the right value of a finding into a copy of the float model; None where nothing can."""
+    """Return what puts the right value of a finding into a copy of the float model; None where nothing can."""
     if item.kind == "training_mode":
         return lambda model: model.get_submodule(item.module).eval()
     if item.kind == "activation_lost":
@@ -194,7 +196,7 @@ def _set(model: nn.Module, pair: Pair, *, bias: bool) -> None:
         value = None if pair.layer.bias is None else nn.Parameter(pair.layer.bias.clone(), requires_grad=False)
         module._parameters["bias"] = value
     else:
-        value = pair.layer.read().reference().to(pair.partner.weight.dtype)
+        value = pair.layer.ints.reference().to(pair.partner.weight.dtype)
         module._parameters["weight"] = nn.Parameter(value, requires_grad=False)
 
 
@@ -203,7 +205,7 @@ def _override(model: nn.Module, module: Any, pair: Pair) -> None:
 
     The instance's own ``forward`` takes over, so that hooks (fake quantization) still run behind it.
     """
-    weight, bias = pair.layer.read().reference(), pair.layer.bias
+    weight, bias = pair.layer.ints.reference(), pair.layer.bias
     activation = torch.relu if fused_activation(module) else (lambda value: value)
 
     def run(x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Batch:
     labels: Tensor | None
 
     def first(self, count: int) -> Batch:
-        """The first ``count`` samples."""
+        """Return the first ``count`` samples."""
         return Batch(self.inputs[:count], None if self.labels is None else self.labels[:count])
 
 
@@ -38,6 +38,7 @@ def batches(data: object) -> Iterator[Batch]:
     Raises:
         QdeqTypeError: something else.
         QdeqValueError: no samples.
+
     """
     count = 0
     for batch in _parts(data):
@@ -81,7 +82,7 @@ def _as_batch(item: object) -> Batch | None:
 
 
 def as_float(value: Any) -> Tensor | None:
-    """A float32 copy of a tensor, dequantized if need be; None for anything else."""
+    """Return a float32 copy of a tensor, dequantized if need be; None for anything else."""
     if not isinstance(value, Tensor):
         return None
     if value.is_quantized:
@@ -90,7 +91,7 @@ def as_float(value: Any) -> Tensor | None:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The first tensor of a model's output, which may be nested in tuples, lists and dicts."""
+    """Return the first tensor of a model's output, which may be nested in tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return as_float(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
@@ -102,6 +103,7 @@ def forward(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
 
     Raises:
         QdeqValueError: the forward fails; names the module that failed and the shape of the data.
+
     """
     try:
         output = first_tensor(model(inputs))
@@ -204,6 +206,7 @@ class OutputSums:
 
         Raises:
             QdeqValueError: the outputs differ in shape.
+
         """
         if a.shape != b.shape:
             remedy = "Pass two forms of the same network."
@@ -220,7 +223,7 @@ class OutputSums:
                 self.right_b += int((top_b == labels).sum())
 
     def outcome(self) -> Outcome:
-        """The numbers so far."""
+        """Return the numbers so far."""
         labelled = self.classes and self.labelled == self.samples > 0
         return Outcome(
             self.samples,

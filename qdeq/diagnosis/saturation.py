@@ -35,6 +35,7 @@ class Saturation:
         outputs: share of the outputs that move by more than half a step.
         largest: largest change of an output, in steps of its scale.
         cpu_saturates: whether this machine's kernels do that.
+
     """
 
     sums: float
@@ -48,7 +49,7 @@ class Saturation:
         return self.outputs > AFFECTED_SHARE
 
     def sentence(self) -> str:
-        """The finding in words."""
+        """Return the finding in words."""
         here = "this CPU" if self.cpu_saturates else "a CPU without VNNI (not this one)"
         return (
             f"on {here} {100 * self.outputs:.0f} % of the int8 outputs are wrong by up to {self.largest:.0f} steps, "
@@ -56,7 +57,7 @@ class Saturation:
         )
 
     def evidence(self) -> dict[str, Any]:
-        """The numbers."""
+        """Return the numbers."""
         return {
             "saturated_sums": self.sums,
             "wrong_outputs": self.outputs,
@@ -75,13 +76,14 @@ def measure_saturation(module: nn.Module, inputs: Tensor, layer: IntegerLayer) -
 
     Returns:
         None where nothing can saturate or the layer is of another kind.
+
     """
     if not inputs.is_quantized or inputs.dtype != torch.quint8 or layer.output is None:
         return None
     values = inputs.int_repr()
     if values.numel() == 0 or int(values.max()) <= SAFE_ACTIVATION:
         return None
-    ints = layer.read()
+    ints = layer.ints
     if ints.full_range[0] != -128 or ints.axis != 0:
         return None
     channels = torch.linspace(0, len(ints.scale) - 1, min(SAMPLE_CHANNELS, len(ints.scale))).long()
@@ -102,6 +104,7 @@ def pair_sums(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
 
     Returns:
         int64 (n, channels) exact, the same clamped, and the share of the pairs that were clamped.
+
     """
     if rows.shape[1] % 2:
         rows, weights = nn.functional.pad(rows, (0, 1)), nn.functional.pad(weights, (0, 1))
@@ -117,7 +120,7 @@ def pair_sums(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def _rows(module: Any, values: Tensor, zero_point: int, weight_dims: int) -> Tensor | None:
-    """A sample of the rows that the weights are multiplied with, in the order of fbgemm's packing."""
+    """Return a sample of the rows that the weights are multiplied with, in the order of fbgemm's packing."""
     if weight_dims == 2:
         rows = values.reshape(-1, values.shape[-1])
         return rows[_spread(len(rows))]

@@ -30,7 +30,8 @@ class Scan:
         max_steps: largest difference in steps (units of the channel's scale).
         correlation: Pearson correlation with the dequantized weight; 0 where either is constant.
         relative_error: root mean square of the difference, relative to the dequantized weight's.
-        finite: whether every float weight is finite.
+        finite: whether every float weight and every dequantized one is finite.
+
     """
 
     right: Tensor
@@ -65,7 +66,7 @@ def scan_weight(ints: Integers, rows: Tensor) -> Scan:
             equal += reference.numel()
             moments += _moments(reference, weight)
             continue
-        finite = finite and bool(torch.isfinite(weight).all())
+        finite = finite and bool(torch.isfinite(weight).all()) and bool(torch.isfinite(reference).all())
         equal += int((reference == weight).sum())
         difference = weight - reference
         step = ints.scale[part].abs().to(torch.float32).clamp_min(1e-45).unsqueeze(1)
@@ -121,6 +122,7 @@ class Case:
         columns: int64 (m,): a sample of the weights of each channel.
         q: float64 (n, m): the integers of the sample, zero point not subtracted.
         w: float64 (n, m): the float weights of the sample.
+
     """
 
     layer: IntegerLayer

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.forms import is_quantized_module
+from qdeq.forms import is_quantized_module, quantized_sources
 from qdeq.modules.build import class_name, join
+from qdeq.packed import packed_bias
+from qdeq.weight import QuantizedWeight
 
 __all__ = ["FloatLayer", "IntegerLayer", "Integers", "Side", "float_layers", "integer_layers", "open_side"]
 
@@ -27,8 +30,9 @@ class Integers:
         zero_point: float64, (channels,); whole numbers unless the qparams are float.
         shape: shape of the weight as its layer holds it.
         axis: where the channel axis is in ``shape``.
-        per_channel: whether the scheme is per channel; otherwise all scales are equal.
+        qscheme: torch's name of the scheme; per tensor, all scales are equal.
         full_range: smallest and largest value of the dtype.
+
     """
 
     values: Tensor
@@ -36,47 +40,50 @@ class Integers:
     zero_point: Tensor
     shape: tuple[int, ...]
     axis: int
-    per_channel: bool
+    qscheme: str
     full_range: tuple[int, int]
 
     @classmethod
-    def from_tensor(cls, q: Tensor) -> Integers:
-        """Take a quantized tensor of torch apart; the scales are cloned."""
-        per_channel = q.qscheme() not in (torch.per_tensor_affine, torch.per_tensor_symmetric)
-        axis = q.q_per_channel_axis() if per_channel else 0
-        values = q.int_repr().movedim(axis, 0)
+    def of(cls, weight: QuantizedWeight) -> Integers:
+        """Bring a quantized weight into this form; contiguous integers with the channel axis first are not copied."""
+        axis = weight.axis or 0
+        values = weight.values().movedim(axis, 0)
         channels = values.shape[0]
-        if per_channel:
-            scale, zero_point = q.q_per_channel_scales().double().clone(), q.q_per_channel_zero_points().double()
-        else:
-            scale = torch.full((channels,), q.q_scale(), dtype=torch.float64)
-            zero_point = torch.full((channels,), q.q_zero_point(), dtype=torch.float64)
-        info = torch.iinfo(values.dtype)
+        scale, zero_point = weight.scale.expand(channels), weight.zero_point.double().expand(channels)
+        kind = weight.integers
         return cls(
-            values.reshape(channels, -1),
-            scale,
-            zero_point.clone(),
-            tuple(q.shape),
-            axis,
-            per_channel,
-            (info.min, info.max),
+            values.reshape(channels, -1), scale, zero_point, weight.shape, axis, weight.qscheme, (kind.low, kind.high)
         )
 
+    @property
+    def per_channel(self) -> bool:
+        """Whether each channel has a scale of its own."""
+        return self.qscheme != "per_tensor_affine"
+
     def rows(self, index: slice | Tensor) -> Tensor:
-        """The float32 weights of some channels, as ``dequantize()`` gives them."""
-        scale = self.scale[index].unsqueeze(1)
-        centred = self.values[index].to(torch.float32) - self.zero_point[index].unsqueeze(1).to(torch.float32)
-        if bool((scale.to(torch.float32).double() == scale).all()) or not self.per_channel:
-            return centred * scale.to(torch.float32)
-        return (centred.double() * scale).to(torch.float32)
+        """Return the float32 weights of some channels, as ``dequantize()`` gives them."""
+        values = self.values[index].contiguous()
+        scale, zero_point = self.scale[index], self.zero_point[index]
+        if not self.per_channel:
+            scale, zero_point = self.scale[0], self.zero_point[0]
+        part = QuantizedWeight(
+            int_repr=values,
+            scale=scale.clone(),
+            zero_point=zero_point.float() if self.qscheme.endswith("float_qparams") else zero_point.long(),
+            axis=0 if self.per_channel else None,
+            qscheme=self.qscheme,
+            dtype={torch.int8: "qint8", torch.uint8: "quint8", torch.int32: "qint32"}[values.dtype],
+            shape=tuple(values.shape),
+        )
+        return part.dequantize(allow_bad_scales=True)
 
     def reference(self) -> Tensor:
-        """The whole float32 weight in the layer's own shape."""
+        """Return the whole float32 weight in the layer's own shape."""
         moved = [self.shape[self.axis], *(size for i, size in enumerate(self.shape) if i != self.axis)]
         return self.rows(slice(None)).reshape(moved).movedim(0, self.axis)
 
     def as_rows(self, weight: Tensor) -> Tensor:
-        """A float weight of the layer's shape as (channels, weights per channel), channel axis first."""
+        """Return a float weight of the layer's shape as (channels, weights per channel), channel axis first."""
         return weight.movedim(self.axis, 0).reshape(self.values.shape)
 
 
@@ -87,20 +94,24 @@ class IntegerLayer:
     Attributes:
         path: dotted path.
         class_name: class of its module; empty where the side is a state_dict.
-        read: reads the weight; called when needed and not kept, so that one layer is in memory at a time.
-        shape: shape of the weight.
+        ints: its integers, one byte per weight of an 8-bit layer.
         bias: float32 (channels,), or None.
         activation: class name of the activation that the module applies itself; empty if none.
         output: scale and zero point of the module's output; None where it is not known.
+
     """
 
     path: str
     class_name: str
-    read: Callable[[], Integers]
-    shape: tuple[int, ...]
+    ints: Integers
     bias: Tensor | None
     activation: str = ""
     output: tuple[float, int] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.ints.shape
 
     @property
     def numel(self) -> int:
@@ -137,6 +148,7 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
     Raises:
         QdeqTypeError: something else.
         QdeqValueError: a file that cannot be read.
+
     """
     if isinstance(source, str | Path):
         source = _load(Path(source), where, trust)
@@ -187,7 +199,7 @@ def fused_activation(module: nn.Module) -> str:
 
 
 def integer_layers(side: Side) -> list[IntegerLayer]:
-    """The layers with a quantized weight, in the order of the side."""
+    """Return the layers with a quantized weight, in the order of the side."""
     return _layers_of_state(side.state) if side.model is None else _layers_of_model(side.model)
 
 
@@ -196,33 +208,38 @@ def _layers_of_model(model: nn.Module) -> list[IntegerLayer]:
     for path, module in model.named_modules():
         if not is_quantized_module(module) or not callable(getattr(module, "weight", None)):
             continue
-        quantized = module.weight()  # type: ignore[operator]
-        if not (isinstance(quantized, Tensor) and quantized.is_quantized):
+        sources = [value for part in module.modules() for _, value in quantized_sources(part)]
+        if len(sources) != 1:
             continue
-        if quantized.dtype not in (torch.qint8, torch.quint8, torch.qint32):
-            continue
-        output = getattr(module, "scale", None), getattr(module, "zero_point", None)
+        bias = packed_bias(sources[0]) if isinstance(sources[0], torch.ScriptObject) else None
+        scale, zero_point = getattr(module, "scale", None), getattr(module, "zero_point", None)
         layers.append(
             IntegerLayer(
                 path=path,
                 class_name=class_name(module),
-                read=_reader(module),
-                shape=tuple(quantized.shape),
-                bias=_module_bias(module),
+                ints=_read(sources[0], path, module),
+                bias=bias,
                 activation=fused_activation(module),
-                output=None if None in output else (float(output[0]), int(output[1])),  # type: ignore[arg-type]
+                output=None if scale is None or zero_point is None else (float(scale), int(zero_point)),
             )
         )
     return layers
 
 
-def _reader(module: Any) -> Callable[[], Integers]:
-    return lambda: Integers.from_tensor(module.weight())
+def _read(source: object, path: str, module: nn.Module | None = None) -> Integers:
+    weight = unpack_source(source, where=join(path, "weight"))
+    # A packed Conv1d is stored as a Conv2d of height 1.
+    if module is not None and "1d" in type(module).__name__ and len(weight.shape) == 4:
+        weight = replace(weight, int_repr=weight.int_repr.squeeze(2), shape=(*weight.shape[:2], weight.shape[3]))
+    return Integers.of(weight)
 
 
-def _module_bias(module: Any) -> Tensor | None:
-    bias = module.bias() if callable(getattr(module, "bias", None)) else None
-    return None if bias is None else bias.detach().clone()
+_WEIGHT_SUFFIXES = (
+    "._packed_params._packed_params",
+    "._packed_params._packed_weight",
+    "._packed_params.weight",
+    ".weight",
+)
 
 
 def _layers_of_state(state: Mapping[str, Any] | None) -> list[IntegerLayer]:
@@ -231,17 +248,14 @@ def _layers_of_state(state: Mapping[str, Any] | None) -> list[IntegerLayer]:
         quantized, bias = (value[0], value[1]) if isinstance(value, tuple) and len(value) == 2 else (value, None)
         if not (isinstance(quantized, Tensor) and quantized.is_quantized):
             continue
-        path = (
-            name.removesuffix("._packed_params._packed_params").removesuffix(".weight").removesuffix("._packed_weight")
-        )
+        path = next((name.removesuffix(end) for end in _WEIGHT_SUFFIXES if name.endswith(end)), name)
         scale, zero_point = (state or {}).get(join(path, "scale")), (state or {}).get(join(path, "zero_point"))
         bias = (state or {}).get(join(path, "bias")) if bias is None else bias
         layers.append(
             IntegerLayer(
-                path=path.removesuffix("._packed_params"),
+                path=path,
                 class_name="",
-                read=lambda quantized=quantized: Integers.from_tensor(quantized),  # type: ignore[misc]
-                shape=tuple(quantized.shape),
+                ints=_read(quantized, path),
                 bias=None if bias is None else bias.detach().clone(),
                 output=None if scale is None or zero_point is None else (float(scale), int(zero_point)),
             )
@@ -279,7 +293,7 @@ def _float_layer(path: str, module: nn.Module) -> FloatLayer | None:
 def fold_batch_norm(
     weight: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm, *, transposed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The weight and bias of a layer and the batch norm behind it as one layer, in float32 as torch folds them."""
+    """Return the weight and bias of a layer and the batch norm behind it as one layer."""
     factor, shift = batch_norm_affine(norm)
     axis = 1 if transposed else 0
     view = [1] * weight.ndim

@@ -27,6 +27,7 @@ def structure_findings(
         pairs: the layers.
         right: paths of the layers whose weights are right.
         total_weights: number of weights of the int8 model.
+
     """
     findings = _training_mode(float_model)
     findings += [

@@ -18,7 +18,7 @@ MOST_SHOWN = 12
 
 
 def join_names(names: list[str], most: int = 3) -> str:
-    """``a``, ``a and b``, ``a, b and c``; beyond ``most`` names the rest is counted."""
+    """Return ``a``, ``a and b``, ``a, b and c``; beyond ``most`` names the rest is counted."""
     shown = [name or "the model" for name in names]
     if len(shown) > most:
         shown = [*shown[: most - 1], f"{len(shown) - most + 1} more"]
@@ -26,7 +26,7 @@ def join_names(names: list[str], most: int = 3) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage: two digits at the ends of the scale, whole numbers between."""
+    """Return a share as a percentage: two digits at the ends of the scale, whole numbers between."""
     value = 100 * share
     if 99.5 <= value < 100:
         return f"{min(value, 99.9):.1f} %"
@@ -34,7 +34,7 @@ def percent(share: float) -> str:
 
 
 def explanation_text(explanation: Explanation) -> str:
-    """The whole explanation."""
+    """Return the whole explanation."""
     return "\n".join(line.rstrip() for line in _explanation_lines(explanation))
 
 
@@ -113,7 +113,7 @@ def _clip(text: str, width: int) -> str:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """The table of a comparison."""
+    """Return the table of a comparison."""
     lines = [*_outcome_lines(comparison.outcome), "", *_layer_table(comparison.layers)]
     if comparison.unmatched:
         lines += ["", *textwrap.wrap(f"Only in one model: {join_names(comparison.unmatched, 8)}", COLUMNS)]

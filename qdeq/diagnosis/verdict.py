@@ -12,7 +12,7 @@ MOST_GROUPS = 3
 
 
 def group_by_kind(findings: list[Finding]) -> dict[str, list[Finding]]:
-    """kind -> its findings, faults only, in the order given."""
+    """Kind -> its findings, faults only, in the order given."""
     groups: dict[str, list[Finding]] = {}
     for item in findings:
         if item.is_fault:
@@ -45,6 +45,7 @@ def verdict(
         group_repair: kind -> share of the error that is gone when all findings of the kind are put right.
         lost: kind -> share of the lost accuracy (or top-1 agreement) that comes back with it; empty if none was lost.
         outcome: the outputs of both models; None without data.
+
     """
     groups = group_by_kind(findings)
     if not groups:

@@ -21,7 +21,7 @@ CORRELATED = 0.5
 
 
 def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float) -> Finding:
-    """A finding at a pair, with the remedy of its kind."""
+    """Return a finding at a pair, with the remedy of its kind."""
     names = {"module": pair.partner.path, "source": pair.layer.path, **evidence}
     remedy = KINDS[kind].remedy.format_map(names)
     return Finding(pair.layer.path, kind, f"{pair.layer.path}: {sentence}", evidence, share, None, remedy)
@@ -32,6 +32,7 @@ def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding
 
     Returns:
         the findings; path -> row of the table; path -> histogram for the plots.
+
     """
     findings: list[Finding] = []
     table: dict[str, Layer] = {}
@@ -45,7 +46,7 @@ def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding
             text = f"the weight is {tuple(pair.partner.weight.shape)}, the int8 model has {pair.layer.shape}"
             findings.append(finding(pair, "shape_mismatch", text, {}, share))
             continue
-        ints = pair.layer.read()
+        ints = pair.layer.ints
         rows, scan = _best_scan(pair, ints)
         row.weight_equal = scan.equal / max(1, scan.total)
         row.weight_error_steps = scan.max_steps
@@ -60,7 +61,7 @@ def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding
 
 
 def _best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
-    """The weight as it stands, or with the batch norm behind it folded in if that fits better."""
+    """Return the weight as it stands, or with the batch norm behind it folded in if that fits better."""
     rows = ints.as_rows(pair.partner.weight)
     scan = scan_weight(ints, rows)
     if pair.folded is None or scan.is_right:
@@ -106,7 +107,7 @@ def _of_other_layer(case: Case, pairs: list[Pair]) -> Verdict:
     for other in pairs:
         if other.layer.path == case.layer.path or other.layer.shape != case.layer.shape:
             continue
-        theirs = other.layer.read()
+        theirs = other.layer.ints
         if theirs.values.shape != case.ints.values.shape:
             continue
         rows = theirs.rows(case.channels).double()[:, case.columns]
@@ -129,8 +130,8 @@ def _never_copied(case: Case) -> Verdict:
 def _other_values(case: Case) -> tuple[str, str, dict[str, Any]]:
     if abs(case.scan.correlation) >= CORRELATED:
         text = (
-            f"the weight was changed: {100 * case.scan.beyond / case.scan.total:.0f} % of its values are more than half "
-            f"a step off, correlation {case.scan.correlation:.3f}"
+            f"the weight was changed: {100 * case.scan.beyond / case.scan.total:.0f} % of its values are more than "
+            f"half a step off, correlation {case.scan.correlation:.3f}"
         )
         return "weight_altered", text, {"beyond_half_step": case.scan.beyond / case.scan.total}
     text = f"the weight is that of another training run: correlation {case.scan.correlation:.2f}, not an initial value"
@@ -263,7 +264,7 @@ def _find_other_checkpoint(findings: list[Finding]) -> None:
 
 
 def _histogram(ints: Integers, rows: Tensor) -> dict[str, Any]:
-    """Counts of the float weights in steps of a quarter of the scale, channel 0; for the plot with the integer grid."""
+    """Return the weights and integers of the channel with the largest scale, for the plot."""
     channel = int(ints.scale.argmax())
     weight = rows[channel].double()
     scale, zero = float(ints.scale[channel]), float(ints.zero_point[channel])

@@ -43,6 +43,7 @@ class Fused:
         holder: subclass of the layer's class that applies the activation itself, with the same parameter names;
             used where no slot for the activation can be proven.
         slots: how many ``nn.Identity`` places fusing may have left behind the layer, at most.
+
     """
 
     layer: nn.Module
@@ -67,6 +68,7 @@ class Build:
         allow_bad_scales: take scales that are zero, negative or not finite, with torch's bits.
         detailed: also record scales, zero points and the share of saturated integers, which costs a pass over the
             integers of every weight.
+
     """
 
     report: Report = field(default_factory=Report)
@@ -83,6 +85,7 @@ class Build:
             path: dotted path of ``module``.
             target: float module whose parameter ``name``, on the meta device, gives the shape.
             name: name of the parameter in both modules.
+
         """
         where = join(path, name)
         shape = tuple(target.get_parameter(name).shape)

@@ -1,0 +1,79 @@
+// The kernels' contract: quantized integers in, float32 out, raw pointers only.
+//
+// Formulas (all float32 unless said otherwise; round to nearest even; no fused multiply-add anywhere):
+//
+//   kSubFloat   y = (float(q) - z) * s                     8-bit values of every scheme, int32 per channel, float
+//   qparams kSubInt32   y = float(int32(q) - int32(z)) * s         int32 per tensor; the subtraction wraps kDouble y =
+//   float(double(float(q) - z) * sd)       per channel, when some scale is not a float32
+//
+// For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z, so kSubFloat is torch's per tensor
+// formula too. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat gives
+// the same bits.
+//
+// Every kernel set gives the bits of scalar.cpp, reads and writes nothing outside the ranges named here, and needs no
+// alignment beyond that of the element type.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace qdeq {
+
+enum IntType { kInt8 = 0, kUInt8 = 1, kInt32 = 2 };
+enum Formula { kSubFloat = 0, kSubInt32 = 1, kDouble = 2 };
+
+// num_rows rows of row_len integers, each row contiguous, to num_rows contiguous rows of floats.
+// Per row parameters: row r uses scale[r * channel_step], zero_point[r * channel_step].
+// Per element parameters: element i of every row uses scale[i], zero_point[i] (channel_step is not read).
+struct RowBlock {
+    const void* src;         // int8_t, uint8_t or int32_t
+    float* dst;              // does not overlap src
+    int64_t num_rows;        // >= 0
+    int64_t row_len;         // >= 0, in elements
+    int64_t src_row_stride;  // in elements
+    int64_t dst_row_stride;  // in elements
+    int64_t channel_step;    // 0 or 1
+    const void* scale;       // float; double for kDouble
+    const void* zero_point;  // float; int32_t for kSubInt32
+    bool stream;             // write past the caches (non-temporal stores); the caller issues the fence
+};
+
+using RowsFn = void (*)(const RowBlock&);
+
+struct KernelSet {
+    const char* name;
+    RowsFn per_row[3][3];      // [IntType][Formula]
+    RowsFn per_element[3][3];  // [IntType][Formula]; kSubInt32 is per tensor only: null
+
+    // num_values values of 4 (2) bits, low bits first, to one byte each. src starts at a byte boundary.
+    void (*unpack_4bit)(const uint8_t* src, uint8_t* dst, int64_t num_values);
+    void (*unpack_2bit)(const uint8_t* src, uint8_t* dst, int64_t num_values);
+
+    // float32 to 16 bits, rounded to nearest even; overflow gives infinity, NaN stays NaN.
+    void (*to_bfloat16)(const float* src, uint16_t* dst, int64_t count, bool stream);
+    void (*to_float16)(const float* src, uint16_t* dst, int64_t count, bool stream);
+
+    // dst[r * dst_stride + c] = src[c * src_stride + r], bytes.
+    void (*transpose_bytes)(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                            int64_t num_cols);
+
+    void (*copy)(const float* src, float* dst, int64_t count, bool stream);
+
+    // Makes streamed stores visible before what follows.
+    void (*fence)();
+};
+
+extern const KernelSet kScalarKernels;
+#if defined(__x86_64__)
+extern const KernelSet kAvx2Kernels;
+extern const KernelSet kAvx512Kernels;
+#endif
+
+// dispatch.cpp: the only file that asks which CPU this is.
+int num_kernel_sets();                         // those that run on this machine, fastest first; at least one
+const KernelSet& kernel_set(int index);        // 0 <= index < num_kernel_sets()
+const KernelSet& current_kernels();            // the forced one, else the first
+bool force_kernels(const char* name_or_null);  // null: automatic again. False: no such set here
+int64_t last_level_cache_bytes();              // 0 where the system does not say
+
+}  // namespace qdeq

@@ -1,0 +1,70 @@
+// The definition of correct: kernels.h's formulas, one element at a time, in plain C++.
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "kernels/scalar_math.h"
+
+namespace qdeq {
+namespace {
+
+template <typename T, Formula kFormula, bool kPerElement>
+void rows(const RowBlock& b) {
+    using Scale = typename FormulaTypes<kFormula>::Scale;
+    using Zero = typename FormulaTypes<kFormula>::Zero;
+    const auto* scale = static_cast<const Scale*>(b.scale);
+    const auto* zero_point = static_cast<const Zero*>(b.zero_point);
+    for (int64_t r = 0; r < b.num_rows; ++r) {
+        const T* src = static_cast<const T*>(b.src) + r * b.src_row_stride;
+        float* dst = b.dst + r * b.dst_row_stride;
+        for (int64_t i = 0; i < b.row_len; ++i) {
+            const int64_t c = kPerElement ? i : r * b.channel_step;
+            dst[i] = dequantize_one<kFormula>(src[i], scale[c], zero_point[c]);
+        }
+    }
+}
+
+void unpack_4bit(const uint8_t* src, uint8_t* dst, int64_t num_values) {
+    for (int64_t i = 0; i < num_values; ++i) dst[i] = (src[i / 2] >> (i % 2 * 4)) & 0xF;
+}
+
+void unpack_2bit(const uint8_t* src, uint8_t* dst, int64_t num_values) {
+    for (int64_t i = 0; i < num_values; ++i) dst[i] = (src[i / 4] >> (i % 4 * 2)) & 0x3;
+}
+
+void to_bfloat16(const float* src, uint16_t* dst, int64_t count, bool) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = bfloat16_bits(src[i]);
+}
+
+void to_float16(const float* src, uint16_t* dst, int64_t count, bool) {
+    for (int64_t i = 0; i < count; ++i) dst[i] = float16_bits(src[i]);
+}
+
+void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                     int64_t num_cols) {
+    for (int64_t r = 0; r < num_rows; ++r)
+        for (int64_t c = 0; c < num_cols; ++c) dst[r * dst_stride + c] = src[c * src_stride + r];
+}
+
+void copy(const float* src, float* dst, int64_t count, bool) { std::memcpy(dst, src, count * sizeof(float)); }
+
+void fence() {}
+
+}  // namespace
+
+#define QDEQ_PER_ROW(T) {rows<T, kSubFloat, false>, rows<T, kSubInt32, false>, rows<T, kDouble, false>}
+#define QDEQ_PER_ELEMENT(T) {rows<T, kSubFloat, true>, nullptr, rows<T, kDouble, true>}
+
+const KernelSet kScalarKernels = {
+    "scalar",
+    {QDEQ_PER_ROW(int8_t), QDEQ_PER_ROW(uint8_t), QDEQ_PER_ROW(int32_t)},
+    {QDEQ_PER_ELEMENT(int8_t), QDEQ_PER_ELEMENT(uint8_t), QDEQ_PER_ELEMENT(int32_t)},
+    unpack_4bit,
+    unpack_2bit,
+    to_bfloat16,
+    to_float16,
+    transpose_bytes,
+    copy,
+    fence,
+};
+
+}  // namespace qdeq

@@ -1,0 +1,128 @@
+// The loops of every vector kernel set, written once over a small type V of vector operations.
+//
+// An ISA file defines V inside namespace qdeq's unnamed namespace, under its target attribute, and includes this file
+// there; so each set has its own copy and the linker cannot mix them. V offers:
+//   kLanes, F (vector of kLanes floats), F set1(float), F loadu(const float*), F load(const T*) (integers to float),
+//   F load_sub(const T*, int32_t) (wrapping int32 subtraction first), F sub(F, F), F mul(F, F),
+//   F mul_double(F, const Scales&) with Scales made by broadcast(double) or load_doubles(const double*),
+//   void storeu(float*, F), void stream(float*, F) (aligned to the vector).
+// No instruction here rounds more than once per operation named in kernels.h.
+
+template <typename T, Formula kFormula, bool kPerElement>
+struct RowMath;
+
+template <typename T, bool kPerElement>
+struct RowMath<T, kSubFloat, kPerElement> {
+    const float *scale, *zero_point;
+    typename V::F scales, zeros;
+    RowMath(const float* s, const float* z) : scale(s), zero_point(z), scales(V::set1(*s)), zeros(V::set1(*z)) {}
+    typename V::F many(const T* src, int64_t i) const {
+        if constexpr (kPerElement)
+            return V::mul(V::sub(V::load(src + i), V::loadu(zero_point + i)), V::loadu(scale + i));
+        else
+            return V::mul(V::sub(V::load(src + i), zeros), scales);
+    }
+};
+
+template <typename T>
+struct RowMath<T, kSubInt32, false> {
+    const float* scale;
+    const int32_t* zero_point;
+    typename V::F scales;
+    RowMath(const float* s, const int32_t* z) : scale(s), zero_point(z), scales(V::set1(*s)) {}
+    typename V::F many(const T* src, int64_t i) const { return V::mul(V::load_sub(src + i, *zero_point), scales); }
+};
+
+template <typename T, bool kPerElement>
+struct RowMath<T, kDouble, kPerElement> {
+    const double* scale;
+    const float* zero_point;
+    typename V::Scales scales;
+    typename V::F zeros;
+    RowMath(const double* s, const float* z) : scale(s), zero_point(z), scales(V::broadcast(*s)), zeros(V::set1(*z)) {}
+    typename V::F many(const T* src, int64_t i) const {
+        if constexpr (kPerElement)
+            return V::mul_double(V::sub(V::load(src + i), V::loadu(zero_point + i)), V::load_doubles(scale + i));
+        else
+            return V::mul_double(V::sub(V::load(src + i), zeros), scales);
+    }
+};
+
+template <typename T, Formula kFormula, bool kPerElement>
+inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaTypes<kFormula>::Scale* scale,
+                    const typename FormulaTypes<kFormula>::Zero* zero_point, bool stream) {
+    constexpr int64_t kLanes = V::kLanes;
+    const auto scalars_until = [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t c = kPerElement ? i : 0;
+            dst[i] = dequantize_one<kFormula>(src[i], scale[c], zero_point[c]);
+        }
+    };
+    const RowMath<T, kFormula, kPerElement> math(scale, zero_point);
+    int64_t i = 0;
+    if (stream) {
+        const int64_t head = floats_until_aligned<kLanes * 4>(dst, n);
+        scalars_until(0, head);
+        i = head;
+        for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+            const auto a = math.many(src, i);
+            const auto b = math.many(src, i + kLanes);
+            const auto c = math.many(src, i + 2 * kLanes);
+            const auto d = math.many(src, i + 3 * kLanes);
+            V::stream(dst + i, a);
+            V::stream(dst + i + kLanes, b);
+            V::stream(dst + i + 2 * kLanes, c);
+            V::stream(dst + i + 3 * kLanes, d);
+        }
+        for (; i + kLanes <= n; i += kLanes) V::stream(dst + i, math.many(src, i));
+    } else {
+        for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+            const auto a = math.many(src, i);
+            const auto b = math.many(src, i + kLanes);
+            V::storeu(dst + i, a);
+            V::storeu(dst + i + kLanes, b);
+        }
+        for (; i + kLanes <= n; i += kLanes) V::storeu(dst + i, math.many(src, i));
+    }
+    scalars_until(i, n);
+}
+
+template <typename T, Formula kFormula, bool kPerElement>
+void rows(const RowBlock& b) {
+    const auto* scale = static_cast<const typename FormulaTypes<kFormula>::Scale*>(b.scale);
+    const auto* zero_point = static_cast<const typename FormulaTypes<kFormula>::Zero*>(b.zero_point);
+    if (b.row_len == 0) return;
+    for (int64_t r = 0; r < b.num_rows; ++r) {
+        const int64_t c = kPerElement ? 0 : r * b.channel_step;
+        one_row<T, kFormula, kPerElement>(static_cast<const T*>(b.src) + r * b.src_row_stride,
+                                          b.dst + r * b.dst_row_stride, b.row_len, scale + c, zero_point + c, b.stream);
+    }
+}
+
+void copy(const float* src, float* dst, int64_t count, bool stream) {
+    if (!stream) {
+        std::memcpy(dst, src, count * sizeof(float));
+        return;
+    }
+    const int64_t head = floats_until_aligned<V::kLanes * 4>(dst, count);
+    std::memcpy(dst, src, head * sizeof(float));
+    int64_t i = head;
+    for (; i + V::kLanes <= count; i += V::kLanes) V::stream(dst + i, V::loadu(src + i));
+    std::memcpy(dst + i, src + i, (count - i) * sizeof(float));
+}
+
+template <uint16_t (*kOne)(float), typename Many>
+inline void to_16bit(const float* src, uint16_t* dst, int64_t count, bool stream, Many many) {
+    // many(src, dst, stream) converts V::kLanes values; a streamed store needs dst aligned to 2 * kLanes bytes.
+    constexpr int64_t kLanes = V::kLanes;
+    int64_t i = 0;
+    if (stream) {
+        const auto misaligned = reinterpret_cast<uintptr_t>(dst) % (2 * kLanes);
+        const int64_t head = misaligned == 0 ? 0 : static_cast<int64_t>(2 * kLanes - misaligned) / 2;
+        for (; i < head && i < count; ++i) dst[i] = kOne(src[i]);
+        for (; i + kLanes <= count; i += kLanes) many(src + i, dst + i, true);
+    } else {
+        for (; i + kLanes <= count; i += kLanes) many(src + i, dst + i, false);
+    }
+    for (; i < count; ++i) dst[i] = kOne(src[i]);
+}

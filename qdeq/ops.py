@@ -1,0 +1,231 @@
+"""The native side, typed: operators, kernel choice, facts about the build. The only file that names ``_C``.
+
+The operators take plain tensors, so ``torch.compile`` traces through them; their fake kernels are here beside the
+wrappers. They check enough to be memory safe and raise a bare ``RuntimeError``: callers find out what was wrong and
+word it (:mod:`qdeq.weight`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from qdeq import _C
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = [
+    "OUT_DTYPES",
+    "add_build_facts",
+    "build_info",
+    "current_kernel",
+    "dequantize",
+    "dequantize_quantized",
+    "fresh_strides",
+    "kernels",
+    "use_kernel",
+]
+
+OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_dequantize = torch.ops.qdeq.dequantize.default
+_dequantize_out = torch.ops.qdeq.dequantize_out.default
+_dequantize_quantized = torch.ops.qdeq.dequantize_quantized.default
+_dequantize_quantized_out = torch.ops.qdeq.dequantize_quantized_out.default
+
+
+def dequantize(
+    int_repr: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    *,
+    axis: int | None,
+    shape: Sequence[int],
+    bits: int,
+    dtype: torch.dtype = torch.float32,
+    allow_bad_scales: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Dequantize plain integers.
+
+    Args:
+        int_repr: int8, uint8 or int32 of ``shape`` and any strides; for ``bits`` 2 or 4 contiguous packed uint8.
+        scale: float64 or float32, contiguous; one value, or one per index of ``axis``.
+        zero_point: as many, int64 (affine) or float32 (float qparams).
+        axis: the channels' dimension, not negative; None for one scale.
+        shape: of the result.
+        bits: 2, 4, 8 or 32.
+        dtype: float32, bfloat16 or float16.
+        allow_bad_scales: do not refuse scales that are NaN, infinite, zero or negative in float32.
+        out: written to and returned, if given.
+
+    Raises:
+        RuntimeError: an argument breaks these rules.
+
+    """
+    channels = -1 if axis is None else axis
+    if out is None:
+        fresh: Tensor = _dequantize(int_repr, scale, zero_point, channels, shape, bits, dtype, allow_bad_scales)
+        return fresh
+    _dequantize_out(int_repr, scale, zero_point, channels, shape, bits, dtype, allow_bad_scales, out)
+    return out
+
+
+def dequantize_quantized(
+    q: Tensor,
+    per_channel: bool,
+    dtype: torch.dtype = torch.float32,
+    allow_bad_scales: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Dequantize a CPU tensor of torch's quantized dtypes, read where it lies; otherwise as :func:`dequantize`."""
+    if out is None:
+        fresh: Tensor = _dequantize_quantized(q, per_channel, dtype, allow_bad_scales)
+        return fresh
+    _dequantize_quantized_out(q, per_channel, dtype, allow_bad_scales, out)
+    return out
+
+
+def _like_channels_last(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    if len(sizes) not in (4, 5) or strides[1] == 0:
+        return False
+    smallest = 0
+    for dim in (1, *range(len(sizes) - 1, 1, -1), 0):
+        if sizes[dim] == 0 or strides[dim] < smallest or (dim == 0 and smallest == strides[1]):
+            return False
+        smallest = strides[dim] * max(sizes[dim], 1)
+    return True
+
+
+def fresh_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides that torch's ``dequantize()`` gives a result: channels_last if the source looks so, else contiguous."""
+    order = list(range(len(sizes) - 1, -1, -1))
+    if _like_channels_last(sizes, strides):
+        order.remove(1)
+        order.insert(0, 1)
+    result = [1] * len(sizes)
+    step = 1
+    for dim in order:
+        result[dim] = step
+        step = step * max(sizes[dim], 1)
+    return tuple(result)
+
+
+@torch.library.register_fake("qdeq::dequantize")
+def _fake_dequantize(
+    int_repr: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int,
+    shape: Sequence[int],
+    bits: int,
+    dtype: torch.dtype,
+    allow_bad_scales: bool,
+) -> Tensor:
+    strides = int_repr.stride() if bits >= 8 else [0] * len(shape)
+    return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
+
+
+@torch.library.register_fake("qdeq::dequantize_out")
+def _fake_dequantize_out(
+    int_repr: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int,
+    shape: Sequence[int],
+    bits: int,
+    dtype: torch.dtype,
+    allow_bad_scales: bool,
+    out: Tensor,
+) -> None:
+    return None
+
+
+def kernels() -> list[str]:
+    """Names of the kernel sets that run on this machine, fastest first. The last is always ``"scalar"``."""
+    return list(_C.kernels())
+
+
+def current_kernel() -> str:
+    """Name of the kernel set in use."""
+    return str(_C.current_kernel())
+
+
+class _KernelChoice:
+    """What :func:`use_kernel` returns: leaving a ``with`` block over it brings the earlier choice back."""
+
+    def __init__(self, previous: str | None) -> None:
+        self._previous = previous
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _force(self._previous, "use_kernel")
+
+
+_forced: str | None = None
+
+
+def _force(name: str | None, where: str) -> None:
+    global _forced
+    if name is not None and not isinstance(name, str):
+        raise QdeqValueError(
+            expected(where, "the name of a kernel set or None", repr(name), f"Use one of {kernels()}.")
+        )
+    if not _C.force_kernel(name):
+        raise QdeqValueError(expected(where, f"one of {kernels()}", repr(name), "Other sets do not run here."))
+    _forced = name
+
+
+def use_kernel(name: str | None) -> _KernelChoice:
+    """Use one kernel set for everything that follows, in every thread.
+
+    A plain call lasts; ``with use_kernel("scalar"):`` ends with the block. All sets give the same bits. The variable
+    ``QDEQ_KERNEL`` makes the same choice when qdeq is imported.
+
+    Args:
+        name: one of :func:`kernels`, or None for the automatic choice.
+
+    Raises:
+        QdeqValueError: no such set runs here.
+
+    """
+    previous = _forced
+    _force(name, "use_kernel")
+    return _KernelChoice(previous)
+
+
+_fact_providers: list[Callable[[], dict[str, object]]] = []
+
+
+def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
+    """Let a module above this one add to :func:`build_info`; ``provider`` is called on each request."""
+    _fact_providers.append(provider)
+
+
+def build_info() -> dict[str, object]:
+    """Return what was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
+
+    ``QDEQ_KERNEL`` and :func:`use_kernel` show in ``current_kernel``.
+    """
+    facts: dict[str, object] = {
+        "torch": torch.__version__,
+        "built_with_torch": _C.built_with_torch,
+        "compiler": _C.compiler,
+        "kernels": kernels(),
+        "current_kernel": current_kernel(),
+        "last_level_cache_bytes": _C.last_level_cache_bytes(),
+    }
+    for provider in _fact_providers:
+        facts.update(provider())
+    return facts
+
+
+if os.environ.get("QDEQ_KERNEL"):
+    _force(os.environ["QDEQ_KERNEL"], "QDEQ_KERNEL")
