@@ -1,3 +1,4 @@
+# ruff: noqa: N999
 built_with_torch: str
 compiler: str
 

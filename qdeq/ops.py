@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ __all__ = [
     "OUT_DTYPES",
     "add_build_facts",
     "build_info",
+    "built_with_torch",
     "current_kernel",
     "dequantize",
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
+    "packed_operator",
     "use_kernel",
 ]
 
@@ -201,12 +204,23 @@ def use_kernel(name: str | None) -> _KernelChoice:
     return _KernelChoice(previous)
 
 
+def packed_operator(name: str) -> Callable[..., Any]:
+    """Return an operator that the extension for packed weights registers when it loads (csrc/fbgemm_ops.cpp)."""
+    operator: Callable[..., Any] = getattr(torch.ops.qdeq, f"packed_{name}").default
+    return operator
+
+
 _fact_providers: list[Callable[[], dict[str, object]]] = []
 
 
 def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
     """Let a module above this one add to :func:`build_info`; ``provider`` is called on each request."""
     _fact_providers.append(provider)
+
+
+def built_with_torch() -> str:
+    """Return the version of the torch that both extensions were built with."""
+    return str(_C.built_with_torch)
 
 
 def build_info() -> dict[str, object]:
@@ -216,7 +230,7 @@ def build_info() -> dict[str, object]:
     """
     facts: dict[str, object] = {
         "torch": torch.__version__,
-        "built_with_torch": _C.built_with_torch,
+        "built_with_torch": built_with_torch(),
         "compiler": _C.compiler,
         "kernels": kernels(),
         "current_kernel": current_kernel(),

@@ -76,7 +76,7 @@ def test_every_row_length_per_channel(kernel, dtype, true_double, generator):
         check(q, (dtype, size, "elements"))
 
 
-@pytest.mark.parametrize("dtype", (torch.qint8, torch.quint8) + SUB_BYTE_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.quint8, *SUB_BYTE_DTYPES], ids=str)
 def test_float_qparams(kernel, dtype, generator):
     for size in SIZES[::3]:
         check(random_quantized((3, size), dtype, 0, generator, float_qparams=True), (dtype, size))
@@ -167,8 +167,11 @@ def test_half_precision_is_rounded_to_nearest_even(kernel, dtype, generator):
 def test_half_precision_of_special_values(kernel, dtype):
     """Ties, denormals, overflow, infinity and NaN, each as one channel's scale."""
     specials = torch.tensor(
-        [1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 65536, 2**-14, 2**-24, 2**-25]
-        + [3 * 2**-25, 5 * 2**-25, 2**-25 * (1 + 2**-20), 2**-26, 6.1e-5, 1e-45, 3.4e38, float("inf"), float("nan")],
+        [
+            *(1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11, 1 + 3 * 2**-11, 65504, 65519.996, 65520, 65536, 2**-14, 2**-24),
+            *(2**-25, 3 * 2**-25, 5 * 2**-25, 2**-25 * (1 + 2**-20), 2**-26, 6.1e-5, 1e-45, 3.4e38),
+            *(float("inf"), float("nan")),
+        ],
         dtype=torch.float64,
     ).float()
     scale = specials.double()
@@ -300,7 +303,7 @@ def test_zero_points_out_of_range_are_refused():
 
 
 def test_sub_byte_views_are_refused():
-    q = random_quantized((8, 16), torch.quint4x2, 0, torch.Generator().manual_seed(0))
+    q = random_quantized((8, 16), torch.quint4x2, None, torch.Generator().manual_seed(0))
     with pytest.raises(qdeq.QdeqValueError, match="whole contiguous quint4x2"):
         qdeq.dequantize(q[2:4])
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from qdeq.demo.data import Images
+
 __all__ = ["CHAPTERS", "Row", "Run"]
 
 LEAST_INT8_ACCURACY = 95.0
@@ -52,13 +54,14 @@ class Run:
     """Everything that a chapter may look at.
 
     Attributes:
-        rows: the table; the rows named ``int8`` and ``rebuilt`` below are among them.
-        int8_row: the int8 model's.
-        rebuilt_row: that of the model that qdeq rebuilt.
+        rows: the table.
+        int8_row: the int8 model's row in it.
+        rebuilt_row: the row of the model that qdeq rebuilt.
         int8: the int8 model.
         rebuilt: the float model that qdeq rebuilt from it.
         loops: the two networks that the loop wrote to.
         copied: the names that the loop copied.
+        images: the images that the rows were measured on.
 
     """
 
@@ -69,6 +72,7 @@ class Run:
     rebuilt: nn.Module
     loops: tuple[nn.Module, nn.Module]
     copied: list[str]
+    images: Images
 
 
 @dataclass(frozen=True)

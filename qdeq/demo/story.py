@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
 from qdeq.convert import dequantize_model
 from qdeq.demo.chapters import CHAPTERS, Row, Run
@@ -65,7 +65,8 @@ def tell(options: Options, console: Console) -> int:
         0, or 1 if the run does not bear out what it should: the problems are printed.
 
     Raises:
-        QdeqValueError: data or folder cannot be used; nothing was trained yet.
+        QdeqValueError: data, folder or engine cannot be used (found before anything is trained), or a file did not
+            keep what was saved.
 
     """
     with contextlib.ExitStack() as stack:
@@ -103,8 +104,7 @@ def _run(options: Options, folder: Folder, console: Console) -> Run:
     console.print(
         f"{recipe.name} on {options.data}: {len(train_images):,} images to train on, {len(test_images):,} to test on, "
         f"{side} x {side} pixels.\nSeed {options.seed}, engine {ENGINE}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads.",
-        soft_wrap=True,
+        f"{torch.get_num_threads()} threads."
     )
 
     def network(seed: int) -> VGG11:
@@ -112,40 +112,32 @@ def _run(options: Options, folder: Folder, console: Console) -> Run:
         return VGG11(512 * (side // 32) ** 2, recipe.hidden, recipe.batch_norm)
 
     model, prepared = _train_both(network(options.seed), recipe, train_images, options.seed, console)
-    converted = to_int8(prepared)
     folder.write("float.pt", lambda path: torch.save(model.state_dict(), path))
-    saved = folder.write("int8.pt", lambda path: torch.save(converted.state_dict(), path))
     # Other seeds than the training's: a network born from the same seed hides what was not copied into it.
-    int8 = load_int8(saved, like=network(options.seed + 1))
-    int8_logits = logits_of(int8, test_images)
-    _check_loaded(int8_logits, logits_of(converted, test_images))
-    console.print(f"  int8 model saved ({saved.stat().st_size / 1e6:.1f} MB) and loaded back: the same logits")
-
-    first, second = network(options.seed + 1), network(options.seed + 2)
-    untouched = copy.deepcopy(first)
+    untouched, second = network(options.seed + 1), network(options.seed + 2)
+    int8 = _through_a_file(to_int8(prepared), untouched, test_images, folder, console)
+    first = copy.deepcopy(untouched)
     copied = copy_through_state_dict(int8, first)
     copy_in_place(int8, second)
-    start = time.perf_counter()
-    rebuilt, report = dequantize_model(int8, return_report=True)
-    console.print(f"  qdeq.dequantize_model: {1000 * (time.perf_counter() - start):.0f} ms\n")
-    folder.write("dequantized.pt", lambda path: torch.save(rebuilt.state_dict(), path))
-    folder.write("report.json", lambda path: path.write_text(report.to_json() + "\n"))
-
-    def row(name: str, logits: Tensor) -> Row:
-        return Row.of(name, logits, int8_logits, test_images.labels)
-
-    int8_row = row(f"int8 ({ENGINE})", int8_logits)
-    rebuilt_row = row("qdeq.dequantize_model", logits_of(rebuilt, test_images))
-    rows = [
-        row("float, as trained", logits_of(model, test_images)),
-        row("QAT (fake-quantized)", logits_of(prepared, test_images)),
-        int8_row,
-        row("fresh network, nothing copied", logits_of(untouched, test_images)),
-        row("copy by name, load_state_dict", logits_of(first, test_images)),
-        row("copy by name, in place", logits_of(second, test_images)),
-        rebuilt_row,
-    ]
-    return Run(rows, int8_row, rebuilt_row, int8, rebuilt, (first, second), copied)
+    rebuilt = _rebuild(int8, folder, console)
+    int8_logits = logits_of(int8, test_images)
+    int8_name, rebuilt_name = f"int8 ({ENGINE})", "qdeq.dequantize_model"
+    models = {
+        "float, as trained": model,
+        "QAT (fake-quantized)": prepared,
+        int8_name: int8,
+        "fresh network, nothing copied": untouched,
+        "copy by name, load_state_dict": first,
+        "copy by name, in place": second,
+        rebuilt_name: rebuilt,
+    }
+    rows = {
+        name: Row.of(name, logits_of(candidate, test_images), int8_logits, test_images.labels)
+        for name, candidate in models.items()
+    }
+    return Run(
+        list(rows.values()), rows[int8_name], rows[rebuilt_name], int8, rebuilt, (first, second), copied, test_images
+    )
 
 
 def _train_both(model: VGG11, recipe: Recipe, images: Images, seed: int, console: Console) -> tuple[VGG11, VGG11]:
@@ -158,10 +150,24 @@ def _train_both(model: VGG11, recipe: Recipe, images: Images, seed: int, console
     return model, prepared
 
 
-def _check_loaded(loaded: Tensor, converted: Tensor) -> None:
-    if not torch.equal(loaded, converted):
-        what = expected("int8.pt", "the logits of the model that was saved", "others", "The file did not keep it.")
+def _through_a_file(converted: VGG11, like: VGG11, images: Images, folder: Folder, console: Console) -> VGG11:
+    """Save the int8 model, load it back and see that it gives the same logits."""
+    saved = folder.write("int8.pt", lambda path: torch.save(converted.state_dict(), path))
+    loaded = load_int8(saved, like)
+    if not torch.equal(logits_of(loaded, images), logits_of(converted, images)):
+        what = expected("int8.pt", "the logits of the model that was saved", "others", "Check the disk it is on.")
         raise QdeqValueError(what)
+    console.print(f"  int8 model saved ({saved.stat().st_size / 1e6:.1f} MB) and loaded back: the same logits")
+    return loaded
+
+
+def _rebuild(int8: VGG11, folder: Folder, console: Console) -> nn.Module:
+    start = time.perf_counter()
+    rebuilt, report = dequantize_model(int8, return_report=True)
+    console.print(f"  qdeq.dequantize_model: {1000 * (time.perf_counter() - start):.0f} ms")
+    folder.write("dequantized.pt", lambda path: torch.save(rebuilt.state_dict(), path))
+    folder.write("report.json", lambda path: path.write_text(report.to_json() + "\n"))
+    return rebuilt
 
 
 @contextlib.contextmanager

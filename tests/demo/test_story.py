@@ -83,7 +83,7 @@ def test_no_other_network_is_born_from_the_training_seed(short_run):
     # The same seed gives the same random classifier: the missing copy would not show.
     assert short_run.seeds[0] == 5
     assert 5 not in short_run.seeds[1:]
-    assert len(short_run.seeds) == 4
+    assert len(short_run.seeds) == 3
 
 
 def test_saved_files_can_be_read(short_run):

@@ -84,7 +84,7 @@ def test_prepared_model_is_not_the_float_model(models, few_digits):
 
 def run_of(int8, rebuilt, int8_accuracy=98.0, rebuilt_accuracy=98.0) -> Run:
     first, second = Row("int8", int8_accuracy, 100, 0), Row("qdeq", rebuilt_accuracy, 100, 0)
-    return Run([first, second], first, second, int8, rebuilt, (rebuilt, rebuilt), [])
+    return Run([first, second], first, second, int8, rebuilt, (rebuilt, rebuilt), [], images=None)
 
 
 class Silent:
