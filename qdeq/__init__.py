@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.compare import compare
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.explanation import Explanation
+    from qdeq.registry import register
 
 __all__ = [
     "Explanation",
@@ -36,6 +37,7 @@ __all__ = [
     "dequantize_model",
     "explain",
     "kernels",
+    "register",
     "unpack",
     "use_kernel",
 ]
@@ -46,6 +48,7 @@ _LAZY = {
     "compare": "qdeq.diagnosis.compare",
     "dequantize_model": "qdeq.convert",
     "explain": "qdeq.diagnosis.explain",
+    "register": "qdeq.registry",
 }
 
 

@@ -78,6 +78,8 @@ class Report:
         replaced: dotted path -> ``(source class, target class)`` of every module that was rebuilt.
         notes: dotted path -> choices made there, in words.
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
+        activation_dtypes: dotted path -> torch's name of the dtype of that module's output, where the module says
+            it; all others give quint8.
 
     """
 
@@ -87,6 +89,7 @@ class Report:
     replaced: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     activation_qparams: dict[str, tuple[float, int]] = field(default_factory=dict)
+    activation_dtypes: dict[str, str] = field(default_factory=dict)
 
     def note(self, path: str, text: str) -> None:
         """Record a choice that was made at the module ``path``."""

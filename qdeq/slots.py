@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+
+from qdeq.forms import plain_values
 
 __all__ = ["find_slots"]
 
@@ -76,6 +78,8 @@ def _trace(owner: nn.Module) -> fx.Graph | str:
     # The forward is the user's code and may change its module: run it on a copy that shares only the children.
     try:
         memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}
+        # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
+        memo |= {id(value): value for _, value in plain_values(owner) if isinstance(value, nn.Module | Tensor)}
         stand_in = copy.deepcopy(owner, memo)
         with torch.random.fork_rng(devices=[]):
             return _ShallowTracer().trace(stand_in)
