@@ -117,7 +117,7 @@ def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.
     """Return the rebuilt model with the state_dict's weights in it."""
     model = dequantize_model(int8_model)
     for pair in pairs:
-        module = model.get_submodule(pair.layer.path)
+        module: Any = model.get_submodule(pair.layer.path)
         if not pair.same_shape:
             remedy = "Leave data out, or pass a model."
             raise QdeqValueError(

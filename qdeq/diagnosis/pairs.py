@@ -108,5 +108,5 @@ def norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.
             if before and not path.startswith(before + "."):
                 yield before, (path, module)
             before = ""
-        elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2:  # type: ignore[union-attr, operator]
+        elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2:
             before = path

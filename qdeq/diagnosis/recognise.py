@@ -217,7 +217,8 @@ def _match_channels(case: Case, dimension: int) -> tuple[list[int], list[int], f
 
 
 def _unit(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    size: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / size.clamp_min(1e-30)
 
 
 def weight_partly_copied(case: Case) -> Verdict:

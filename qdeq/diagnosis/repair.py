@@ -193,8 +193,8 @@ def _set(model: nn.Module, pair: Pair, *, bias: bool) -> None:
     if pair.use_folded or isinstance(getattr(module, "bn", None), nn.modules.batchnorm._BatchNorm):
         _override(model, module, pair)
     elif bias:
-        value = None if pair.layer.bias is None else nn.Parameter(pair.layer.bias.clone(), requires_grad=False)
-        module._parameters["bias"] = value
+        right = pair.layer.bias
+        module._parameters["bias"] = None if right is None else nn.Parameter(right.clone(), requires_grad=False)
     else:
         value = pair.layer.ints.reference().to(pair.partner.weight.dtype)
         module._parameters["weight"] = nn.Parameter(value, requires_grad=False)

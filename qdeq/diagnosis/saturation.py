@@ -133,12 +133,12 @@ def _rows(module: Any, values: Tensor, zero_point: int, weight_dims: int) -> Ten
     padded = nn.functional.pad(values.int(), (pad_x, pad_x, pad_y, pad_y), value=zero_point)
     out_y = (padded.shape[2] - gap_y * (height - 1) - 1) // down + 1
     out_x = (padded.shape[3] - gap_x * (width - 1) - 1) // right + 1
-    rows = []
+    windows = []
     for place in _spread(len(values) * out_y * out_x).tolist():
         sample, y, x = place // (out_y * out_x), place // out_x % out_y * down, place % out_x * right
         window = padded[sample, :, y : y + gap_y * height : gap_y, x : x + gap_x * width : gap_x]
-        rows.append(window.permute(1, 2, 0).flatten())
-    return torch.stack(rows)
+        windows.append(window.permute(1, 2, 0).flatten())
+    return torch.stack(windows)
 
 
 def _spread(count: int) -> Tensor:

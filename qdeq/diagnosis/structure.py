@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from qdeq.diagnosis.explanation import Finding
@@ -92,7 +94,7 @@ def _compare(pair: Pair, wanted: list[Activation], actual: list[Activation], sha
         return None
     position = next((i for i, (a, b) in enumerate(zip(names, got, strict=False)) if a != b), min(len(names), len(got)))
     extra = actual[position] if position < len(actual) else None
-    evidence = {"int8": names, "float": got}
+    evidence: dict[str, Any] = {"int8": names, "float": got}
     if len(got) > len(names) and extra is not None:
         doubled = position > 0 and extra.name == got[position - 1]
         kind = "activation_doubled" if doubled else "activation_added"

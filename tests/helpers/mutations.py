@@ -56,7 +56,9 @@ def pick(rng: random.Random, items: list[str]) -> str:
 
 
 def with_weight(
-    change: Callable[[random.Random, nn.Module, nn.Module], torch.Tensor], kind: str, where: Callable[..., bool] | None = None
+    change: Callable[[random.Random, nn.Module, nn.Module], torch.Tensor],
+    kind: str,
+    where: Callable[..., bool] | None = None,
 ) -> Callable[[random.Random, Subject], Mutant]:
     def mutate(rng: random.Random, subject: Subject) -> Mutant:
         path = pick(rng, [p for p in layers(subject) if where is None or where(subject.int8.get_submodule(p))])
@@ -125,7 +127,9 @@ def _noise(rng, q, target):
 
 def bias(kind: str) -> Callable[[random.Random, Subject], Mutant]:
     def mutate(rng: random.Random, subject: Subject) -> Mutant:
-        have = [p for p in layers(subject) if (b := subject.int8.get_submodule(p).bias()) is not None and b.abs().max() > 0]
+        have = [
+            p for p in layers(subject) if (b := subject.int8.get_submodule(p).bias()) is not None and b.abs().max() > 0
+        ]
         path = pick(rng, have)
         model = copy.deepcopy(subject.rebuilt)
         target = model.get_submodule(path)
@@ -185,7 +189,9 @@ def swapped(both: bool) -> Callable[[random.Random, Subject], Mutant]:
             a.weight.copy_(b.weight)
             if both:
                 b.weight.copy_(first)
-        return Mutant(subject.int8, model, "weights_swapped" if both else "weight_of_other_layer", (one, two) if both else (one,))
+        return Mutant(
+            subject.int8, model, "weights_swapped" if both else "weight_of_other_layer", (one, two) if both else (one,)
+        )
 
     return mutate
 

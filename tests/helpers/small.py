@@ -1,4 +1,4 @@
-"""A small convolutional network in int8, with everything a diagnosis looks at: fused layers, dropout, two pixels left."""
+"""A small network in int8 with all that a diagnosis looks at: fused layers, dropout, features of 2 x 2 pixels."""
 
 from __future__ import annotations
 
