@@ -2,59 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import click
 
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["add_parser"]
+__all__ = ["explain"]
 
 DISAGREE = 1
-# A tensor this long gets a progress bar.
+# A tensor of data this long gets a progress bar, in batches of this size.
 LONG_DATA = 256
+BATCH = 64
+
+_FILE = click.Path(path_type=Path)
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to ``qdeq``'s; its ``run`` takes the parsed arguments and returns the exit status.
+@click.command()
+@click.argument("int8", type=_FILE)
+@click.argument("float_", metavar="FLOAT", type=_FILE)
+@click.option("--data", type=_FILE, help="A tensor (n, ...) or a pair (inputs, labels), to run both models on.")
+@click.option("--html", type=_FILE, help="Write a self-contained HTML report.")
+@click.option("--json", "json_", type=_FILE, help="Write the explanation as JSON.")
+@click.option("--force", is_flag=True, help="Overwrite existing files.")
+@click.option("--trust", is_flag=True, help="Read files that hold a whole model. This runs their code.")
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    int8: Path,
+    float_: Path,
+    data: Path | None,
+    html: Path | None,
+    json_: Path | None,
+    force: bool,
+    trust: bool,
+) -> None:
+    """Say why the model in INT8 and the one in FLOAT disagree.
 
-    The status is 0 where the models agree and 1 where they do not; errors are raised as :class:`qdeq.QdeqError`.
+    Exit status: 0 they agree, 1 they do not, 2 an error.
     """
-    parser = commands.add_parser("explain", help="say why an int8 model and a float model disagree")
-    parser.add_argument("int8", type=Path, metavar="INT8", help="checkpoint of the int8 model")
-    parser.add_argument("float", type=Path, metavar="FLOAT", help="checkpoint of the float model")
-    parser.add_argument("--data", type=Path, help="file with a tensor (n, ...) or a pair (inputs, labels); runs both")
-    parser.add_argument("--html", type=Path, help="write a self-contained HTML report")
-    parser.add_argument("--json", type=Path, help="write the explanation as JSON")
-    parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument("--trust", action="store_true", help="read files that hold a whole model; this runs their code")
-    parser.set_defaults(run=run)
+    from qdeq.diagnosis.explain import explain as explain_models
 
-
-def run(arguments: argparse.Namespace) -> int:
-    """Explain two files; 0 if the models agree, 1 if not."""
-    from qdeq.diagnosis.explain import explain
-
-    for path in (arguments.html, arguments.json):
-        if path is not None and path.exists() and not arguments.force:
+    for path in (html, json_):
+        if path is not None and path.exists() and not force:
             remedy = "Pass --force to overwrite it, or name another file."
             raise QdeqValueError(expected(str(path), "a file that does not exist yet", "one that does", remedy))
-    data = None if arguments.data is None else _with_progress(_load_data(arguments.data))
-    explanation = explain(arguments.int8, arguments.float, data, trust=arguments.trust)
-    print(explanation)
-    if arguments.json is not None:
-        explanation.to_json(arguments.json)
-    if arguments.html is not None:
-        explanation.to_html(arguments.html)
-    return 0 if explanation.agrees else DISAGREE
+    batches = None if data is None else _with_progress(_load_data(data))
+    explanation = explain_models(int8, float_, batches, trust=trust)
+    click.echo(str(explanation))
+    if json_ is not None:
+        explanation.to_json(json_)
+    if html is not None:
+        explanation.to_html(html)
+    if not explanation.agrees:
+        ctx.exit(DISAGREE)
 
 
 def _load_data(path: Path) -> Any:
+    import torch
+
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
@@ -64,22 +73,20 @@ def _load_data(path: Path) -> Any:
 
 
 def _with_progress(data: Any) -> Any:
-    """Long data as batches that move a bar on a terminal's stderr; anything else as it is."""
+    """Give long data as batches that move a bar on a terminal's stderr; anything else as it is."""
     inputs, labels = data if isinstance(data, tuple | list) and len(data) == 2 else (data, None)
-    if not isinstance(inputs, Tensor) or len(inputs) < LONG_DATA or not sys.stderr.isatty():
+    if not hasattr(inputs, "shape") or len(inputs) < LONG_DATA or not sys.stderr.isatty():
         return data
     return _Progress(inputs, labels)
 
 
 class _Progress(Iterable[Any]):
-    def __init__(self, inputs: Tensor, labels: Tensor | None) -> None:
+    def __init__(self, inputs: Any, labels: Any) -> None:
         self.inputs, self.labels = inputs, labels
 
     def __iter__(self) -> Iterator[Any]:
-        total, size = len(self.inputs), 64
-        for start in range(0, total, size):
-            done = 40 * start // total
-            print(f"\r[{'#' * done}{' ' * (40 - done)}] {start} of {total}", end="", file=sys.stderr, flush=True)
-            part = slice(start, start + size)
-            yield self.inputs[part] if self.labels is None else (self.inputs[part], self.labels[part])
-        print("\r" + " " * 70 + "\r", end="", file=sys.stderr, flush=True)
+        starts = range(0, len(self.inputs), BATCH)
+        with click.progressbar(starts, label="running both models", file=sys.stderr) as bar:
+            for start in bar:
+                part = slice(start, start + BATCH)
+                yield self.inputs[part] if self.labels is None else (self.inputs[part], self.labels[part])

@@ -161,15 +161,17 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write the counts as JSON")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--subjects", default="vgg11,vgg11_bn,resnet18,small")
+    parser.add_argument("--parts", default="single,double,correct")
     arguments = parser.parse_args()
+    parts = arguments.parts.split(",")
     warnings.simplefilter("ignore")
     torch.backends.quantized.engine = "fbgemm"
     start, results = time.time(), {}
     for subject in subjects(arguments.cache, arguments.subjects.split(",")):
         results[subject.name] = {
-            "single": single_faults(subject, arguments.trials),
-            "double": double_faults(subject, arguments.trials),
-            "correct": correct_rebuilds(subject, 9),
+            "single": single_faults(subject, arguments.trials) if "single" in parts else {},
+            "double": double_faults(subject, arguments.trials) if "double" in parts else Counter(),
+            "correct": correct_rebuilds(subject, 9) if "correct" in parts else Counter(),
         }
     single = Counter()
     for result in results.values():

@@ -13,6 +13,8 @@ __all__ = ["Case", "Scan", "open_case", "scan_weight"]
 
 # Numbers of weights worked on at once: their float32 values stay in the second-level cache.
 CHUNK_WEIGHTS = 1 << 18
+# Share of a channel's weights that may be clipped before the channel counts as wrong.
+MOST_AT_END = 0.25
 SAMPLE_ROWS = 64
 SAMPLE_COLUMNS = 4096
 
@@ -85,11 +87,11 @@ def scan_weight(ints: Integers, rows: Tensor) -> Scan:
 
 
 def _at_end(ints: Integers, part: slice, difference: Tensor) -> Tensor:
-    # A weight that training moved past the range is clipped there; more than a few steps is not that.
+    # Training moves a weight past the range that an observer saw before; a whole channel it does not move there.
     low, high = ints.full_range
     values = ints.values[part]
-    near = difference.abs() <= 16 * ints.scale[part].abs().to(torch.float32).unsqueeze(1)
-    return near & (((values == low) & (difference < 0)) | ((values == high) & (difference > 0)))
+    at_end = ((values == low) & (difference < 0)) | ((values == high) & (difference > 0))
+    return at_end & (at_end.sum(dim=1, keepdim=True) <= MOST_AT_END * values.shape[1])
 
 
 def _moments(reference: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,7 +170,10 @@ def _load(path: Path, where: str, trust: bool) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, weights_only=not trust, map_location="cpu")
+        with warnings.catch_warnings():
+            # torch warns about its own TypedStorage whenever it reads a quantized tensor.
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+            return torch.load(path, weights_only=not trust, map_location="cpu")
     except Exception as error:
         remedy = "Save the state_dict, or pass trust=True for a file that you made yourself."
         got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -239,7 +239,7 @@ def _initial_bias(bias: Tensor, pair: Pair) -> bool:
     fan_in = math.prod(pair.partner.weight.shape[1:])
     bound = fan_in**-0.5
     values = bias.double().sort().values
-    inside = float(bias.abs().max()) <= bound * (1 + 1e-6)
+    inside = bool(bias.abs().max() <= bound * (1 + 1e-6))
     return inside and _distance(values, (values / bound + 1) / 2) < 2.0 / len(values) ** 0.5
 
 
