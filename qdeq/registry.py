@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.forms import is_quantized_module, quantized_sources
@@ -79,8 +79,8 @@ def _check_result(result: object, module: nn.Module, path: str) -> None:
             raise QdeqValueError(expected(where, f"{size}={want} from its builder", f"{have}", remedy))
     own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(module)}
     for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
-        source = getattr(module, name.rpartition(".")[2], None) if "." not in name else None
-        if hasattr(source, "shape") and source.shape != tensor.shape:
+        source = getattr(module, name, None)
+        if isinstance(source, Tensor) and source.shape != tensor.shape:
             got = f"{tuple(tensor.shape)}"
             raise QdeqValueError(expected(join(path, name), f"shape {tuple(source.shape)}", got, remedy))
         if tensor.numel() and not tensor.is_meta and tensor.untyped_storage().data_ptr() in own:

@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -131,6 +132,16 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
     def close(self) -> None:
         """Let go of the file; weights that were read stay valid."""
         self._buffer = None
+
+    def release(self) -> None:
+        """Let the system take back the memory of what was read; tensors stay valid and are read again when used."""
+        if self._buffer is not None:
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that this reads: one."""
+        return (Path(self.path),)
 
     @property
     def warnings(self) -> list[str]:
