@@ -9,19 +9,19 @@ import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import click
 
 from qdeq.errors import QdeqError
 
-__all__ = ["Command", "run"]
+__all__ = ["DIFFERENT", "run"]
 
 COMMANDS = {
     "inspect": "qdeq.cli.inspect:inspect",
     "convert": "qdeq.cli.convert:convert",
     "verify": "qdeq.cli.verify:verify",
     "diff": "qdeq.cli.diff:diff",
+    "explain": "qdeq.cli_explain:explain",
     "info": "qdeq.cli.info:info",
 }
 DIFFERENT, ERROR, STOPPED, TERMINATED = 1, 2, 130, 143
@@ -39,10 +39,10 @@ A first round:
 """
 
 EPILOG = """\b
-Exit status: 0 done, or equal; 1 different (diff, verify); 2 an error; 130 stopped by Ctrl-C.
+Exit status: 0 done, or equal; 1 different; 2 an error; 130 stopped by Ctrl-C.
 
 \b
-Shell completion, for this session; put the line into ~/.bashrc or ~/.zshrc to keep it:
+Shell completion (put the line into ~/.bashrc or ~/.zshrc to keep it):
   bash:  eval "$(_QDEQ_COMPLETE=bash_source qdeq)"
   zsh:   eval "$(_QDEQ_COMPLETE=zsh_source qdeq)"
   fish:  _QDEQ_COMPLETE=fish_source qdeq | source
@@ -57,14 +57,6 @@ def _debug_option() -> click.Option:
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help=text)
 
 
-class Command(click.Command):
-    """A click command with ``--debug``."""
-
-    def __init__(self, *args: Any, **keywords: Any) -> None:
-        super().__init__(*args, **keywords)
-        self.params.append(_debug_option())
-
-
 class _Group(click.Group):
     """Imports a command when it is asked for."""
 
@@ -76,6 +68,8 @@ class _Group(click.Group):
             return None
         module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        if not any(option.name == "debug" for option in command.params):
+            command.params.append(_debug_option())
         return command
 
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-__all__ = ["Advance", "console", "print_table", "progress", "shape_text", "size_text", "warn"]
+__all__ = ["Advance", "console", "print_table", "progress", "rate_text", "shape_text", "size_text", "warn"]
 
 PIPE_COLUMNS = 100_000
 """Into a pipe, lines are as long as they have to be: nothing is cut or folded."""
+
+WIDE_COLUMNS = 100
 
 
 class Advance(Protocol):
@@ -55,6 +57,12 @@ def size_text(size: int) -> str:
     return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
 
 
+def rate_text(size: int, seconds: float) -> str:
+    """Word bytes per second, in MB/s."""
+    rate = size / 1e6 / max(seconds, 1e-9)
+    return f"{rate:.0f} MB/s" if rate >= 10 else f"{rate:.2g} MB/s"
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """Word a shape: ``64x3x3x3``; ``scalar`` for one number without dimensions."""
     return "x".join(map(str, shape)) or "scalar"
@@ -69,7 +77,8 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
         rows: as many texts each.
 
     """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    gap = 2 if target.width >= WIDE_COLUMNS else 1
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for position, heading in enumerate(columns):
         right = heading.startswith(">")
         table.add_column(
@@ -80,7 +89,13 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
         )
     for row in rows:
         table.add_row(*row)
-    target.print(table)
+    if target.is_terminal:
+        target.print(table)
+        return
+    with target.capture() as capture:
+        target.print(table)
+    for line in capture.get().splitlines():
+        target.print(line.rstrip())
 
 
 @contextmanager

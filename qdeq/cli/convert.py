@@ -12,8 +12,7 @@ import click
 import torch
 
 import qdeq
-from qdeq.cli.app import Command
-from qdeq.cli.console import console, print_table, progress, shape_text, size_text, warn
+from qdeq.cli.console import console, print_table, progress, rate_text, shape_text, size_text, warn
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
 from qdeq.layout import SUFFIX, Plan, parse_size, plan_safetensors
@@ -25,7 +24,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 NAMES_SHOWN = 3
 
 
-@click.command(cls=Command)
+@click.command(short_help="Write the weights as float, to safetensors.")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Of the weights.")
@@ -105,9 +104,8 @@ def _files(plan: Plan) -> str:
 
 
 def _show_summary(plan: Plan, saved: Saved, seconds: float) -> None:
-    rate = saved.bytes / 1e6 / max(seconds, 1e-9)
     out = console()
-    out.print(f"{_files(plan)}: {size_text(saved.bytes)} in {seconds:.2f} s, {rate:.0f} MB/s")
+    out.print(f"{_files(plan)}: {size_text(saved.bytes)} in {seconds:.2f} s, {rate_text(saved.bytes, seconds)}")
     quantized = [item for item in plan.items if item.qscheme is not None]
     kept = sum(item.kept for item in quantized)
     done = f"{kept} weights kept as integers" if kept else f"{len(quantized)} weights dequantized"
@@ -131,7 +129,7 @@ def _show_rest(chosen: Selection, plan: Plan) -> None:
     for dropped in chosen.source.report.dropped:
         reasons.setdefault(dropped.reason, []).append(dropped.source)
     rest += [f"{len(names)} x {reason}: {_some(names)}" for reason, names in reasons.items()]
-    out.print("not converted: " + ("nothing" if not rest else ""), end="\n")
+    out.print("not converted:" if rest else "not converted: nothing")
     for line in rest:
         out.print("  " + line)
     for text in (*plan.notes, *chosen.source.warnings):

@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 import qdeq
-from qdeq.cli.app import DIFFERENT, Command
+from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import Difference, compare
 from qdeq.cli.console import Advance, console, print_table, progress, shape_text
 
 __all__ = ["diff"]
 
 
-@click.command(cls=Command)
+@click.command(short_help="Compare the weights of two files.")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="List equal tensors, too.")

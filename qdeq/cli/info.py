@@ -8,7 +8,6 @@ import platform
 
 import click
 
-from qdeq.cli.app import Command
 from qdeq.cli.console import console, print_table
 
 __all__ = ["info", "version"]
@@ -35,7 +34,7 @@ def _facts() -> dict[str, object]:
     return facts
 
 
-@click.command(cls=Command)
+@click.command(short_help="Show versions, kernels and engines.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(as_json: bool) -> None:
     """Show the versions, kernels and torch engines in use.

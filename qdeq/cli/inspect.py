@@ -13,7 +13,6 @@ from torch import Tensor
 
 import qdeq
 from qdeq.blocks import take, weight_blocks
-from qdeq.cli.app import Command
 from qdeq.cli.console import Advance, console, print_table, progress, shape_text, size_text, warn
 
 __all__ = ["inspect"]
@@ -75,11 +74,11 @@ def _plain(value: object) -> object:
 def _scales(row: Row) -> str:
     if row.scale_min is None or row.scale_max is None:
         return ""
-    low, high = f"{row.scale_min:.2e}", f"{row.scale_max:.2e}"
+    low, high = (f"{scale:.1e}".replace("e-0", "e-").replace("e+0", "e+") for scale in (row.scale_min, row.scale_max))
     return low if low == high else f"{low}..{high}"
 
 
-@click.command(cls=Command)
+@click.command(short_help="List every weight of a file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
 def inspect(file: Path, as_json: bool) -> None:
@@ -87,7 +86,7 @@ def inspect(file: Path, as_json: bool) -> None:
 
     \b
     scheme  tensor or channel: one scale for all, or one for each channel
-    ends %  share of integers at the two ends of their range: many of them mean
+    ends%   share of integers at the two ends of their range: many of them mean
             that values were cut off
     size    bytes of the values in the file
     """
@@ -112,7 +111,7 @@ def inspect(file: Path, as_json: bool) -> None:
             for row in rows
         ]
         out = console()
-        print_table(out, ("name", "shape", "dtype", "scheme", "scales", ">ends %", ">size"), cells)
+        print_table(out, ("name", "shape", "dtype", "scheme", "scales", ">ends%", ">size"), cells)
         quantized = sum(row.qscheme is not None for row in rows)
         total = size_text(sum(row.bytes for row in rows))
         values = sum(math.prod(row.shape) for row in rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import qdeq
 from qdeq.blocks import float_block, weight_blocks
-from qdeq.cli.app import DIFFERENT, Command
+from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress, shape_text
 from qdeq.cli.selection import Selection, selection_options
@@ -22,7 +22,7 @@ from qdeq.weight import QuantizedWeight
 __all__ = ["verify"]
 
 
-@click.command(cls=Command)
+@click.command(short_help="Check a converted file against its source, bit for bit.")
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
 @selection_options
