@@ -22,7 +22,7 @@ from qdeq.safetensors_format import INDEX_SUFFIX, SCALE_SUFFIX
 from qdeq.streaming import Piece, stream
 from qdeq.weight import QuantizedWeight
 
-__all__ = ["Saved", "check_plan", "save_safetensors", "write_plan"]
+__all__ = ["Saved", "check_plan", "save_safetensors", "touched_files", "write_plan"]
 
 RELEASE_BYTES = 32 << 20
 
@@ -184,6 +184,11 @@ def _tensor_pieces(
 def check_plan(plan: Plan) -> None:
     """Refuse a plan that :func:`write_plan` would refuse at its beginning: files in the way, no folder, no room."""
     _new_files(plan).check()
+
+
+def touched_files(plan: Plan) -> list[Path]:
+    """Return every file that :func:`write_plan` writes, replaces or removes, as far as they are there."""
+    return [path for path in (*plan.files, *_earlier_set(plan)) if path.exists()]
 
 
 def _new_files(plan: Plan) -> NewFiles:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from qdeq.cli.console import console, print_table, progress, rate_text, shape_te
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
 from qdeq.layout import SUFFIX, Plan, parse_size, plan_safetensors
-from qdeq.writing import Saved, check_plan, write_plan
+from qdeq.writing import Saved, check_plan, touched_files, write_plan
 
 __all__ = ["convert"]
 
@@ -82,8 +81,8 @@ def _check_suffix(dst: Path) -> None:
 
 def _refuse_source(source: Any, plan: Plan) -> None:
     """Not even with --force: the source is what a mistake could be undone with."""
-    for mine in (plan.path, *plan.files):
-        if any(os.path.lexists(mine) and mine.exists() and mine.samefile(theirs) for theirs in source.files):
+    for mine in touched_files(plan):
+        if any(mine.samefile(theirs) for theirs in source.files):
             raise QdeqValueError(expected("DST", "another file than SRC", str(mine), "Choose another name."))
 
 
