@@ -38,6 +38,7 @@ class NewFiles:
         self._force = force
         self._replaced = list(replaced)
         self._open: dict[Path, tuple[int, Path]] = {}
+        self._unfinished: list[Path] = []
         self._placed: list[Path] = []
         self._size = size
 
@@ -65,6 +66,7 @@ class NewFiles:
         try:
             for path in self._paths:
                 unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+                self._unfinished.append(unfinished)  # first, so that an interrupt finds it
                 with self.naming_errors(path):
                     descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 self._open[path] = (descriptor, unfinished)
@@ -149,10 +151,11 @@ class NewFiles:
             raise QdeqError(expected(name, "a file that can be written", str(error.strerror), remedy)) from error
 
     def _remove(self) -> None:
-        for descriptor, unfinished in self._open.values():
+        for descriptor, _ in self._open.values():
             os.close(descriptor)
-            unfinished.unlink(missing_ok=True)
         self._open.clear()
+        for path in self._unfinished:
+            path.unlink(missing_ok=True)
         for path in self._placed:
             path.unlink(missing_ok=True)
         self._placed.clear()

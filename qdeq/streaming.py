@@ -54,9 +54,9 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
     for _ in range(BUFFERS):
         free.put(torch.empty(0, dtype=torch.uint8))
     stop = threading.Event()
-    reader = threading.Thread(target=_read, args=(pieces, full, free, stop), name="qdeq-read", daemon=True)
-    reader.start()
+    reader = threading.Thread(target=_read, args=(pieces, full, free, stop), name="qdeq-read")
     try:
+        reader.start()
         while (got := full.get()) is not _DONE:
             if isinstance(got, BaseException):
                 raise got
@@ -69,7 +69,8 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
     finally:
         stop.set()
         free.put(None)  # wakes a reader that waits
-        reader.join()
+        if reader.is_alive():
+            reader.join()
 
 
 def _read(

@@ -61,8 +61,8 @@ def convert(
         chosen = Selection(source, only, renames)
         plan = plan_safetensors(chosen, dst, dtype=DTYPES[dtype], shard_size=limit, keep=keep, force=force)
         _refuse_source(source, plan)
+        check_plan(plan)
         if dry_run:
-            check_plan(plan)
             _show_plan(plan)
         else:
             with progress(f"writing {dst.name}", plan.bytes) as advance:
