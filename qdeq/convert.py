@@ -3,24 +3,56 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from qdeq.activations import check_mode, imitate
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.forms import is_quantized_module, quantized_sources, unsupported_form
-from qdeq.mappings import BUILDERS
+from qdeq.forms import is_packed_object, is_quantized_module, plain_values, quantized_sources, unsupported_form
 from qdeq.modules.build import Build, Fused, class_name, join
+from qdeq.packed import is_packed_weight, packed_bias
+from qdeq.registry import find_builder
 from qdeq.report import Report, Unconverted
 from qdeq.slots import find_slots
+from qdeq.unfold import check_unfold, unfold
 
 __all__ = ["dequantize_model"]
 
 # Attributes of quantized modules that describe their quantization; everything else a user put there is kept.
-_QUANTIZATION_ATTRIBUTES = {"scale", "zero_point", "dtype", "version", "transposed"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_QUANTIZATION_ATTRIBUTES = {
+    *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
+    *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
+}
+# What reference RNNs call the same, after the name of each weight.
+_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
+# Hooks on a state_dict know the names and objects of the quantized module.
+_LOST_HOOKS = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+@dataclass
+class _Rebuilt:
+    """One rebuilt module: where it came from and, once placed, what it became."""
+
+    path: str
+    source: nn.Module
+    parent: nn.Module
+    item: nn.Module | Fused
+    target: nn.Module | None = None
+    # What gives the output of the quantized module: the target, or what follows it in its own place.
+    carrier: nn.Module | None = None
 
 
 @overload
@@ -32,6 +64,9 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module: ...
 
 
@@ -44,6 +79,9 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> tuple[nn.Module, Report]: ...
 
 
@@ -55,6 +93,9 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
 
@@ -77,6 +118,18 @@ def dequantize_model(
             even from the exact float32 ones.
         device: device of the result; the CPU by default.
         allow_bad_scales: take scales that are zero, negative or not finite, with the bits that torch gives.
+        activations: what becomes of the quantization of activations: ``"drop"`` leaves the float model alone;
+            ``"clamp"`` clamps each converted output to the range that its scale and zero point represent;
+            ``"fake_quant"`` also rounds it to their grid, and does the same after functions that torch rounds on
+            quantized tensors, so that the float model computes what the int8 one does. Parameter names stay the
+            same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
+        unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
+            True for any eps up to 2**-9, or the eps they will run with. The bias moves into the BatchNorm.
+        recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
+            loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
+            padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
+            memory for such a weight, a copy was packed from that and cannot be told from the original, so by default
+            these modules are refused.
 
     Returns:
         The float model, or ``(float model, report)``.
@@ -88,10 +141,19 @@ def dequantize_model(
 
     """
     _check_arguments(model, dtype)
-    build = Build(dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report)
+    check_mode(activations)
+    check_unfold(unfold_bn, dtype)
+    build = Build(
+        dtype=dtype,
+        allow_bad_scales=allow_bad_scales,
+        detailed=return_report,
+        recover_direct_conv=recover_direct_conv,
+    )
     rebuilt = _rebuild_all(model, build, strict)
-    result = _assemble(model, rebuilt, build)
-    _check_account(model, result, rebuilt, build.report)
+    result = _assemble(model, rebuilt, build, unfold_bn)
+    _check_account(result, rebuilt, build)
+    placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
+    imitate(result, placed, activations, build.report)
     result = _cast(result, dtype, device)
     return (result, build.report) if return_report else result
 
@@ -111,89 +173,174 @@ def _check_arguments(model: object, dtype: torch.dtype) -> None:
             raise QdeqValueError(expected(name, "a tensor with data", "one on the meta device", remedy))
 
 
-def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> dict[str, nn.Module | Fused]:
-    """Rebuild every known quantized module once; collect all unknown ones into one error."""
-    rebuilt: dict[str, nn.Module | Fused] = {}
+def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]:
+    """Rebuild every known quantized module once; collect everything that cannot be rebuilt into one error."""
+    rebuilt: list[_Rebuilt] = []
     unknown: list[Unconverted] = []
-
-    def visit(module: nn.Module, path: str, seen: set[int]) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        builder = BUILDERS.get(type(module))
+    failures: list[QdeqError] = []
+    for path, module, parent in _walk(model):
+        builder = find_builder(type(module))
         if builder is not None:
-            rebuilt[path] = builder(module, path, build)
-            return
-        if is_quantized_module(module):
+            try:
+                rebuilt.append(_Rebuilt(path, module, parent, builder(module, path, build)))
+            except QdeqError as error:
+                failures.append(_named(error, path))
+            except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
+                failures.append(_unreadable(module, path, error))
+        elif is_quantized_module(module):
             unknown.append(Unconverted(path, class_name(module), "no builder is registered for this class"))
-            return
-        for name, child in module.named_children():
-            visit(child, join(path, name), seen)
-
-    visit(model, "", set())
     if unknown and strict:
         names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in unknown)
-        remedy = "Pass strict=False to keep them quantized."
-        raise QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy))
-    if not rebuilt and not unknown and strict:
+        remedy = "Teach it with qdeq.register, or pass strict=False to keep them quantized."
+        failures.append(QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy)))
+    if not rebuilt and not unknown and not failures and strict:
         remedy = "It is a float model already; pass strict=False for a copy."
         raise QdeqValueError(expected("model", "at least one quantized module", "none", remedy))
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        lines = "".join(f"\n- {failure}" for failure in failures)
+        raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
     build.report.unconverted.extend(unknown)
     return rebuilt
 
 
-def _assemble(model: nn.Module, rebuilt: dict[str, nn.Module | Fused], build: Build) -> nn.Module:
+def _named(error: QdeqError, path: str) -> QdeqError:
+    return error if str(error).startswith(path) else type(error)(f"{path}: {error}")
+
+
+def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:
+    what = f"a {class_name(module)} that can be read"
+    remedy = "It may be half converted, or torch cannot unpack it on this engine: convert it again."
+    failure = QdeqValueError(expected(path or "model", what, f"{type(error).__name__}: {error}", remedy))
+    failure.__cause__ = error
+    return failure
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Yield (path, module, parent) once per module, registered ones first, then those in plain attributes.
+
+    Does not enter modules that have a builder or are quantized themselves.
+    """
+    seen: set[int] = set()
+    entered: list[tuple[str, nn.Module]] = []
+
+    def visit(path: str, module: nn.Module, parent: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        yield path, module, parent
+        if find_builder(type(module)) is None and not is_quantized_module(module):
+            entered.append((path, module))
+            for name, child in module.named_children():
+                yield from visit(join(path, name), child, module)
+
+    yield from visit("", model, model)
+    for path, module in entered:  # grows while it runs
+        for name, value in plain_values(module):
+            if isinstance(value, nn.Module):
+                yield from visit(join(path, name), value, module)
+
+
+def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build, unfold_bn: bool | float) -> nn.Module:
     """Copy everything that is float around the rebuilt modules.
 
     deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    fused = {path: item.slots for path, item in rebuilt.items() if isinstance(item, Fused)}
+    registered = {path for path, _ in model.named_modules()}
+    fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in registered}
     slots, reasons = find_slots(model, fused)
-    memo: dict[int, Any] = {}
-    for path, item in rebuilt.items():
-        source = model.get_submodule(path)
-        target, activation = _place(path, item, slots.get(path), reasons.get(path, ""), build.report)
-        mode = _training_mode(model, path)
-        target.train(mode)
+    memo = _tensors_with_history(model)
+    for part in rebuilt:
+        reason = reasons.get(part.path, "it is not registered as a submodule")
+        part.target, activation = _place(part, slots.get(part.path), reason, build.report)
+        # convert() leaves every converted leaf at training=True, also in an eval model: only the parent knows.
+        mode = part.parent.training
+        part.target.train(mode)
+        part.carrier = activation or part.target
         if activation is not None:
-            memo[id(slots[path])] = activation.train(mode)
-        _carry_over(source, target, path, build.report)
-        memo[id(source)] = target
-        build.report.replaced[path] = (class_name(source), class_name(target))
-    return _deepcopy(model, memo)
+            memo[id(slots[part.path])] = activation.train(mode)
+        memo[id(part.source)] = part.target
+        build.report.replaced[part.path] = (class_name(part.source), class_name(part.target))
+    if unfold_bn:
+        _unfold_all(model, rebuilt, unfold_bn, memo, build.report)
+    result = _deepcopy(model, memo)
+    for part in rebuilt:
+        _carry_over(part, memo, build.report)
+    _refuse_hidden(memo, build.report)
+    return result
 
 
-def _place(
-    path: str, item: nn.Module | Fused, slot: nn.Module | None, reason: str, report: Report
-) -> tuple[nn.Module, nn.Module | None]:
+def _unfold_all(
+    model: nn.Module, rebuilt: list[_Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
+) -> None:
+    """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
+    names = {id(module): path for path, module in model.named_modules()}
+    places, _ = find_slots(model, {part.path: 1 for part in rebuilt if id(part.source) in names})
+    for part in rebuilt:
+        slot = places.get(part.path)
+        if slot is None or id(slot) in memo or part.target is None:
+            continue
+        batch_norm = unfold(part.target, part.path, names[id(slot)], eps, report)
+        if batch_norm is not None:
+            memo[id(slot)] = batch_norm.train(part.parent.training)
+            part.carrier = batch_norm if part.carrier is part.target else part.carrier
+
+
+def _tensors_with_history(model: nn.Module) -> dict[int, Any]:
+    """A memo for tensors that deepcopy refuses: results of autograd that a module keeps as plain attributes."""
+    values = (value for module in model.modules() for _, value in plain_values(module))
+    tensors = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in tensors}
+
+
+def _refuse_hidden(memo: dict[int, Any], report: Report) -> None:
+    """Whatever deepcopy found must be float: nothing quantized may hide in an object that qdeq does not enter."""
+    if report.unconverted:
+        return
+    copied = [value for value in memo.values() if is_packed_object(value)]
+    copied += [value for value in memo.values() if isinstance(value, nn.Module) and is_quantized_module(value)]
+    if copied:
+        names = ", ".join(sorted({class_name(value) for value in copied}))
+        remedy = "Register these modules as submodules, or keep them in a list, tuple or dict."
+        what = "quantized modules that are registered or in plain containers"
+        raise QdeqValueError(expected("model", what, f"{names} inside another object", remedy))
+
+
+def _place(part: _Rebuilt, slot: nn.Module | None, reason: str, report: Report) -> tuple[nn.Module, nn.Module | None]:
+    item = part.item
     if not isinstance(item, Fused):
         return item, None
     activation = item.activation()
     name = type(activation).__name__
     if slot is None:
-        report.note(path, f"{name} kept inside {item.holder.__name__}: {reason}")
+        report.note(part.path, f"{name} kept inside {item.holder.__name__}: {reason}")
         return item.hold(), None
-    report.note(path, f"{name} put back into the Identity that held its place")
+    report.note(part.path, f"{name} put back into the Identity that held its place")
+    if part.source._forward_hooks:
+        report.note(part.path, f"its forward hooks now see the value before the {name}")
     return item.layer, activation
 
 
-def _training_mode(model: nn.Module, path: str) -> bool:
-    # convert() leaves every converted leaf at training=True, also in an eval model: only the parent knows.
-    parent = path.rpartition(".")[0]
-    return model.get_submodule(parent).training if path else model.training
-
-
-def _carry_over(source: nn.Module, target: nn.Module, path: str, report: Report) -> None:
-    known = set(target.__dict__) | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
+def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
+    """Give the rebuilt module the user's attributes and hooks, bound to the new modules."""
+    source, target = part.source, part.target
+    assert target is not None  # set by _assemble
+    own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
+    known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
     for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_"):
-            setattr(target, name, copy.deepcopy(value))
+        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
+            setattr(target, name, copy.deepcopy(value, memo))
     for name in _HOOKS:
         hooks = getattr(source, name)
+        getattr(target, name).update(copy.deepcopy(hooks, memo))
+        if hooks and "_with_" not in name and "_always_" not in name:
+            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+    for name in _LOST_HOOKS:
+        hooks = getattr(source, name)
         if hooks:
-            getattr(target, name).update(hooks)
-            report.note(path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -213,46 +360,47 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return copied
 
 
-def _check_account(model: nn.Module, result: nn.Module, rebuilt: dict[str, nn.Module | Fused], report: Report) -> None:
+def _check_account(result: nn.Module, rebuilt: list[_Rebuilt], build: Build) -> None:
     """Every source tensor used or named, every target parameter written: anything else is an error."""
-    accounted = report.accounted_sources()
-    unused = [
-        name for path in rebuilt for name in _source_names(model.get_submodule(path), path) if name not in accounted
-    ]
-    unwritten = [name for name, parameter in result.named_parameters() if parameter.is_meta]
-    written = {entry.target for entry in report.entries}
-    for path in rebuilt:
-        target = result.get_submodule(path)
-        unwritten += [
-            join(path, name)
-            for name, _ in target.named_parameters()
-            if join(path, name) not in written and join(path, name) not in unwritten
-        ]
+    accounted = build.report.accounted_sources()
+    written = {entry.target for entry in build.report.entries}
+    unused: list[str] = []
+    unwritten = {name for name, parameter in result.named_parameters() if parameter.is_meta}
+    for part in rebuilt:
+        assert part.target is not None  # set by _assemble
+        unused += [name for name in _plain_sources(part.source, part.path) if name not in accounted]
+        unused += _unread(part.source, part.path, build)
+        names = (join(part.path, name) for name, _ in part.target.named_parameters())
+        unwritten |= {name for name in names if name not in written}
     if unused or unwritten:
-        got = f"unused sources {unused}, unwritten parameters {unwritten}"
+        got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
         message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
         raise QdeqValueError(message)
 
 
-def _source_names(module: nn.Module, path: str) -> list[str]:
-    names = []
+def _unread(module: nn.Module, path: str, build: Build) -> Iterator[str]:
+    """Names of packed weights and quantized tensors, and of biases packed with them, that no builder read."""
     for prefix, part in module.named_modules():
-        # A packed weight stands for a weight and a bias, wherever the module keeps it.
         for name, value in quantized_sources(part):
-            packed = isinstance(value, torch.ScriptObject)
-            names += [join(path, "weight")] if packed else [join(path, join(prefix, name))]
-            if packed and value.bias() is not None:
-                names.append(join(path, "bias"))
-        names += [join(path, join(prefix, name)) for name, _ in part.named_parameters(recurse=False)]
-        names += [join(path, join(prefix, name)) for name, _ in part.named_buffers(recurse=False)]
-    if hasattr(module, "scale") and hasattr(module, "zero_point"):
-        names += [join(path, "scale"), join(path, "zero_point")]
-    return list(dict.fromkeys(names))
+            if not build.is_used(value):
+                yield join(path, join(prefix, name))
+            elif is_packed_weight(value) and not build.is_bias_used(value) and packed_bias(value) is not None:
+                yield f"{join(path, join(prefix, name))} (its bias)"
+
+
+def _plain_sources(module: nn.Module, path: str) -> Iterator[str]:
+    """Names of parameters, buffers and output scales, which the report must have."""
+    for prefix, part in module.named_modules():
+        held = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        names = [name for name, value in held if not value.is_quantized]
+        if hasattr(part, "scale") and hasattr(part, "zero_point"):
+            names += ["scale", "zero_point"]
+        yield from dict.fromkeys(join(path, join(prefix, name)) for name in names)
 
 
 def _cast(result: nn.Module, dtype: torch.dtype, device: torch.device | str | None) -> nn.Module:
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: (  # noqa: E731 (nn.Module._apply takes a function)
         tensor.to(dtype) if tensor.is_floating_point() else tensor
     )
-    result = result._apply(convert)
+    result = result._apply(convert)  # type: ignore[no-untyped-call]
     return result if device is None else result.to(device)

@@ -10,7 +10,14 @@ from torch import Tensor, fx, nn
 
 from qdeq.packed import is_packed_weight
 
-__all__ = ["holds_quantized_state", "is_quantized_module", "quantized_sources", "unsupported_form"]
+__all__ = [
+    "holds_quantized_state",
+    "is_packed_object",
+    "is_quantized_module",
+    "plain_values",
+    "quantized_sources",
+    "unsupported_form",
+]
 
 _QUANTIZED_NAMESPACES = (
     "torch.ao.nn.quantized",
@@ -20,6 +27,10 @@ _QUANTIZED_NAMESPACES = (
 _QAT_NAMESPACES = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")
 # Float classes that live among the quantized ones.
 _FLOAT_AMONG_QUANTIZED = {"FloatFunctional"}
+# Packed weights of cells and sparse layers, which only their builders know how to open.
+_PACKED_CLASSES = ("torch.classes.rnn.", "torch.classes.sparse.", "torch.classes.quantized.")
+# What every module's __dict__ holds of torch's own.
+_MODULE_INTERNALS = frozenset(nn.Module().__dict__)
 _QUANTIZED_DTYPES = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 
 
@@ -30,11 +41,38 @@ def _in_namespace(module: nn.Module, namespaces: tuple[str, ...]) -> bool:
     )
 
 
+def is_packed_object(value: Any) -> bool:
+    """Whether ``value`` is a TorchScript object that holds packed weights, of whatever kind."""
+    if is_packed_weight(value):
+        return True
+    if not isinstance(value, torch.ScriptObject):
+        return False
+    return any(name in value._type().qualified_name() for name in _PACKED_CLASSES)
+
+
+def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of the plain attributes of ``module``; lists, tuples, sets and dicts are opened.
+
+    The name reads as Python does: ``blocks[0]``, ``heads['a']``. What torch registers is not among them.
+    """
+    stack = [(name, value) for name, value in module.__dict__.items() if name not in _MODULE_INTERNALS]
+    seen: set[int] = set()
+    while stack:
+        name, value = stack.pop(0)
+        if isinstance(value, dict | list | tuple | set | frozenset) and not isinstance(value, str):
+            if id(value) not in seen:
+                seen.add(id(value))
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                stack += [(f"{name}[{key!r}]", item) for key, item in items]
+        else:
+            yield name, value
+
+
 def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield (name, object) of the quantized tensors and packed weights that ``module`` itself holds."""
     own: dict[str, Any] = {**module._parameters, **module._buffers, **module.__dict__}
     for name, value in own.items():
-        if is_packed_weight(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
+        if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
             yield name, value
 
 
@@ -63,6 +101,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
     """
     if isinstance(model, torch.jit.ScriptModule):
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
+    prepared = []
     for path, module in model.named_modules():
         at = f" at {path}" if path else ""
         if isinstance(module, fx.GraphModule) and any(is_quantized_module(child) for child in module.modules()):
@@ -73,8 +112,11 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         if isinstance(module, torch.jit.ScriptModule):
             return f"a TorchScript module{at}", "TorchScript is not read yet. Convert the eager model it was made from."
         if _is_prepared(module):
-            return (
-                f"a prepared model, not a converted one ({type(module).__name__}{at})",
-                "Call torch.ao.quantization.convert on it first, or use its float weights as they are.",
-            )
+            prepared.append(f"{type(module).__name__}{at}")
+    if prepared:
+        half = "a half converted model" if any(is_quantized_module(m) for m in model.modules()) else "a prepared model"
+        return (
+            f"{half}, not a converted one ({', '.join(prepared)})",
+            "Call torch.ao.quantization.convert on it first, or use its float weights as they are.",
+        )
     return None

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from torch import nn
 
-from qdeq.modules import conv, dropout, linear, stubs
-from qdeq.modules.build import Builder
+from qdeq.modules import (
+    activation,
+    attention,
+    conv,
+    conv_transpose,
+    dropout,
+    embedding,
+    functional,
+    linear,
+    lstm,
+    norm,
+    reference,
+    rnn,
+    stubs,
+)
+from qdeq.modules.build import Builder, Rule
 
-__all__ = ["BUILDERS"]
+__all__ = ["BUILDERS", "RULES"]
 
-_FAMILIES = (linear, conv, dropout, stubs)
+_FAMILIES = (
+    *(linear, conv, conv_transpose, norm, activation, dropout, functional, embedding),
+    *(rnn, lstm, attention, reference, stubs),
+)
 
-BUILDERS: dict[type[nn.Module], Builder] = {
-    source: builder for family in _FAMILIES for source, builder in family.BUILDERS.items()
-}
+RULES: dict[type[nn.Module], Rule] = {source: rule for family in _FAMILIES for source, rule in family.RULES.items()}
+
+BUILDERS: dict[type[nn.Module], Builder] = {source: rule.builder for source, rule in RULES.items()}

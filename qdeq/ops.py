@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +22,14 @@ __all__ = [
     "OUT_DTYPES",
     "add_build_facts",
     "build_info",
+    "built_with_torch",
     "current_kernel",
     "dequantize",
     "dequantize_direct",
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
+    "packed_operator",
     "use_kernel",
 ]
 
@@ -119,7 +122,7 @@ def fresh_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
     return tuple(result)
 
 
-@torch.library.register_fake("qdeq::dequantize")
+@torch.library.register_fake("qdeq::dequantize")  # type: ignore[untyped-decorator]
 def _fake_dequantize(
     int_repr: Tensor,
     scale: Tensor,
@@ -134,7 +137,7 @@ def _fake_dequantize(
     return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
 
 
-@torch.library.register_fake("qdeq::dequantize_out")
+@torch.library.register_fake("qdeq::dequantize_out")  # type: ignore[untyped-decorator]
 def _fake_dequantize_out(
     int_repr: Tensor,
     scale: Tensor,
@@ -147,6 +150,16 @@ def _fake_dequantize_out(
     out: Tensor,
 ) -> None:
     return None
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return ``torch.empty(shape, dtype=dtype)``, on huge pages where it is large and the kernel grants them.
+
+    A fresh large result otherwise costs more in page faults than in arithmetic.
+    """
+    result = torch.empty(tuple(shape), dtype=dtype)
+    _C.advise_huge_pages(result.data_ptr(), result.nbytes)
+    return result
 
 
 def kernels() -> list[str]:
@@ -206,12 +219,23 @@ def use_kernel(name: str | None) -> _KernelChoice:
     return _KernelChoice(previous)
 
 
+def packed_operator(name: str) -> Callable[..., Any]:
+    """Return an operator that the extension for packed weights registers when it loads (csrc/fbgemm_ops.cpp)."""
+    operator: Callable[..., Any] = getattr(torch.ops.qdeq, f"packed_{name}").default
+    return operator
+
+
 _fact_providers: list[Callable[[], dict[str, object]]] = []
 
 
 def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
     """Let a module above this one add to :func:`build_info`; ``provider`` is called on each request."""
     _fact_providers.append(provider)
+
+
+def built_with_torch() -> str:
+    """Return the version of the torch that both extensions were built with."""
+    return str(_C.built_with_torch)
 
 
 def build_info() -> dict[str, object]:
@@ -221,7 +245,7 @@ def build_info() -> dict[str, object]:
     """
     facts: dict[str, object] = {
         "torch": torch.__version__,
-        "built_with_torch": _C.built_with_torch,
+        "built_with_torch": built_with_torch(),
         "compiler": _C.compiler,
         "kernels": kernels(),
         "current_kernel": current_kernel(),

@@ -1,10 +1,311 @@
+"""Packed weights: the opaque objects in which torch's quantized modules keep their weight and bias.
+
+fbgemm's objects are read where they lie, by the extension ``qdeq._fbgemm``. That extension belongs to the one torch it
+was built with, so it is loaded only into that torch. Everything else (another engine, another torch, a packing that
+is not known) goes through torch's own ``unpack()``: slower, the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
+from torch import Tensor
+
+from qdeq import ops
+from qdeq.checks import check_out, check_scales, describe
+from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
+from qdeq.weight import QuantizedWeight, dequantize_weight
+
+__all__ = [
+    "dequantize_packed",
+    "in_place_status",
+    "is_direct_conv",
+    "is_packed_weight",
+    "packed_bias",
+    "unpack_packed",
+]
+
+_CLASSES = "__torch__.torch.classes."
+_LINEAR = _CLASSES + "quantized.LinearPackedParamsBase"
+_SPARSE_LINEAR = _CLASSES + "sparse.LinearPackedParamsBase"
+_CONV2D = _CLASSES + "quantized.Conv2dPackedParamsBase"  # conv1d is packed as conv2d
+_CONV3D = _CLASSES + "quantized.Conv3dPackedParamsBase"
+_EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
+_CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
+
+# What csrc/fbgemm_ops.cpp answers where it has no result.
+_DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
 
-def is_packed_weight(x):
-    return isinstance(x, torch.ScriptObject)
+def is_packed_weight(obj: object) -> bool:
+    """Say whether ``obj`` is a packed weight: the ScriptObject of a quantized linear, convolution or embedding.
+
+    Transposed, sparse and float16 ones are included; a packed RNN cell, which holds two of them, is not.
+    """
+    return _class_name(obj) in _CLASS_NAMES
 
 
-def packed_bias(x):
-    b = x.bias()
-    return None if b is None else b.detach().clone()
+def dequantize_packed(
+    obj: object,
+    *,
+    where: str,
+    out: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    allow_bad_scales: bool = False,
+) -> Tensor:
+    """Return the float weight of a packed object, bit for bit ``unpack()[0].dequantize()``.
+
+    Args:
+        obj: a packed weight. A linear's is of shape (out_features, in_features), a convolution's as in torch, with a
+            conv1d as (out_channels, in_channels / groups, 1, width), an embedding's (rows, columns).
+        where: name that errors begin with.
+        out: takes the result and is returned: a CPU tensor of the weight's shape and of ``dtype``, with any strides
+            that do not overlap.
+        dtype: float32, or bfloat16 or float16: the exact float32 value rounded to nearest even.
+        allow_bad_scales: do not refuse scales that are NaN, infinite, zero or negative.
+
+    Returns:
+        ``out``, or a fresh tensor with the strides of ``unpack()[0].dequantize()``: channels_last for a convolution.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqValueError: bad scales, or an ``out`` or ``dtype`` that cannot take the result.
+        QdeqError: torch lost the weight (see :func:`unpack_packed`).
+
+    """
+    if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
+        if _in_place():
+            status, result = _dequantize_in_place(obj, out, dtype, allow_bad_scales)
+            if not status:
+                return result
+            _raise_for(status, obj, where, out, dtype)
+    else:
+        _check_arguments(obj, where, out, dtype)
+    _check_packed(obj, where)
+    weight = _unpack(obj, where)
+    if not weight.is_quantized:
+        return _deliver(weight, where, out, dtype)
+    quantized = QuantizedWeight.from_tensor(weight)
+    return dequantize_weight(quantized, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+
+
+def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
+    """Return the integers, scales and zero points of a packed object, in memory of their own.
+
+    The integers have the strides of ``unpack()[0].dequantize()``.
+
+    Args:
+        obj: a packed weight.
+        where: name that errors begin with.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight, or one that holds float16 values and no integers.
+        QdeqError: torch cannot give the weight back. fbgemm's direct transposed convolution is the case where it says
+            nothing: its ``unpack()`` returns uninitialized memory.
+
+    """
+    _check_packed(obj, where)
+    if _in_place():
+        layout = _operator("layout")(obj)
+        if layout[0] == _DIRECT_CONV:
+            raise QdeqError(_lost_weight(where))
+        if layout[0]:
+            return _unpack_in_place(obj, _Layout(*layout))
+    weight = _unpack(obj, where)
+    if not weight.is_quantized:
+        remedy = "Use dequantize: the values are float16 and stand for themselves."
+        raise QdeqTypeError(expected(where, "a packed weight of integers", "float16 packed weight", remedy))
+    quantized = QuantizedWeight.from_tensor(weight)
+    # qnnpack and onednn hand out the weight that they go on using.
+    return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
+
+
+def is_direct_conv(obj: object) -> bool:
+    """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
+    if _class_name(obj) != _CONV2D:
+        return False
+    if _in_place():
+        return bool(_operator("layout")(obj)[0] == _DIRECT_CONV)
+    return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
+
+
+def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
+    """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
+
+    qnnpack answers with zeros where the layer had no bias.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    _check_packed(obj, where)
+    if _class_name(obj) == _EMBEDDING:
+        return None
+    in_place = _in_place() and _operator("is_fbgemm")(obj)
+    bias = _operator("bias")(obj) if in_place else _call_unpack(obj, where)[1]
+    return None if bias is None else bias.detach().clone()
+
+
+def in_place_status() -> tuple[bool, str]:
+    """Say whether packed weights are read in place, and if not, why."""
+    return _in_place(), _why_not()
+
+
+# ---- the extension, if it may be loaded ------------------------------------------------------------------------------
+
+
+def _public(version: str) -> str:
+    return version.partition("+")[0]
+
+
+@functools.cache
+def _why_not() -> str:
+    built, running = _public(ops.built_with_torch()), _public(torch.__version__)
+    if built != running:
+        return f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
+    try:
+        importlib.import_module("qdeq._fbgemm")
+    except ImportError as error:
+        return f"the extension qdeq._fbgemm was not built or does not load: {error}"
+    return ""
+
+
+def _in_place() -> bool:
+    return not _why_not()
+
+
+@functools.cache
+def _operator(name: str) -> Callable[..., Any]:
+    return ops.packed_operator(name)
+
+
+ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
+
+
+class _Layout(NamedTuple):
+    """Answer of the operator packed_layout; ``name`` is empty for what cannot be read in place."""
+
+    name: str
+    shape: list[int]
+    strides: list[int]
+    per_channel: bool
+
+
+def _dequantize_in_place(
+    obj: object, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
+) -> tuple[str, Tensor]:
+    """Return a status, empty if all is well, and the result."""
+    kernel = ops.current_kernel()
+    if out is None:
+        fresh: tuple[str, Tensor] = _operator("dequantize")(obj, dtype, kernel, allow_bad_scales)
+        return fresh
+    return _operator("dequantize_out")(obj, out, dtype, kernel, allow_bad_scales), out
+
+
+def _unpack_in_place(obj: object, layout: _Layout) -> QuantizedWeight:
+    scale, zero_point = _operator("qparams")(obj)
+    axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
+    integers = _operator("int_repr")(obj, ops.current_kernel())
+    return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
+
+
+def _raise_for(status: str, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise what a status of the operators stands for; return where unpack() is the way."""
+    if status == _DIRECT_CONV:
+        raise QdeqError(_lost_weight(where))
+    if status == _BAD_SCALE:
+        check_scales(where, _operator("qparams")(obj)[0])
+    if status == _BAD_OUT:
+        check_out(where, out, _operator("layout")(obj)[1], dtype)
+
+
+# ---- torch's own unpack() --------------------------------------------------------------------------------------------
+
+
+def _call_unpack(obj: object, where: str) -> tuple[Tensor, Tensor | None]:
+    name = _class_name(obj)
+    try:
+        if name == _EMBEDDING:
+            return torch.ops.quantized.embedding_bag_unpack(obj), None
+        if name == _SPARSE_LINEAR:
+            weight, bias, _ = torch.ops.sparse.qlinear_unpack(obj)
+            return weight, bias
+        weight, bias = obj.unpack()  # type: ignore[attr-defined]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "Dequantize the model before it is packed for this engine, or load it under fbgemm, x86 or onednn."
+        got = f"{str(name).removeprefix(_CLASSES)}, which refused ({reason.rstrip('.')})"
+        raise QdeqError(expected(where, "a packed weight that torch can unpack", got, remedy)) from error
+    return weight, bias
+
+
+def _unpack(obj: object, where: str) -> Tensor:
+    weight = _call_unpack(obj, where)[0]
+    if _class_name(obj) == _CONV2D and _looks_like_direct_conv(obj, weight):
+        raise QdeqError(_lost_weight(where))
+    return weight
+
+
+def _looks_like_direct_conv(obj: Any, weight: Tensor) -> bool:
+    """Fbgemm's rule for its direct transposed convolution (FBGEMM, src/FbgemmConv.cc, takeDirectConvPath).
+
+    Other engines pack the same shapes and give the right weight back. Theirs has the strides that it was made with;
+    fbgemm's is a channels_last tensor of (out, in, h, w) with the first two dimensions swapped.
+    """
+    if not obj.transpose() or obj.groups() != 1 or weight.dim() != 4 or weight.stride(0) != 1:
+        return False
+    in_channels, out_channels, height, width = weight.shape
+    return (
+        (height, width <= 6) == (2, True)
+        and in_channels % 8 == 0
+        and out_channels % 8 == 0
+        and all(step in (1, 2) for step in obj.stride())
+        and not any(obj.padding())
+        and all(step == 1 for step in obj.dilation())
+    )
+
+
+def _lost_weight(where: str) -> str:
+    return expected(
+        where,
+        "a packed weight that can be read back",
+        "fbgemm's direct transposed convolution (kernel (2, 1..6), stride 1 or 2, no padding, groups 1)",
+        "torch's unpack(), state_dict, deepcopy and save return uninitialized memory for it, so a weight that went "
+        "through one of them is lost. Take the weight from the float model, or convert with another engine.",
+    )
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _class_name(obj: object) -> str | None:
+    return obj._type().qualified_name() if isinstance(obj, torch.ScriptObject) else None
+
+
+def _check_packed(obj: object, where: str) -> None:
+    if not is_packed_weight(obj):
+        got = _class_name(obj) or describe(obj)
+        remedy = "Pass the ScriptObject of a quantized linear, convolution or embedding."
+        raise QdeqTypeError(expected(where, "a packed weight", got, remedy))
+
+
+def _check_arguments(obj: object, where: str, out: object, dtype: torch.dtype) -> None:
+    _check_packed(obj, where)
+    if dtype not in ops.OUT_DTYPES:
+        remedy = "Convert the float32 result with .to(dtype)."
+        raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
+    check_out(where, out, (), dtype)
+
+
+def _deliver(weight: Tensor, where: str, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Hand over a weight that is float already (float16 linear)."""
+    if out is None:
+        return weight.to(dtype)
+    check_out(where, out, weight.shape, dtype)
+    return out.copy_(weight)

@@ -7,11 +7,11 @@ import re
 import statistics
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import qdeq
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from qdeq import ops
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqValueError, expected
 from qdeq.packed import packed_bias
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
-__all__ = ["Build", "Builder", "Fused", "class_name", "join"]
+__all__ = ["Build", "Builder", "Fused", "Rule", "class_name", "join"]
 
 # The kernels write these directly; any other floating dtype is converted from the exact float32 result.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +44,7 @@ class Fused:
         holder: subclass of the layer's class that applies the activation itself, with the same parameter names;
             used where no slot for the activation can be proven.
         slots: how many ``nn.Identity`` places fusing may have left behind the layer, at most.
+        held_attributes: what the holder needs to apply the activation, such as its slope.
 
     """
 
@@ -50,11 +52,13 @@ class Fused:
     activation: Callable[[], nn.Module]
     holder: type[nn.Module]
     slots: int
+    held_attributes: dict[str, Any] = field(default_factory=dict)
 
     def hold(self) -> nn.Module:
         """The layer with its activation in one module: the holder takes over the layer's state."""
         held = self.holder.__new__(self.holder)
         held.__dict__.update(self.layer.__dict__)
+        held.__dict__.update(self.held_attributes)
         return held
 
 
@@ -68,6 +72,7 @@ class Build:
         allow_bad_scales: take scales that are zero, negative or not finite, with torch's bits.
         detailed: also record scales, zero points and the share of saturated integers, which costs a pass over the
             integers of every weight.
+        recover_direct_conv: the caller states that no module was copied or loaded after it was converted.
 
     """
 
@@ -75,8 +80,14 @@ class Build:
     dtype: torch.dtype = torch.float32
     allow_bad_scales: bool = False
     detailed: bool = False
+    recover_direct_conv: bool = False
+    # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
+    _used: set[int] = field(default_factory=set)
+    _used_bias: set[int] = field(default_factory=set)
 
-    def weight(self, source: Any, module: nn.Module, path: str, target: nn.Module, name: str = "weight") -> None:
+    def weight(
+        self, source: Any, module: nn.Module, path: str, target: nn.Module, name: str = "weight", source_name: str = ""
+    ) -> None:
         """Dequantize ``source`` straight into ``target``'s parameter ``name``.
 
         Args:
@@ -84,70 +95,183 @@ class Build:
             module: the quantized module that holds it.
             path: dotted path of ``module``.
             target: float module whose parameter ``name``, on the meta device, gives the shape.
-            name: name of the parameter in both modules.
+            name: name of the parameter in the float module.
+            source_name: name of the source in the quantized module; ``name`` by default.
 
         """
-        where = join(path, name)
-        shape = tuple(target.get_parameter(name).shape)
-        kernel_dtype = self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
-        value = torch.empty(shape, dtype=kernel_dtype)
+        self.stack([(source_name or name, source)], module, path, target, name)
+
+    def stack(
+        self, parts: Sequence[tuple[str, Any]], module: nn.Module, path: str, target: nn.Module, name: str
+    ) -> None:
+        """Write several sources, one below the other, into ``target``'s parameter ``name``.
+
+        Args:
+            parts: (name of the source, source); a source is a quantized tensor, a packed weight or a float tensor.
+                All have the same number of rows.
+            module: the quantized module that holds them.
+            path: dotted path of ``module``.
+            target: float module whose parameter or buffer ``name``, on the meta device, gives the shape.
+            name: name of the parameter or buffer in the float module.
+
+        """
+        declared = _declared(target, name)
+        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
+        entries = []
+        num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
+        for index, (source_name, source) in enumerate(parts):
+            out = value[index * num_rows : (index + 1) * num_rows] if num_rows else value
+            details = self._read(source, join(path, source_name), target, out)
+            note = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}" if num_rows else ""
+            entries.append(
+                ReportEntry(
+                    target=join(path, name),
+                    source=join(path, source_name),
+                    source_class=class_name(module),
+                    target_class=class_name(target),
+                    shape=tuple(out.shape),
+                    note=note,
+                    **details,
+                )
+            )
+        value = value.to(self.dtype) if value.is_floating_point() else value
+        setattr(target, name, nn.Parameter(value) if isinstance(declared, nn.Parameter) else value)
+        self.report.entries.extend(entries)
+
+    def packed_bias(
+        self, packed: Any, module: nn.Module, path: str, target: nn.Module, name: str = "bias", source_name: str = ""
+    ) -> None:
+        """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
+        self.use_bias(packed)
+        self.biases([(source_name or name, packed_bias(packed, where=join(path, source_name or name)))], module, path, target, name)
+
+    def biases(
+        self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
+    ) -> None:
+        """Copy biases, one below the other, into ``target``'s parameter ``name``.
+
+        A bias must be missing in both or in neither. Zeros may be left out: qnnpack stores zeros for a layer that
+        has no bias, and then ``target`` has none where the quantized module says so.
+        """
+        present = [(source_name, bias) for source_name, bias in parts if bias is not None]
+        if target._parameters.get(name) is None:
+            for source_name, bias in present:
+                if bias.any():
+                    where, remedy = join(path, source_name), "Convert the model again."
+                    raise QdeqValueError(expected(where, "no bias, as its module declares", "a bias", remedy))
+                self.drop(path, source_name, "zeros that qnnpack stores for a layer without a bias")
+            return
+        if len(present) != len(parts):
+            where, remedy = join(path, name), "Convert the model again."
+            raise QdeqValueError(expected(where, "a bias, as its module declares", "none", remedy))
+        self.stack(present, module, path, target, name)
+        for source_name, bias in present:
+            self.note_zero_bias(bias, path, source_name)
+
+    def note_zero_bias(self, bias: Tensor, path: str, name: str = "bias") -> None:
+        """Say that a bias may be one the layer never had: qnnpack stores zeros where there was none."""
+        if bias.numel() and not bias.any():
+            self.report.note(path, f"{name} is all zeros, as qnnpack stores a layer without one; it is kept")
+
+    def tensor(
+        self, value: Tensor, module: nn.Module, path: str, target: nn.Module, name: str, source_name: str = ""
+    ) -> None:
+        """Copy a float tensor into ``target``'s parameter or buffer ``name``."""
+        self.stack([(source_name or name, value)], module, path, target, name)
+
+    def use(self, source: Any) -> None:
+        """Count a packed weight or quantized tensor as read; :meth:`weight` and :meth:`stack` do so themselves."""
+        self._used.add(id(source))
+
+    def use_bias(self, packed: Any) -> None:
+        """Count the bias of a packed weight as read; :meth:`packed_bias` does so itself."""
+        self._used_bias.add(id(packed))
+
+    def is_used(self, source: Any) -> bool:
+        """Whether a source was read."""
+        return id(source) in self._used
+
+    def is_bias_used(self, packed: Any) -> bool:
+        """Whether the bias of a packed weight was read."""
+        return id(packed) in self._used_bias
+
+    def _dtype_for(self, declared: Tensor, parts: Sequence[tuple[str, Any]]) -> torch.dtype:
+        if not declared.is_floating_point():
+            return declared.dtype
+        if all(_is_float_tensor(source) for _, source in parts):
+            return torch.promote_types(parts[0][1].dtype, torch.float32)
+        # The kernels write these directly; any other floating dtype is rounded from the exact float32 result.
+        return self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
+
+    def _read(self, source: Any, where: str, target: nn.Module, out: Tensor) -> dict[str, Any]:
+        """Write the values of ``source`` into ``out``; return what the report says about them."""
+        self.use(source)
+        if isinstance(source, Tensor) and not source.is_quantized:
+            if source.shape != out.shape:
+                message = expected(
+                    where, f"shape {tuple(out.shape)}", str(tuple(source.shape)), "Convert the model again."
+                )
+                raise QdeqValueError(message)
+            out.copy_(source.detach())
+            return {"dtype": str(source.dtype).removeprefix("torch.")}
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
-        out = value.unsqueeze(2) if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) else value
-        dequantize_source(source, where=where, out=out, dtype=kernel_dtype, allow_bad_scales=self.allow_bad_scales)
-        details = _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
-        self._write(value, module, path, target, name, details)
-
-    def packed_bias(self, packed: Any, module: nn.Module, path: str, target: nn.Module) -> None:
-        """Copy the bias of a packed weight into ``target.bias``; a missing bias must be missing in both."""
-        bias = packed_bias(packed)
-        if (bias is None) != (target.bias is None):
-            have = "no bias" if bias is None else "a bias"
-            message = expected(
-                join(path, "bias"), "packed weight and module to agree", have, "Convert the model again."
-            )
-            raise QdeqValueError(message)
-        if bias is not None:
-            self.tensor(bias, module, path, target, "bias")
-
-    def tensor(self, value: Tensor, module: nn.Module, path: str, target: nn.Module, name: str) -> None:
-        """Copy a float tensor into ``target``'s parameter ``name``."""
-        expected_shape = tuple(target.get_parameter(name).shape)
-        if tuple(value.shape) != expected_shape:
-            message = expected(
-                join(path, name), f"shape {expected_shape}", str(tuple(value.shape)), "Convert the model again."
-            )
-            raise QdeqValueError(message)
-        details = {"dtype": str(value.dtype).removeprefix("torch.")}
-        copied = torch.empty(expected_shape, dtype=value.dtype).copy_(value.detach())
-        self._write(copied, module, path, target, name, details)
+        if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
+            out = out.unsqueeze(2)
+        dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+        return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
         """Name a source that has no place in the float model."""
         self.report.dropped.append(DroppedSource(join(path, name), reason, value))
 
-    def output_qparams(self, module: Any, path: str) -> None:
-        """Set the scale and zero point of a module's quantized output aside."""
-        scale, zero_point = float(module.scale), int(module.zero_point)
-        self.report.activation_qparams[path] = (scale, zero_point)
-        self.drop(path, "scale", "quantization of the output", scale)
-        self.drop(path, "zero_point", "quantization of the output", zero_point)
+    def output_qparams(self, module: Any, path: str, prefix: str = "") -> None:
+        """Set the scale and zero point of a module's quantized output aside.
 
-    def _write(
-        self, value: Tensor, module: nn.Module, path: str, target: nn.Module, name: str, details: dict[str, Any]
-    ) -> None:
-        setattr(target, name, nn.Parameter(value.to(self.dtype)))
-        entry = ReportEntry(
-            target=join(path, name),
-            source=join(path, name),
-            source_class=class_name(module),
-            target_class=class_name(target),
-            shape=tuple(value.shape),
-            **details,
-        )
-        self.report.entries.append(entry)
+        Args:
+            module: the quantized module.
+            path: its dotted path.
+            prefix: what the names ``scale`` and ``zero_point`` start with in this class.
+
+        """
+        scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
+        self.report.activation_qparams[path] = (scale, zero_point)
+        self.drop_qparams(module, path, "quantization of the output", prefix)
+
+    def drop_qparams(self, module: Any, path: str, reason: str, prefix: str = "") -> None:
+        """Name a scale and zero point that have no place in the float model."""
+        self.drop(path, prefix + "scale", reason, float(getattr(module, prefix + "scale")))
+        self.drop(path, prefix + "zero_point", reason, int(getattr(module, prefix + "zero_point")))
 
 
 Builder: TypeAlias = Callable[[Any, str, Build], nn.Module | Fused]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a quantized class becomes.
+
+    Attributes:
+        builder: makes the float module.
+        becomes: the float class, for the table of what is supported.
+        note: what a user should know about this class; empty where there is nothing to say.
+
+    """
+
+    builder: Builder
+    becomes: str
+    note: str = ""
+
+
+def _is_float_tensor(source: Any) -> bool:
+    return isinstance(source, Tensor) and source.is_floating_point()
+
+
+def _declared(target: nn.Module, name: str) -> Tensor:
+    parameter = target._parameters.get(name)
+    declared = target._buffers.get(name) if parameter is None else parameter
+    if declared is None:
+        raise AttributeError(f"{type(target).__name__} has no parameter or buffer {name!r}")
+    return declared
 
 
 def _details(weight: QuantizedWeight) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Static quantized Conv1d/2d/3d and their fused ReLU forms -> ``nn.Conv1d/2d/3d``."""
+"""Static and dynamic quantized Conv1d/2d/3d and their fused forms -> ``nn.Conv1d/2d/3d``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
+import torch.ao.nn.quantized.dynamic as nnqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.modules.build import Build, Builder, Fused
+from qdeq.modules.build import Build, Fused, Rule, join
 from qdeq.packed import packed_bias
 
-__all__ = ["BUILDERS", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d"]
+__all__ = ["RULES", "ConvAdd2d", "ConvAddReLU2d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "unused_qparams"]
 
 
 class ConvReLU1d(nn.Conv1d):
@@ -40,7 +41,35 @@ class ConvReLU3d(nn.Conv3d):
         return F.relu(super().forward(input))
 
 
-def _conv_builder(layer_class: Any) -> Callable[[Any, str, Build], Any]:
+class ConvAdd2d(nn.Conv2d):
+    """``nn.Conv2d`` whose output a second input is added to, with the parameter names of the Conv2d alone."""
+
+    def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override] # as the fused module's
+        """Apply the layer to ``input`` and add ``extra_input``."""
+        return super().forward(input) + extra_input
+
+
+class ConvAddReLU2d(nn.Conv2d):
+    """``nn.Conv2d``, a second input added to its output, ReLU; with the parameter names of the Conv2d alone."""
+
+    def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override] # as the fused module's
+        """Apply the layer to ``input``, add ``extra_input``, then ReLU."""
+        return F.relu(super().forward(input) + extra_input)
+
+
+def unused_qparams(module: Any, path: str, build: Build) -> None:
+    """Name the scale and zero point that a dynamic module inherits; its output is float."""
+    build.drop_qparams(module, path, "unused: the output of a dynamic module is float")
+
+
+_Account = Callable[[Any, str, Build], None]
+
+
+def _output_qparams(module: Any, path: str, build: Build) -> None:
+    build.output_qparams(module, path)
+
+
+def _conv_builder(layer_class: Any, qparams: _Account = _output_qparams) -> Callable[[Any, str, Build], Any]:
     def build_conv(module: Any, path: str, build: Build) -> Any:
         packed = module._packed_params
         layer = layer_class(
@@ -51,33 +80,40 @@ def _conv_builder(layer_class: Any) -> Callable[[Any, str, Build], Any]:
             padding=module.padding,
             dilation=module.dilation,
             groups=module.groups,
-            bias=packed_bias(packed) is not None,
+            bias=packed_bias(packed, where=join(path, "bias")) is not None,
             padding_mode=module.padding_mode,
             device="meta",
         )
         build.weight(packed, module, path, layer)
         build.packed_bias(packed, module, path, layer)
-        build.output_qparams(module, path)
+        qparams(module, path, build)
         return layer
 
     return build_conv
 
 
-def _conv_relu_builder(layer_class: Any, holder: type[nn.Module]) -> Builder:
+def _conv_relu_rule(layer_class: Any, holder: type[nn.Module]) -> Rule:
     build_conv = _conv_builder(layer_class)
 
     def build_conv_relu(module: Any, path: str, build: Build) -> Fused:
         # Fusing Conv + BatchNorm + ReLU leaves two places behind the conv, Conv + ReLU leaves one.
         return Fused(build_conv(module, path, build), nn.ReLU, holder, slots=2)
 
-    return build_conv_relu
+    return Rule(build_conv_relu, f"nn.{layer_class.__name__} and nn.ReLU, or {holder.__name__}")
 
 
-BUILDERS: dict[type[nn.Module], Builder] = {
-    nnq.Conv1d: _conv_builder(nn.Conv1d),
-    nnq.Conv2d: _conv_builder(nn.Conv2d),
-    nnq.Conv3d: _conv_builder(nn.Conv3d),
-    nniq.ConvReLU1d: _conv_relu_builder(nn.Conv1d, ConvReLU1d),
-    nniq.ConvReLU2d: _conv_relu_builder(nn.Conv2d, ConvReLU2d),
-    nniq.ConvReLU3d: _conv_relu_builder(nn.Conv3d, ConvReLU3d),
+RULES: dict[type[nn.Module], Rule] = {
+    nnq.Conv1d: Rule(_conv_builder(nn.Conv1d), "nn.Conv1d"),
+    nnq.Conv2d: Rule(_conv_builder(nn.Conv2d), "nn.Conv2d"),
+    nnq.Conv3d: Rule(_conv_builder(nn.Conv3d), "nn.Conv3d", "torch cannot read it back from qnnpack"),
+    nniq.ConvReLU1d: _conv_relu_rule(nn.Conv1d, ConvReLU1d),
+    nniq.ConvReLU2d: _conv_relu_rule(nn.Conv2d, ConvReLU2d),
+    nniq.ConvReLU3d: _conv_relu_rule(nn.Conv3d, ConvReLU3d),
+    nniq.ConvAdd2d: Rule(_conv_builder(ConvAdd2d), "ConvAdd2d", "takes two inputs; torch runs it on onednn only"),
+    nniq.ConvAddReLU2d: Rule(
+        _conv_builder(ConvAddReLU2d), "ConvAddReLU2d", "takes two inputs; torch runs it on onednn only"
+    ),
+    nnqd.Conv1d: Rule(_conv_builder(nn.Conv1d, unused_qparams), "nn.Conv1d"),
+    nnqd.Conv2d: Rule(_conv_builder(nn.Conv2d, unused_qparams), "nn.Conv2d"),
+    nnqd.Conv3d: Rule(_conv_builder(nn.Conv3d, unused_qparams), "nn.Conv3d", "torch cannot read it back from qnnpack"),
 }

@@ -7,9 +7,9 @@ from typing import Any
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from qdeq.modules.build import Build, Builder
+from qdeq.modules.build import Build, Rule
 
-__all__ = ["BUILDERS"]
+__all__ = ["RULES"]
 
 
 def build_dropout(module: Any, path: str, build: Build) -> nn.Dropout:
@@ -18,4 +18,6 @@ def build_dropout(module: Any, path: str, build: Build) -> nn.Dropout:
     return nn.Dropout(module.p, module.inplace)
 
 
-BUILDERS: dict[type[nn.Module], Builder] = {nnq.Dropout: build_dropout}
+RULES: dict[type[nn.Module], Rule] = {
+    nnq.Dropout: Rule(build_dropout, "nn.Dropout", "the quantized one does nothing, the float one drops in training")
+}

@@ -1,18 +1,25 @@
-"""Static quantized Linear and its fused ReLU form -> ``nn.Linear``."""
+"""Quantized Linear (static, dynamic, sparse) and its fused forms -> ``nn.Linear``."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.intrinsic.quantized.dynamic as nniqd
 import torch.ao.nn.quantized as nnq
+import torch.ao.nn.quantized.dynamic as nnqd
+import torch.ao.nn.sparse.quantized as nnsq
+import torch.ao.nn.sparse.quantized.dynamic as nnsqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.modules.build import Build, Builder, Fused
+from qdeq.modules.build import Build, Fused, Rule, join
+from qdeq.modules.conv import unused_qparams
 from qdeq.packed import packed_bias
 
-__all__ = ["BUILDERS", "LinearReLU"]
+__all__ = ["RULES", "LinearLeakyReLU", "LinearReLU", "LinearTanh", "packed_or_half"]
 
 
 class LinearReLU(nn.Linear):
@@ -23,14 +30,68 @@ class LinearReLU(nn.Linear):
         return F.relu(super().forward(input))
 
 
+class LinearLeakyReLU(nn.Linear):
+    """``nn.Linear`` followed by LeakyReLU in one module, with the parameter names of the Linear alone.
+
+    Attributes:
+        negative_slope: slope of the activation below zero.
+
+    """
+
+    negative_slope: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer, then LeakyReLU."""
+        return F.leaky_relu(super().forward(input), self.negative_slope)
+
+
+class LinearTanh(nn.Linear):
+    """``nn.Linear`` followed by tanh in one module, with the parameter names of the Linear alone."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer, then tanh."""
+        return torch.tanh(super().forward(input))
+
+
+def packed_or_half(packed: Any, dtype: torch.dtype, build: Build) -> Any:
+    """The source to read from a packed Linear weight.
+
+    Args:
+        packed: packed weight of a Linear.
+        dtype: dtype that its module declares: qint8 or float16.
+        build: counts a float16 weight as read.
+
+    Returns:
+        ``packed`` itself, or for float16, which has no scale, the weight as a float16 tensor; torch unpacks it to
+        float32 values that are float16 numbers, saturated at 65504.
+
+    """
+    if dtype != torch.float16:
+        return packed
+    build.use(packed)
+    return packed.unpack()[0].half()
+
+
+def _linear(module: Any, path: str, build: Build) -> nn.Linear:
+    packed = module._packed_params._packed_params
+    has_bias = packed_bias(packed, where=join(path, "bias")) is not None
+    layer = nn.Linear(module.in_features, module.out_features, bias=has_bias, device="meta")
+    build.weight(packed_or_half(packed, module._packed_params.dtype, build), module, path, layer)
+    build.packed_bias(packed, module, path, layer)
+    return layer
+
+
 def build_linear(module: Any, path: str, build: Build) -> nn.Linear:
     """Rebuild ``nnq.Linear``; weight (out_features, in_features), bias (out_features,) or None."""
-    packed = module._packed_params._packed_params
-    has_bias = packed_bias(packed) is not None
-    layer = nn.Linear(module.in_features, module.out_features, bias=has_bias, device="meta")
-    build.weight(packed, module, path, layer)
-    build.packed_bias(packed, module, path, layer)
+    layer = _linear(module, path, build)
     build.output_qparams(module, path)
+    return layer
+
+
+def build_dynamic_linear(module: Any, path: str, build: Build) -> nn.Linear:
+    """Rebuild ``nnqd.Linear``, int8 or float16; its output is float."""
+    layer = _linear(module, path, build)
+    unused_qparams(module, path, build)
     return layer
 
 
@@ -39,7 +100,56 @@ def build_linear_relu(module: Any, path: str, build: Build) -> Fused:
     return Fused(build_linear(module, path, build), nn.ReLU, LinearReLU, slots=1)
 
 
-BUILDERS: dict[type[nn.Module], Builder] = {
-    nnq.Linear: build_linear,
-    nniq.LinearReLU: build_linear_relu,
+def build_dynamic_linear_relu(module: Any, path: str, build: Build) -> Fused:
+    """Rebuild ``nniqd.LinearReLU`` as a Linear and the ReLU it owns."""
+    return Fused(build_dynamic_linear(module, path, build), nn.ReLU, LinearReLU, slots=1)
+
+
+def build_linear_leaky_relu(module: Any, path: str, build: Build) -> Fused:
+    """Rebuild ``nniq.LinearLeakyReLU`` as a Linear and the LeakyReLU it owns."""
+    slope = float(module.negative_slope)
+    layer = build_linear(module, path, build)
+    activation = partial(nn.LeakyReLU, slope)
+    return Fused(layer, activation, LinearLeakyReLU, slots=1, held_attributes={"negative_slope": slope})
+
+
+def build_linear_tanh(module: Any, path: str, build: Build) -> Fused:
+    """Rebuild ``nniq.LinearTanh`` as a Linear and the tanh it owns."""
+    return Fused(build_linear(module, path, build), nn.Tanh, LinearTanh, slots=1)
+
+
+def _sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
+    packed = module._packed_params._packed_params
+    build.use(packed)
+    build.use_bias(packed)
+    weight, bias, row_block_size, col_block_size = module._weight_bias()
+    layer = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
+    build.weight(weight, module, path, layer)
+    if bias is not None:
+        build.tensor(bias, module, path, layer, "bias")
+        build.note_zero_bias(bias, path)
+    build.report.note(
+        path, f"was stored in sparse blocks of {row_block_size} x {col_block_size}; the float weight is dense"
+    )
+    return layer
+
+
+def build_sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
+    """Rebuild a block-sparse static Linear as a dense ``nn.Linear``."""
+    layer = _sparse_linear(module, path, build)
+    build.output_qparams(module, path)
+    return layer
+
+
+_ONEDNN_ONLY = "torch runs it on onednn only"
+
+RULES: dict[type[nn.Module], Rule] = {
+    nnq.Linear: Rule(build_linear, "nn.Linear"),
+    nniq.LinearReLU: Rule(build_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
+    nniq.LinearLeakyReLU: Rule(build_linear_leaky_relu, "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU", _ONEDNN_ONLY),
+    nniq.LinearTanh: Rule(build_linear_tanh, "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY),
+    nnqd.Linear: Rule(build_dynamic_linear, "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
+    nniqd.LinearReLU: Rule(build_dynamic_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
+    nnsq.Linear: Rule(build_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by fbgemm"),
+    nnsqd.Linear: Rule(_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by qnnpack"),
 }

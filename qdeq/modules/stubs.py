@@ -8,14 +8,15 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-from qdeq.modules.build import Build, Builder
+from qdeq.modules.build import Build, Rule
 
-__all__ = ["BUILDERS"]
+__all__ = ["RULES"]
 
 
 def build_quantize(module: Any, path: str, build: Build) -> nn.Identity:
     """Rebuild ``nnq.Quantize``: the float model takes its input as it is."""
     build.output_qparams(module, path)
+    build.report.activation_dtypes[path] = str(module.dtype).removeprefix("torch.")
     return nn.Identity()
 
 
@@ -25,9 +26,9 @@ def build_identity(module: Any, path: str, build: Build) -> nn.Identity:
     return nn.Identity()
 
 
-BUILDERS: dict[type[nn.Module], Builder] = {
-    nnq.Quantize: build_quantize,
-    nnq.DeQuantize: build_identity,
-    QuantStub: build_identity,
-    DeQuantStub: build_identity,
+RULES: dict[type[nn.Module], Rule] = {
+    nnq.Quantize: Rule(build_quantize, "nn.Identity"),
+    nnq.DeQuantize: Rule(build_identity, "nn.Identity"),
+    QuantStub: Rule(build_identity, "nn.Identity"),
+    DeQuantStub: Rule(build_identity, "nn.Identity"),
 }

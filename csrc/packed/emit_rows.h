@@ -1,0 +1,48 @@
+// Reads a packed weight tile by tile and writes it, dequantized or as it is, where a strided result wants it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "kernels/kernels.h"
+#include "packed/read_rows.h"
+
+namespace qdeq::packed {
+
+// Where element (group, row, column) of the matrix goes: group * group_stride + row * row_stride + the column's place,
+// all counted in elements.
+struct Target {
+    enum Columns {
+        kDense,       // the column itself
+        kTransposed,  // column tap * channels + channel goes to channel * taps + tap: a contiguous convolution weight
+        kScattered,   // places[column]
+    };
+    int64_t group_stride;
+    int64_t row_stride;
+    Columns columns;
+    int64_t taps;
+    int64_t channels;
+    std::vector<int64_t> places;  // for kScattered
+};
+
+// y = (float(q) - zero_point) * scale in float32 (kernels.h, kSubFloat); one pair for all rows or one per row.
+struct Qparams {
+    const float* scale;
+    const float* zero_point;
+    bool per_row;
+};
+
+enum class OutType { kFloat32, kBFloat16, kFloat16 };
+
+// Calls body(begin, end) over 0..count, on several threads if that is safe and `grain` items are worth one.
+using ParallelFor =
+    std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
+
+// stream: write past the caches (for results that do not fit in them).
+void to_float(const Matrix& matrix, const Qparams& qparams, const Target& target, const KernelSet& kernels, bool stream,
+              const ParallelFor& parallel_for, void* out, OutType type);
+void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernels, const ParallelFor& parallel_for,
+             int8_t* out);
+
+}  // namespace qdeq::packed

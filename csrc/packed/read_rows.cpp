@@ -1,0 +1,182 @@
+#include "packed/read_rows.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace qdeq::packed {
+namespace {
+
+constexpr int64_t kColsPerTile = 2048;  // 8 rows of them are 16 KB: half of a first-level cache
+constexpr int64_t kDepthwiseRows = 32;
+constexpr int64_t kBlockedRows = 8;  // one 32-byte register holds a quad of 8 rows
+
+// ---- Blocked ----------------------------------------------------------------------------------------------------
+
+void read_blocked_scalar(const Blocked& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+        for (int64_t c = 0; c < tile.cols; ++c) {
+            rows[r * row_bytes + c] = m.data[m.offset(tile.group, tile.row + r, tile.col + c)];
+        }
+    }
+}
+
+__attribute__((target("avx2"))) inline void store_halves(int8_t* low_row, int8_t* high_row, __m256i values) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(low_row), _mm256_castsi256_si128(values));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(high_row), _mm256_extracti128_si256(values, 1));
+}
+
+// Four quads of eight rows, 16 columns: a 4 x 8 transpose of 32-bit words. `quads` is the first quad of the first of
+// the eight rows; the next quad of the same rows is quad_bytes further.
+__attribute__((target("avx2"))) inline void transpose_4_quads(const int8_t* quads, int64_t quad_bytes, int8_t* rows,
+                                                              int64_t row_bytes) {
+    const auto load = [&](int64_t i) __attribute__((target("avx2"))) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quads + i * quad_bytes));
+    };
+    const __m256i quad0_i32x8 = load(0), quad1_i32x8 = load(1), quad2_i32x8 = load(2), quad3_i32x8 = load(3);
+    const __m256i low01 = _mm256_unpacklo_epi32(quad0_i32x8, quad1_i32x8);   // rows 0 1 | 4 5
+    const __m256i high01 = _mm256_unpackhi_epi32(quad0_i32x8, quad1_i32x8);  // rows 2 3 | 6 7
+    const __m256i low23 = _mm256_unpacklo_epi32(quad2_i32x8, quad3_i32x8);
+    const __m256i high23 = _mm256_unpackhi_epi32(quad2_i32x8, quad3_i32x8);
+    store_halves(rows, rows + 4 * row_bytes, _mm256_unpacklo_epi64(low01, low23));
+    store_halves(rows + row_bytes, rows + 5 * row_bytes, _mm256_unpackhi_epi64(low01, low23));
+    store_halves(rows + 2 * row_bytes, rows + 6 * row_bytes, _mm256_unpacklo_epi64(high01, high23));
+    store_halves(rows + 3 * row_bytes, rows + 7 * row_bytes, _mm256_unpackhi_epi64(high01, high23));
+}
+
+// Needs block_rows % 8 == 0, so that eight rows from a multiple of eight lie in one block (rows past the matrix are
+// read from the block's unused end, and never looked at).
+__attribute__((target("avx2"))) void read_blocked_avx2(const Blocked& m, const Tile& tile, int8_t* rows,
+                                                       int64_t row_bytes) {
+    const int64_t quad_bytes = m.block_rows * 4;
+    for (int64_t done = 0; done < tile.cols; done += m.block_cols) {
+        const int64_t cols = std::min(m.block_cols, tile.cols - done);
+        const int64_t quads = (cols + 3) / 4;
+        const int8_t* block = m.data + m.offset(tile.group, tile.row, tile.col + done);
+        int64_t q = 0;
+        for (; q + 4 <= quads; q += 4) {
+            transpose_4_quads(block + q * quad_bytes, quad_bytes, rows + done + q * 4, row_bytes);
+        }
+        for (; q < quads; ++q) {
+            for (int64_t r = 0; r < kBlockedRows; ++r) {
+                std::memcpy(rows + r * row_bytes + done + q * 4, block + q * quad_bytes + r * 4, 4);
+            }
+        }
+    }
+}
+
+void read(const Blocked& m, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes) {
+    if (isa == Isa::kAvx2 && m.block_rows % kBlockedRows == 0) {
+        read_blocked_avx2(m, tile, rows, row_bytes);
+    } else {
+        read_blocked_scalar(m, tile, rows, row_bytes);
+    }
+}
+
+// ---- Depthwise, Groupwise, Direct: runs of a few bytes, so a walk by the formula with its inner part hoisted --------
+
+// Byte offsets of one block of 32 rows, in the order in which rows are written.
+struct DepthwiseBlock {
+    explicit DepthwiseBlock(const Depthwise& m) : offsets(static_cast<size_t>(kDepthwiseRows * m.taps)) {
+        for (int64_t row = 0; row < kDepthwiseRows; ++row) {
+            for (int64_t tap = 0; tap < m.taps; ++tap) {
+                offsets[static_cast<size_t>(row * m.taps + tap)] = static_cast<uint16_t>(m.offset(row, tap));
+            }
+        }
+    }
+    std::vector<uint16_t> offsets;  // taps <= 343 (7 x 7 x 7): below 32 * 344
+};
+
+void read(const Depthwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+    thread_local int64_t taps_of_block = 0;
+    thread_local DepthwiseBlock block(Depthwise{nullptr, 0, 0});
+    if (taps_of_block != m.taps) {
+        block = DepthwiseBlock(m);
+        taps_of_block = m.taps;
+    }
+    const int8_t* from = m.data + m.offset(tile.row, 0);
+    const uint16_t* offset = block.offsets.data();
+    for (int64_t r = 0; r < tile.rows; ++r, offset += m.taps) {
+        for (int64_t tap = 0; tap < m.taps; ++tap) rows[r * row_bytes + tap] = from[offset[tap]];
+    }
+}
+
+template <int64_t kChannels>
+void read_groupwise(const Groupwise& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
+    const int64_t channels = kChannels != 0 ? kChannels : m.channels;
+    const int64_t tap_bytes = m.offset(0, 0, 1, 0);
+    const int64_t packed_row_bytes = m.together * m.padded_channels();
+    const int8_t* first = m.data + m.offset(tile.group, tile.row, 0, 0);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+        for (int64_t tap = 0; tap < m.taps; ++tap) {
+            std::memcpy(rows + r * row_bytes + tap * channels, first + r * packed_row_bytes + tap * tap_bytes,
+                        static_cast<size_t>(channels));
+        }
+    }
+}
+
+void read(const Groupwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+    switch (m.channels) {
+        case 4:
+            return read_groupwise<4>(m, tile, rows, row_bytes);
+        case 8:
+            return read_groupwise<8>(m, tile, rows, row_bytes);
+        case 16:
+            return read_groupwise<16>(m, tile, rows, row_bytes);
+        default:
+            return read_groupwise<0>(m, tile, rows, row_bytes);
+    }
+}
+
+void read(const Direct& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+    for (int64_t r = 0; r < tile.rows; ++r) {
+        for (int64_t tap = 0; tap < m.taps; ++tap) {
+            for (int64_t c = 0; c < m.channels; c += 4) {
+                std::memcpy(rows + r * row_bytes + tap * m.channels + c, m.data + m.offset(tile.row + r, tap, c), 4);
+            }
+        }
+    }
+}
+
+Tiling tiling(const Blocked& m, bool whole_rows) {
+    const int64_t blocks = std::max<int64_t>(kColsPerTile / m.block_cols, 1);
+    const int64_t cols = whole_rows ? m.cols : std::min(m.cols, blocks * m.block_cols);
+    const int64_t band = m.block_rows % kBlockedRows == 0 ? m.block_rows : kBlockedRows;
+    const int64_t all = (m.rows_per_group + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
+    return {m.groups, m.rows_per_group, m.cols, kBlockedRows, cols, std::min(band, all), false};
+}
+
+Tiling tiling(const Depthwise& m, bool) { return {1, m.rows, m.taps, kDepthwiseRows, m.taps, kDepthwiseRows, true}; }
+
+Tiling tiling(const Groupwise& m, bool) {
+    return {m.groups, m.rows_per_group, m.cols(), m.rows_per_group, m.cols(), m.rows_per_group, true};
+}
+
+Tiling tiling(const Direct& m, bool) { return {1, m.rows, m.cols(), 8, m.cols(), 8, true}; }
+
+}  // namespace
+
+Tiling tiling_of(const Matrix& matrix, bool whole_rows) {
+    return std::visit([&](const auto& m) { return tiling(m, whole_rows); }, matrix);
+}
+
+Tile tile_at(const Tiling& t, int64_t index) {
+    const int64_t in_band = index % t.tiles_per_band();
+    const int64_t col_tile = index / t.tiles_per_band() % t.col_tiles();
+    const int64_t band = index / t.tiles_per_band() / t.col_tiles();
+    Tile tile;
+    tile.group = band / t.bands();
+    tile.row = band % t.bands() * t.rows_per_band + in_band * t.rows_per_tile;
+    tile.rows = std::clamp<int64_t>(t.rows_per_group - tile.row, 0, t.rows_per_tile);
+    tile.col = col_tile * t.cols_per_tile;
+    tile.cols = std::min(t.cols_per_tile, t.cols - tile.col);
+    return tile;
+}
+
+void read_tile(const Matrix& matrix, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes) {
+    std::visit([&](const auto& m) { read(m, tile, isa, rows, row_bytes); }, matrix);
+}
+
+}  // namespace qdeq::packed

@@ -1,0 +1,75 @@
+"""Files that the demo leaves behind: complete or not there, and never over somebody's own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = ["FILES", "Folder"]
+
+FILES = ("float.pt", "int8.pt", "dequantized.pt", "report.json", "results.json")
+
+
+class Folder:
+    """A folder for :data:`FILES`, made if it is not there.
+
+    Args:
+        path: the folder.
+        force: replace files of these names that are there already.
+
+    Raises:
+        QdeqValueError: the folder cannot be made, or a file is in the way and ``force`` is false.
+
+    """
+
+    def __init__(self, path: Path, force: bool) -> None:
+        self.path = path
+        self.force = force
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = expected("--save", "a folder that can be made", f"{path} ({error.strerror})", "Name another one.")
+            raise QdeqValueError(what) from error
+        for name in FILES:
+            self._free(name)
+
+    def _free(self, name: str) -> Path:
+        target = self.path / name
+        if target.exists() and not self.force:
+            raise QdeqValueError(
+                expected("--save", f"no {name} in the folder", str(target), "Name another folder, or add --force.")
+            )
+        return target
+
+    def write(self, name: str, writer: Callable[[Path], object]) -> Path:
+        """Write one file under a temporary name beside it, then rename: readers see all of it or nothing.
+
+        Args:
+            name: one of :data:`FILES`.
+            writer: called with the path to write to.
+
+        Returns:
+            The file's path.
+
+        """
+        target = self._free(name)
+        handle, unfinished = tempfile.mkstemp(prefix=f".{name}.", dir=self.path)
+        os.close(handle)
+        try:
+            writer(Path(unfinished))
+            self._free(name)
+            os.chmod(unfinished, 0o666 & ~_umask())
+            os.replace(unfinished, target)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+        return target
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,120 @@
+"""Training and evaluation."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from qdeq.demo.data import Images
+
+__all__ = ["FULL", "QUICK", "Recipe", "logits_of", "train"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train and for how long.
+
+    Attributes:
+        name: the architecture, as shown to the reader.
+        batch_norm: use ``vgg11_bn``'s features.
+        hidden: width of the classifier's hidden layer.
+        epochs: passes over the images in float.
+        learning_rate: the highest, in float: it rises and falls once.
+        qat_epochs: passes of quantization-aware training.
+        qat_learning_rate: all through quantization-aware training.
+        batch_size: images per step.
+
+    """
+
+    name: str
+    batch_norm: bool
+    hidden: int
+    epochs: int
+    learning_rate: float
+    qat_epochs: int
+    qat_learning_rate: float
+    batch_size: int = 64
+
+
+FULL = Recipe("VGG11", False, 4096, epochs=8, learning_rate=4e-4, qat_epochs=1, qat_learning_rate=2e-5)
+QUICK = Recipe("VGG11 with batch norm", True, 512, epochs=3, learning_rate=1e-3, qat_epochs=1, qat_learning_rate=1e-4)
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    *,
+    title: str,
+    epochs: int,
+    learning_rate: float,
+    one_cycle: bool,
+    batch_size: int,
+    seed: int,
+    console: Console,
+) -> float:
+    """Train a model where it is and show how it goes: a bar on a terminal, a line per epoch anywhere.
+
+    Adam, on images that are moved a little each time.
+
+    Args:
+        model: float or prepared; its weights are changed.
+        images: what to learn.
+        title: the name of this stage.
+        epochs: passes over the images.
+        learning_rate: Adam's; the highest of the cycle.
+        one_cycle: let the learning rate rise and fall once; otherwise it stays.
+        batch_size: images per step.
+        seed: of the images' order and moves.
+        console: where to write.
+
+    Returns:
+        Seconds that it took.
+
+    """
+    start = time.perf_counter()
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    random = torch.Generator().manual_seed(seed)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    steps = -(-len(images) // batch_size)
+    total = epochs * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total) if one_cycle else None
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        for epoch in range(1, epochs + 1):
+            task = progress.add_task(f"{title}, epoch {epoch}/{epochs}", total=steps)
+            loss_sum = torch.zeros(())
+            hits = 0
+            for batch, labels in images.batches(batch_size, random):
+                logits = model(batch)
+                loss = nn.functional.cross_entropy(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if schedule is not None:
+                    schedule.step()
+                loss_sum += loss.detach() * len(labels)
+                hits += int((logits.detach().argmax(1) == labels).sum())
+                progress.advance(task)
+            progress.remove_task(task)
+            console.print(
+                f"  {title}, epoch {epoch}/{epochs}: loss {loss_sum.item() / len(images):.4f}, "
+                f"training accuracy {100 * hits / len(images):.1f} %, {time.perf_counter() - start:.0f} s"
+            )
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, images: Images, batch_size: int = 64) -> Tensor:
+    """Logits (count, 10) of all images, float32.
+
+    A copy of the model is run: ``eval()`` does not stop the observers of a prepared model, so that running the
+    model itself would change it.
+    """
+    model = copy.deepcopy(model).eval()
+    return torch.cat([model(batch) for batch, _ in images.batches(batch_size)])
