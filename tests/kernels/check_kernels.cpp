@@ -84,7 +84,9 @@ void check_halves(const KernelSet& set, int64_t n, bool stream) {
         uint32_t bits = static_cast<uint32_t>(rng());
         if (draw(0, 1) == 0)
             bits = (bits & 0x80FFFFFFu) | static_cast<uint32_t>(draw(0x31, 0x48)) << 24;  // near float16
-        if ((bits & 0x7F800000u) == 0x7F800000u) bits &= 0xFF800000u;  // infinity; NaN payloads are anybody's
+        if (draw(0, 3) == 0) bits = (bits & 0xFFFF0000u) | 0x8000u;                       // a tie for bfloat16
+        if (draw(0, 3) == 0) bits = (bits & 0xFFFFE000u) | 0x1000u;                       // a tie for float16
+        if ((bits & 0x7F800000u) == 0x7F800000u) bits = 0x7F800000u;  // infinity; NaN payloads are anybody's
         std::memcpy(&x, &bits, 4);
     }
     const int64_t offset = draw(0, 9);
@@ -102,7 +104,9 @@ void check_halves(const KernelSet& set, int64_t n, bool stream) {
 void check_strided(const KernelSet& set) {
     const int64_t a = draw(1, 9), b = draw(1, 40), c = draw(1, 90);
     const auto src = random_bytes(a * b * c);
-    const std::vector<float> scale(64, 0.37f), zero(64, 3.0f);
+    std::vector<float> scale(64), zero(64);
+    for (auto& x : scale) x = static_cast<float>(unit() + 0.1);
+    for (auto& x : zero) x = static_cast<float>(draw(-128, 127));
     const int64_t axis = draw(-1, 1) < 0 ? -1 : 0;
     const bool turned = draw(0, 1) == 1;
     std::vector<float> got(a * b * c, 7.0f), want(got);
