@@ -77,11 +77,15 @@ def machine(data: dict[str, Any]) -> list[str]:
     """Name the machine, the versions and the threads of the run."""
     info = data["machine_info"]
     qdeq = info["qdeq"]
+    load = info.get("load")
+    busy = "" if load is None else f" Load average at the end: {load:.1f}"
+    if load is not None and load > info["threads"] + 1:
+        busy += ": **the machine was busy with other work, so times are too long and ratios uncertain**"
     return [
         f"{info['cpu'].get('brand_raw', 'unknown CPU')}, {info['threads']} threads, last-level cache "
         f"{qdeq['last_level_cache_bytes'] >> 20} MiB, {info['platform']}; torch {qdeq['torch']}, Python "
         f"{info['python_version']}, compiler {qdeq['compiler']}, kernel sets {', '.join(qdeq['kernels'])}. "
-        f"Taken {data['datetime'][:10]}.",
+        f"Taken {data['datetime'][:10]}.{busy}{'.' if busy else ''}",
     ]
 
 
