@@ -16,6 +16,7 @@ from qdeq.report import Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
+    from qdeq.activations import drop_activations
     from qdeq.convert import dequantize_model
     from qdeq.registry import register
 
@@ -30,6 +31,7 @@ __all__ = [
     "current_kernel",
     "dequantize",
     "dequantize_model",
+    "drop_activations",
     "kernels",
     "register",
     "unpack",
@@ -39,6 +41,7 @@ __all__ = [
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "dequantize_model": "qdeq.convert",
+    "drop_activations": "qdeq.activations",
     "register": "qdeq.registry",
 }
 

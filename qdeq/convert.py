@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from qdeq.activations import check_mode, imitate
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
 from qdeq.forms import is_packed_object, is_quantized_module, plain_values, quantized_sources, unsupported_form
 from qdeq.modules.build import Build, Fused, class_name, join
@@ -17,6 +18,7 @@ from qdeq.packed import is_packed_weight, packed_bias
 from qdeq.registry import find_builder
 from qdeq.report import Report, Unconverted
 from qdeq.slots import find_slots
+from qdeq.unfold import check_unfold, unfold
 
 __all__ = ["dequantize_model"]
 
@@ -49,6 +51,8 @@ class _Rebuilt:
     parent: nn.Module
     item: nn.Module | Fused
     target: nn.Module | None = None
+    # What gives the output of the quantized module: the target, or what follows it in its own place.
+    carrier: nn.Module | None = None
 
 
 @overload
@@ -60,6 +64,8 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
 ) -> nn.Module: ...
 
@@ -73,6 +79,8 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
 ) -> tuple[nn.Module, Report]: ...
 
@@ -85,6 +93,8 @@ def dequantize_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     allow_bad_scales: bool = False,
+    activations: str = "drop",
+    unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
@@ -108,6 +118,13 @@ def dequantize_model(
             even from the exact float32 ones.
         device: device of the result; the CPU by default.
         allow_bad_scales: take scales that are zero, negative or not finite, with the bits that torch gives.
+        activations: what becomes of the quantization of activations: ``"drop"`` leaves the float model alone;
+            ``"clamp"`` clamps each converted output to the range that its scale and zero point represent;
+            ``"fake_quant"`` also rounds it to their grid, and does the same after functions that torch rounds on
+            quantized tensors, so that the float model computes what the int8 one does. Parameter names stay the
+            same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
+        unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
+            True for any eps up to 2**-9, or the eps they will run with. The bias moves into the BatchNorm.
         recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
             loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
             padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
@@ -124,6 +141,8 @@ def dequantize_model(
 
     """
     _check_arguments(model, dtype)
+    check_mode(activations)
+    check_unfold(unfold_bn, dtype)
     build = Build(
         dtype=dtype,
         allow_bad_scales=allow_bad_scales,
@@ -131,8 +150,10 @@ def dequantize_model(
         recover_direct_conv=recover_direct_conv,
     )
     rebuilt = _rebuild_all(model, build, strict)
-    result = _assemble(model, rebuilt, build)
+    result = _assemble(model, rebuilt, build, unfold_bn)
     _check_account(result, rebuilt, build)
+    placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
+    imitate(result, placed, activations, build.report)
     result = _cast(result, dtype, device)
     return (result, build.report) if return_report else result
 
@@ -221,7 +242,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
                 yield from visit(join(path, name), value, module)
 
 
-def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build) -> nn.Module:
+def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build, unfold_bn: bool | float) -> nn.Module:
     """Copy everything that is float around the rebuilt modules.
 
     deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
@@ -237,15 +258,34 @@ def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build) -> nn.Mod
         # convert() leaves every converted leaf at training=True, also in an eval model: only the parent knows.
         mode = part.parent.training
         part.target.train(mode)
+        part.carrier = activation or part.target
         if activation is not None:
             memo[id(slots[part.path])] = activation.train(mode)
         memo[id(part.source)] = part.target
         build.report.replaced[part.path] = (class_name(part.source), class_name(part.target))
+    if unfold_bn:
+        _unfold_all(model, rebuilt, unfold_bn, memo, build.report)
     result = _deepcopy(model, memo)
     for part in rebuilt:
         _carry_over(part, memo, build.report)
     _refuse_hidden(memo, build.report)
     return result
+
+
+def _unfold_all(
+    model: nn.Module, rebuilt: list[_Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
+) -> None:
+    """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
+    names = {id(module): path for path, module in model.named_modules()}
+    places, _ = find_slots(model, {part.path: 1 for part in rebuilt if id(part.source) in names})
+    for part in rebuilt:
+        slot = places.get(part.path)
+        if slot is None or id(slot) in memo or part.target is None:
+            continue
+        batch_norm = unfold(part.target, part.path, names[id(slot)], eps, report)
+        if batch_norm is not None:
+            memo[id(slot)] = batch_norm.train(part.parent.training)
+            part.carrier = batch_norm if part.carrier is part.target else part.carrier
 
 
 def _tensors_with_history(model: nn.Module) -> dict[int, Any]:
@@ -363,5 +403,5 @@ def _cast(result: nn.Module, dtype: torch.dtype, device: torch.device | str | No
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: (  # noqa: E731 (nn.Module._apply takes a function)
         tensor.to(dtype) if tensor.is_floating_point() else tensor
     )
-    result = result._apply(convert)
+    result = result._apply(convert)  # type: ignore[no-untyped-call]
     return result if device is None else result.to(device)

@@ -42,6 +42,10 @@ def dequantize(
         QdeqValueError: a bad scale, an ``out`` that cannot take the result, an unknown ``dtype``, another device.
 
     """
+    if dtype is torch.float32 and not torch.compiler.is_compiling():
+        plain = ops.dequantize_direct(x, out)
+        if plain is not None:
+            return plain
     return dequantize_source(x, where="dequantize", out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted"]
+__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered"]
 
 TEXT_COLUMNS = 100
 
@@ -67,6 +67,15 @@ class Unconverted:
     reason: str
 
 
+@dataclass(frozen=True)
+class Uncovered:
+    """A quantized operation whose rounding ``activations="fake_quant"`` or ``"clamp"`` does not imitate."""
+
+    path: str
+    operation: str
+    reason: str
+
+
 @dataclass
 class Report:
     """The account of one conversion.
@@ -78,6 +87,7 @@ class Report:
         replaced: dotted path -> ``(source class, target class)`` of every module that was rebuilt.
         notes: dotted path -> choices made there, in words.
         activation_qparams: dotted path -> ``(scale, zero_point)`` of that module's quantized output.
+        uncovered: operations whose quantized output the result does not imitate; empty for ``activations="drop"``.
         activation_dtypes: dotted path -> torch's name of the dtype of that module's output, where the module says
             it; all others give quint8.
 
@@ -89,11 +99,18 @@ class Report:
     replaced: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
     activation_qparams: dict[str, tuple[float, int]] = field(default_factory=dict)
+    uncovered: list[Uncovered] = field(default_factory=list)
     activation_dtypes: dict[str, str] = field(default_factory=dict)
 
     def note(self, path: str, text: str) -> None:
         """Record a choice that was made at the module ``path``."""
         self.notes.setdefault(path, []).append(text)
+
+    def leave_uncovered(self, path: str, operation: str, reason: str) -> None:
+        """Name an operation at ``path`` whose quantized output is not imitated; the same one is named once."""
+        item = Uncovered(path, operation, reason)
+        if item not in self.uncovered:
+            self.uncovered.append(item)
 
     def accounted_sources(self) -> set[str]:
         """Names of all sources that are used or named as dropped."""
@@ -122,6 +139,7 @@ class Report:
         for title, lines in (
             ("dropped", _grouped(self.dropped)),
             ("unconverted", [f"{item.path} ({item.module_class}): {item.reason}" for item in self.unconverted]),
+            ("not imitated", [f"{i.path or '(model)'}: {i.operation}: {i.reason}" for i in self.uncovered]),
             ("notes", [f"{path or '(model)'}: {text}" for path, texts in self.notes.items() for text in texts]),
         ):
             if lines:

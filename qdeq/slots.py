@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from qdeq.forms import plain_values
 
-__all__ = ["find_slots"]
+__all__ = ["find_slots", "trace_calls"]
 
 
 class _ShallowTracer(fx.Tracer):
@@ -47,7 +47,7 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
     for path, max_slots in fused.items():
         owner_path = _owner(model, path)
         if owner_path not in graphs:
-            graphs[owner_path] = _trace(model.get_submodule(owner_path))
+            graphs[owner_path] = trace_calls(model.get_submodule(owner_path))
         graph = graphs[owner_path]
         if isinstance(graph, str):
             reasons[path] = graph
@@ -74,7 +74,8 @@ def _owner(model: nn.Module, path: str) -> str:
     return ""
 
 
-def _trace(owner: nn.Module) -> fx.Graph | str:
+def trace_calls(owner: nn.Module) -> fx.Graph | str:
+    """Trace the forward of ``owner`` with its children as single calls; a string says why that was impossible."""
     # The forward is the user's code and may change its module: run it on a copy that shares only the children.
     try:
         memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}

@@ -119,7 +119,7 @@ class QuantizedWeight:
         if bits >= 8:
             return self.int_repr
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        values = (self.int_repr[:, None] >> shifts) & (2**bits - 1)
+        values: Tensor = (self.int_repr[:, None] >> shifts) & (2**bits - 1)
         return values.reshape(-1)[: math.prod(self.shape)].reshape(self.shape)
 
     def saturated_share(self) -> float:
@@ -151,7 +151,7 @@ class QuantizedWeight:
                 dtype=kind.torch_dtype,
             )
         if kind.bits < 8:
-            packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (_packed_len(self),), (1,))  # type: ignore[call-overload]
+            packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (_packed_len(self),), (1,))
             packed.copy_(self.int_repr[: packed.numel()])
             return q
         strides = ops.fresh_strides(self.shape, self.int_repr.stride())
@@ -168,7 +168,7 @@ def _packed_len(weight: QuantizedWeight) -> int:
 
 def _alias(q: Tensor, kind: IntegerType) -> Tensor:
     plain = torch.empty(0, dtype=kind.storage)
-    return plain.set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())  # type: ignore[call-overload, no-any-return]
+    return plain.set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())
 
 
 def _check_types(w: QuantizedWeight) -> None:
@@ -332,7 +332,7 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
             remedy = "Dequantize the whole tensor, then take the view."
             raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
         length = (q.numel() * kind.bits + 7) // 8
-        ints = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (length,), (1,))  # type: ignore[call-overload]
+        ints = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (length,), (1,))
     else:
         ints = _alias(q, kind)
     scheme = str(q.qscheme()).removeprefix("torch.").replace("symmetric", "affine")

@@ -21,7 +21,7 @@ LAYERS = [
     ["dequant"],
     ["modules"],
     ["registry", "mappings", "forms", "slots"],
-    ["activations", "unfold", "fx", "torchscript", "archive", "state_dict"],
+    ["rewrite", "postprocess", "flow", "activations", "unfold", "fx", "torchscript", "archive", "state_dict"],
     ["convert", "writing"],
     ["diagnosis", "plot"],
     ["cli", "cli_explain", "demo", "__main__"],

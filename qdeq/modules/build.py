@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from qdeq import ops
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.packed import packed_bias
@@ -115,7 +116,7 @@ class Build:
 
         """
         declared = _declared(target, name)
-        value = torch.empty(declared.shape, dtype=self._dtype_for(declared, parts))
+        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
         entries = []
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
         for index, (source_name, source) in enumerate(parts):
@@ -142,7 +143,7 @@ class Build:
     ) -> None:
         """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
         self.use_bias(packed)
-        self.biases([(source_name or name, packed_bias(packed))], module, path, target, name)
+        self.biases([(source_name or name, packed_bias(packed, where=join(path, source_name or name)))], module, path, target, name)
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str

@@ -44,7 +44,7 @@ def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], 
             output_padding=module.output_padding,
             dilation=module.dilation,
             groups=module.groups,
-            bias=packed_bias(packed) is not None,
+            bias=packed_bias(packed, where=join(path, "bias")) is not None,
             padding_mode=module.padding_mode,
             device="meta",
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import torch.ao.quantization as tq
+    from torch.ao.nn.quantized import FloatFunctional  # noqa: F401 (for the tests)
 
 
 class SmallVGG(nn.Module):

@@ -1,0 +1,144 @@
+"""The modules that clamp or round an activation in the rebuilt model, and how they are put in and taken out.
+
+``convert()`` gives every quantized operation a scale and a zero point for its output. The float model has no use for
+them (``activations="drop"``). ``"clamp"`` limits each output to the range that they can represent; ``"fake_quant"``
+rounds it to their grid as well, which is what the int8 model computes. In both modes the module that carries the
+output gets a child named ``activation_post_process``, as in torch's prepared models, and a forward hook that calls
+it. Classes, parameter names and the float model's forward stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CHILD", "QPARAMS_RANGES", "Clamp", "FakeQuantize", "Qparams", "install", "remove"]
+
+CHILD = "activation_post_process"
+
+# What a converted operation clamps to. A qconfig's reduce_range only chose the scale; it does not bound the result.
+QPARAMS_RANGES = {"quint8": (0, 255), "qint8": (-128, 127), "qint32": (-(2**31), 2**31 - 1)}
+
+
+@dataclass(frozen=True)
+class Qparams:
+    """Scale, zero point and integer range of one quantized activation."""
+
+    scale: float
+    zero_point: int
+    quant_min: int = 0
+    quant_max: int = 255
+
+
+class _PostProcess(nn.Module):
+    """Holds an activation's scale and zero point as buffers.
+
+    Buffers:
+        scale: float32, 0-d. It stays float32 when the model is cast: bfloat16 would change the grid by up to 0.4 %.
+        zero_point: int32, 0-d.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, qparams: Qparams) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(qparams.scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(qparams.zero_point, dtype=torch.int32))
+        self.quant_min = qparams.quant_min
+        self.quant_max = qparams.quant_max
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        before = self.scale
+        result = super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = before.to(self.scale.device)
+        return result
+
+    def extra_repr(self) -> str:
+        """Scale, zero point and range, as ``print(model)`` shows them."""
+        values = "" if self.scale.is_meta else f"scale={float(self.scale):g}, zero_point={int(self.zero_point)}, "
+        return f"{values}range=[{self.quant_min}, {self.quant_max}]"
+
+
+class Clamp(_PostProcess):
+    """Clamps to the values that scale and zero point can represent, without rounding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Clamp a float tensor of any shape; the gradient is that of ``torch.clamp``."""
+        low = (self.quant_min - self.zero_point) * self.scale
+        high = (self.quant_max - self.zero_point) * self.scale
+        return torch.clamp(input, low.to(input.dtype), high.to(input.dtype))
+
+
+class FakeQuantize(_PostProcess):
+    """Quantizes and dequantizes: the value that the int8 model passes on, as a float.
+
+    The gradient is 1 inside the range and 0 outside (straight through). Goes to ONNX as QuantizeLinear and
+    DequantizeLinear. bfloat16 and float16 inputs are rounded to the grid in float32.
+
+    Args:
+        qparams: the grid.
+        ties: the input is an average of values on this same grid, which the int8 kernels form from integers: halfway
+            between two grid points is exactly halfway, while a float average lands beside it. ``"integer"``: such
+            ties go to the even integer; ``"value"``: to the one an even number of steps from the zero point;
+            ``""``: no average, the float is taken as it is. A tie is seen to 1/4096 of a step.
+
+    """
+
+    def __init__(self, qparams: Qparams, *, ties: str = "") -> None:
+        super().__init__(qparams)
+        self.ties = ties
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Round a float tensor of any shape to the grid."""
+        wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        if self.ties:
+            offset = self.zero_point if self.ties == "integer" else 0
+            steps = torch.round(torch.round(wide.detach() / self.scale * 4096) / 4096 + offset) - offset
+            wide = wide + (steps * self.scale - wide).detach()
+        rounded = torch.fake_quantize_per_tensor_affine(
+            wide, self.scale, self.zero_point, self.quant_min, self.quant_max
+        )
+        return rounded.to(input.dtype)
+
+
+def post_process(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook: passes the output of a module on through its ``activation_post_process``."""
+    del args
+    return module.activation_post_process(output)
+
+
+def install(module: nn.Module, child: nn.Module) -> None:
+    """Let ``child`` post-process every output of ``module``.
+
+    torch's FloatFunctional calls a child of this name itself; any other module gets a forward hook, which runs
+    before the user's own hooks: those see what the int8 model's hooks saw.
+    """
+    child.train(module.training)
+    setattr(module, CHILD, child)
+    if not _calls_child_itself(module):
+        module.register_forward_hook(post_process, prepend=True)
+
+
+def _calls_child_itself(module: nn.Module) -> bool:
+    from torch.ao.nn.quantized import FloatFunctional
+
+    return isinstance(module, FloatFunctional)
+
+
+def remove(module: nn.Module) -> None:
+    """Take what :func:`install` put in out of ``module`` again; any other module is left alone."""
+    if not isinstance(module._modules.get(CHILD), _PostProcess):
+        return
+    if _calls_child_itself(module):
+        module.activation_post_process = nn.Identity()
+        return
+    delattr(module, CHILD)
+    for key, hook in list(module._forward_hooks.items()):
+        if hook is post_process:
+            del module._forward_hooks[key]

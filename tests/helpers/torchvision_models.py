@@ -1,0 +1,69 @@
+"""torchvision's quantizable models with random weights, converted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.models import engine, tq
+
+# name -> side of the square input: the smallest that the architecture takes without empty feature maps.
+SIDES = {
+    "googlenet": 64,
+    "inception_v3": 96,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_large": 64,
+    "resnet18": 64,
+    "resnet50": 64,
+    "resnext101_32x8d": 64,
+    "resnext101_64x4d": 64,
+    "shufflenet_v2_x0_5": 64,
+    "shufflenet_v2_x1_0": 64,
+    "shufflenet_v2_x1_5": 64,
+    "shufflenet_v2_x2_0": 64,
+}
+_AUXILIARY = ("googlenet", "inception_v3")
+
+
+def float_model(name: str, num_classes: int = 10) -> nn.Module:
+    """The plain float class, random weights, without auxiliary classifiers."""
+    models = torchvision_models()
+    options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
+    return getattr(models, name)(weights=None, num_classes=num_classes, **options).eval()
+
+
+def torchvision_models():
+    from qdeq.demo.vision import import_torchvision
+
+    return import_torchvision().models
+
+
+def example(name: str, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, SIDES[name], SIDES[name])
+
+
+def converted_model(name: str, *, seven_bits: bool = True, num_classes: int = 10, backend: str = "fbgemm") -> nn.Module:
+    """Fused, calibrated on random data and converted; ``seven_bits`` keeps activations in 0..127, free of saturation."""
+    torch.manual_seed(sum(map(ord, name)))
+    models = torchvision_models()
+    options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
+    model = getattr(models.quantization, name)(weights=None, quantize=False, num_classes=num_classes, **options).eval()
+    _randomise_batch_norms(model)
+    with engine(backend):
+        model.fuse_model(is_qat=False)
+        model.qconfig = tq.QConfig(
+            activation=tq.MinMaxObserver.with_args(reduce_range=seven_bits),
+            weight=tq.default_per_channel_weight_observer,
+        )
+        tq.prepare(model, inplace=True)
+        with torch.no_grad():
+            model(example(name, 4))
+        tq.convert(model, inplace=True)
+    return model
+
+
+def _randomise_batch_norms(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.5)
