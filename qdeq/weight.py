@@ -32,19 +32,24 @@ FLOAT_QPARAMS = "per_channel_affine_float_qparams"
 class IntegerType:
     """One of torch's quantized dtypes: where its values lie and what they may be."""
 
-    torch_dtype: torch.dtype
+    torch_dtype: torch.dtype | None
     storage: torch.dtype
     bits: int
     low: int
     high: int
 
 
+def _torch_dtype(name: str) -> torch.dtype | None:
+    """torch's quantized dtype; None where torch has dropped it, which reading files must survive."""
+    return getattr(torch, name, None)
+
+
 INTEGER_TYPES = {
-    "qint8": IntegerType(torch.qint8, torch.int8, 8, -128, 127),
-    "quint8": IntegerType(torch.quint8, torch.uint8, 8, 0, 255),
-    "qint32": IntegerType(torch.qint32, torch.int32, 32, -(2**31), 2**31 - 1),
-    "quint4x2": IntegerType(torch.quint4x2, torch.uint8, 4, 0, 15),
-    "quint2x4": IntegerType(torch.quint2x4, torch.uint8, 2, 0, 3),
+    "qint8": IntegerType(_torch_dtype("qint8"), torch.int8, 8, -128, 127),
+    "quint8": IntegerType(_torch_dtype("quint8"), torch.uint8, 8, 0, 255),
+    "qint32": IntegerType(_torch_dtype("qint32"), torch.int32, 32, -(2**31), 2**31 - 1),
+    "quint4x2": IntegerType(_torch_dtype("quint4x2"), torch.uint8, 4, 0, 15),
+    "quint2x4": IntegerType(_torch_dtype("quint2x4"), torch.uint8, 2, 0, 3),
 }
 _NAMES = {kind.torch_dtype: name for name, kind in INTEGER_TYPES.items()}
 
