@@ -143,7 +143,13 @@ class Build:
     ) -> None:
         """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
         self.use_bias(packed)
-        self.biases([(source_name or name, packed_bias(packed, where=join(path, source_name or name)))], module, path, target, name)
+        self.biases(
+            [(source_name or name, packed_bias(packed, where=join(path, source_name or name)))],
+            module,
+            path,
+            target,
+            name,
+        )
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
