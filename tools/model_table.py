@@ -43,17 +43,19 @@ def row(name: str, int8: nn.Module, x: Tensor, *, layers: bool = True) -> str:
 
 
 def digits(folder: Path) -> str:
+    """The line of the demo's trained network on its test images."""
     from qdeq.demo.data import load_digits
     from qdeq.demo.model import VGG11, load_int8
 
     state = torch.load(folder / "int8.pt", weights_only=True)
-    classes = sum(1 for key in state if key.startswith("classifier") and key.endswith(".scale"))
-    del classes
-    like = VGG11(batch_norm=(folder / "quick").exists())
-    return row("digits VGG11", load_int8(folder / "int8.pt", like), load_digits()[1].images)
+    hidden = state["classifier.0._packed_params._packed_params"][0].shape[0]
+    like = VGG11(512, hidden, batch_norm="features.3.weight" not in state)
+    images = load_digits()[1]
+    return row("digits VGG11", load_int8(folder / "int8.pt", like), images.batch(torch.arange(len(images)))[0])
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--digits", type=Path)
     parser.add_argument("names", nargs="*", default=list(SIDES))
@@ -64,7 +66,7 @@ def main() -> None:
     if options.digits:
         print(digits(options.digits))
     for name in options.names:
-        print(row(name, converted_model(name), example(name, 8)), flush=True)
+        print(row(name, converted_model(name), example(name, 4)), flush=True)
 
 
 if __name__ == "__main__":
