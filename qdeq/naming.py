@@ -206,9 +206,7 @@ def _take_rnns(
                     _add(where, plan, _join(path, f"bias_{part}{tail}"), Target(packed.bias, keys[at]))
 
 
-def _rnn_shape(
-    where: str, path: str, cells: list[Cell], shape_of: Callable[[Any], tuple[int, ...] | None]
-) -> RnnShape:
+def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: Callable[[Any], tuple[int, ...] | None]) -> RnnShape:
     """Tell layers and directions by the input sizes: a layer above a bidirectional one takes twice the hidden size."""
     sizes = [((shape_of(c.ih.weight) or (0, 0))[1], (shape_of(c.hh.weight) or (0, 0))[1]) for c in cells]
     count, (first, hidden) = len(sizes), sizes[0]
@@ -271,9 +269,9 @@ def _float_name(key: str, fused: set[str]) -> str:
 def _add_packed(where: str, plan: Plan, key: str, packed: Packed) -> None:
     path, _, name = key.rpartition(".")
     weight, bias = "weight", "bias"
-    if name == "_packed_params" and (path.endswith(_SUFFIX) or path == "_packed_params"):
-        path = path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else ""
-    elif name == "_packed_weight" and (path.endswith(_SUFFIX) or path == "_packed_params"):
+    if (name == "_packed_params" and (path.endswith(_SUFFIX) or path == "_packed_params")) or (
+        name == "_packed_weight" and (path.endswith(_SUFFIX) or path == "_packed_params")
+    ):
         path = path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else ""
     elif name.startswith("_packed_weight_") and name[15:] in ("ih", "hh"):
         weight, bias = f"weight_{name[15:]}", f"bias_{name[15:]}"

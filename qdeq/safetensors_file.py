@@ -181,7 +181,7 @@ class SafetensorsFile(Mapping[str, QuantizedWeight | Tensor]):
                     entry.qscheme,
                     entry.scale_min,
                     entry.scale_max,
-                )  # fmt: skip
+                )
             )
         return report
 

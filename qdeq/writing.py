@@ -22,7 +22,7 @@ from qdeq.safetensors_format import INDEX_SUFFIX, SCALE_SUFFIX
 from qdeq.streaming import Piece, stream
 from qdeq.weight import QuantizedWeight
 
-__all__ = ["Saved", "save_safetensors", "write_plan"]
+__all__ = ["Saved", "check_plan", "save_safetensors", "write_plan"]
 
 RELEASE_BYTES = 32 << 20
 
@@ -98,7 +98,7 @@ def write_plan(plan: Plan, weights: Weights, progress: Callable[[str, int], obje
         QdeqError: as :func:`save_safetensors`.
 
     """
-    with NewFiles(plan.files, force=plan.force, size=plan.bytes, replaced=_earlier_set(plan)) as new:
+    with _new_files(plan) as new:
         bases = []
         for shard in plan.shards:
             new.write(shard.path, shard.header, 0)
@@ -179,3 +179,12 @@ def _tensor_pieces(
 
         yield Piece(file, offset, size, fill, item.name)
         offset += size
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuse a plan that :func:`write_plan` would refuse at its beginning: files in the way, no folder, no room."""
+    _new_files(plan).check()
+
+
+def _new_files(plan: Plan) -> NewFiles:
+    return NewFiles(plan.files, force=plan.force, size=plan.bytes, replaced=_earlier_set(plan))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdeq.archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, refuse, shown
+from qdeq.archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES, refuse, shown
 from qdeq.archive.storages import StorageReader, StoredTensor, tensor_from
 from qdeq.archive.unpickler import Call, Global, Instance, Persistent
 from qdeq.naming import Cell, Packed, RnnShape
@@ -20,6 +20,8 @@ __all__ = ["Contents", "collect"]
 _DAMAGED = "The file is damaged: get a fresh copy."
 _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
+_CONTAINERS = (dict, list, tuple, Instance)  # tuples: a union is built anew at every use, which is slow
+_PLAIN = (str, int, float, bytes, Global)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class _Walk:
         self.nodes = 0
         self.tensors: dict[int, StoredTensor] = {}
         self.open: set[int] = set()
+        self.visits: dict[int, int] = {}
 
     def where(self, key: str) -> str:
         return f"{self.path}: {shown(key)[1:-1]}" if key else self.path
@@ -90,7 +93,8 @@ class _Walk:
         if tensor is not None:
             self.put(key or "tensor", tensor)
             return
-        if isinstance(value, dict | list | tuple | Instance):
+        if isinstance(value, _CONTAINERS):
+            self._count(key, value)
             self.open.add(id(value))
             self._container(key, value, depth)
             self.open.discard(id(value))
@@ -99,6 +103,12 @@ class _Walk:
                 self.put(key, None)
         elif isinstance(value, Persistent):
             self.contents.dropped[key] = "a bare storage without shape"
+
+    def _count(self, key: str, value: Any) -> None:
+        """Refuse containers that share one another a thousandfold, which unfold without end."""
+        visits = self.visits[id(value)] = self.visits.get(id(value), 0) + 1
+        if visits > MAX_SHARES and not (isinstance(value, tuple) and not value):
+            refuse(self.where(key[:200]), f"a container in at most {MAX_SHARES} places", "more", _DAMAGED)
 
     def _container(self, key: str, value: Any, depth: int) -> None:
         if isinstance(value, Instance):
@@ -110,11 +120,11 @@ class _Walk:
             for name, item in pairs:
                 if isinstance(name, str | int):
                     self._child(key, str(name), item, depth)
-                elif isinstance(item, dict | list | tuple | Instance):
+                elif isinstance(item, _CONTAINERS):
                     self.contents.dropped[f"{key}.(a key that is no text)"] = "no name to call it by"
 
     def _child(self, key: str, name: str, item: Any, depth: int) -> None:
-        if isinstance(item, str | int | float | bytes | Global) and not isinstance(item, bool):
+        if isinstance(item, _PLAIN) and not isinstance(item, bool):
             if not self._is_qparam(name, item):
                 return
             self.put(f"{key}.{name}" if key else name, item)
@@ -146,7 +156,7 @@ class _Walk:
             self.visit(key, value.elements, depth + 1)
         else:
             for at, item in enumerate(value.args):
-                if isinstance(item, dict | list | tuple | Instance):
+                if isinstance(item, _CONTAINERS):
                     self.visit(f"{key}.{at}" if key else str(at), item, depth + 1)
 
     def _module(self, key: str, value: Instance, state: dict[Any, Any], depth: int) -> None:
@@ -171,9 +181,9 @@ class _Walk:
                 self.put(full, tensor)
             elif self._is_qparam(name, item) and ("quantized" in str(value.cls) or python):
                 self.put(full, item)
-            elif isinstance(item, Instance) and (script or not python or item.cls.name == "ScriptObject"):
-                self.visit(full, item, depth + 1)
-            elif not python and isinstance(item, dict | list | tuple):
+            elif (isinstance(item, Instance) and (script or not python or item.cls.name == "ScriptObject")) or (
+                not python and isinstance(item, dict | list | tuple)
+            ):
                 self.visit(full, item, depth + 1)
 
     def _note_rnn(self, key: str, state: dict[Any, Any]) -> None:

@@ -43,7 +43,11 @@ def read_legacy(path: str, buffer: Any) -> tuple[Any, dict[str, tuple[int, int]]
     little = system.get("little_endian") if isinstance(system, dict) else None
     if little is not (sys.byteorder == "little"):
         refuse(path, f"byte order {sys.byteorder}", "the other", "Load and save it again on a machine like this one.")
-    if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+    if (
+        not isinstance(keys, list | tuple)
+        or not all(isinstance(key, str) for key in keys)
+        or len(set(keys)) != len(keys)
+    ):
         refuse(path, "a list of storage keys", shown(type(keys).__name__), _DAMAGED)
     widths = _element_widths(path, top)
     places: dict[str, tuple[int, int]] = {}
@@ -92,7 +96,12 @@ def _add_width(path: str, widths: dict[str, int], pid: object) -> None:
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[2], str):
         refuse(path, "a storage", shown(type(pid).__name__), _DAMAGED)
     if len(pid) > 5 and pid[5] is not None:
-        refuse(f"{path}: storage {shown(pid[2])}", "whole storages", "a view of one", "Save the file again with a newer torch.")
+        refuse(
+            f"{path}: storage {shown(pid[2])}",
+            "whole storages",
+            "a view of one",
+            "Save the file again with a newer torch.",
+        )
     width = element_bytes(pid[1])
     if width is None or widths.setdefault(pid[2], width) != width:
         refuse(f"{path}: storage {shown(pid[2])}", "one known type", shown(str(pid[1])), _DAMAGED)

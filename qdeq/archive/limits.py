@@ -18,6 +18,7 @@ __all__ = [
     "MAX_OPCODES",
     "MAX_PICKLE_BYTES",
     "MAX_RECORDS",
+    "MAX_SHARES",
     "MAX_STRING_BYTES",
     "refuse",
     "shown",
@@ -26,9 +27,10 @@ __all__ = [
 MAX_RECORDS = 200_000
 MAX_PICKLE_BYTES = 64 << 20
 MAX_INFLATED_BYTES = 64 << 20  # one compressed record; torch compresses source code only
-MAX_OPCODES = 1_500_000
+MAX_OPCODES = 1_000_000
 MAX_STRING_BYTES = 16 << 20  # one string or bytes object in a pickle
-MAX_NODES = 1_000_000  # containers and leaves met while a checkpoint is flattened
+MAX_NODES = 200_000  # containers and leaves met while a checkpoint is flattened
+MAX_SHARES = 64  # places that one container may stand in
 MAX_DEPTH = 100
 MAX_ENTRIES = 200_000
 

@@ -68,7 +68,9 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
 
     """
 
-    def __init__(self, path: str, plan: Plan, contents: Contents, unchecked: Callable[[], list[str]], buffer: Any) -> None:
+    def __init__(
+        self, path: str, plan: Plan, contents: Contents, unchecked: Callable[[], list[str]], buffer: Any
+    ) -> None:
         """Made by :func:`open_archive`."""
         self.path = path
         self._plan, self._contents, self._unchecked, self._buffer = plan, contents, unchecked, buffer
@@ -122,7 +124,9 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
     def __enter__(self) -> Archive:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -152,7 +156,11 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
     def entry(self, name: str) -> Entry:
         """Describe one weight: reads its scales, not its values."""
         target = self._plan.targets[name]
-        tensor = target.value.parts[0 if target.value.part == "weight" else 2] if isinstance(target.value, Fold) else target.value
+        tensor = (
+            target.value.parts[0 if target.value.part == "weight" else 2]
+            if isinstance(target.value, Fold)
+            else target.value
+        )
         low, high = tensor.scale_range(self._where(name))
         return Entry(
             name, tensor.shape, tensor.dtype, tensor.qscheme, tensor.axis, low, high, tensor.nbytes, target.source
@@ -169,8 +177,16 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
         for entry in self.describe():
             report.entries.append(
                 ReportEntry(
-                    entry.name, entry.source, "checkpoint", "Tensor", entry.shape, entry.dtype, entry.qscheme,
-                    entry.scale_min, entry.scale_max, note=self._plan.targets[entry.name].note,
+                    entry.name,
+                    entry.source,
+                    "checkpoint",
+                    "Tensor",
+                    entry.shape,
+                    entry.dtype,
+                    entry.qscheme,
+                    entry.scale_min,
+                    entry.scale_max,
+                    note=self._plan.targets[entry.name].note,
                 )  # fmt: skip
             )
         for source, reason in {**self._contents.dropped, **self._plan.dropped}.items():
@@ -209,7 +225,12 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         unchecked = list
         warnings = ["the format before zip archives has no checksums: damage to values cannot be seen"]
     else:
-        refuse(name, "a checkpoint saved by torch", f"a file that begins {shown(bytes(buffer[:8]))}", "Pass a .pt or .pth file.")
+        refuse(
+            name,
+            "a checkpoint saved by torch",
+            f"a file that begins {shown(bytes(buffer[:8]))}",
+            "Pass a .pt or .pth file.",
+        )
     plan = plan_names(name, contents.sources, _shape_of, contents.rnn_shapes)
     if not plan.targets:
         remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
@@ -257,6 +278,7 @@ def _zip_contents(path: str, directory: ZipDirectory) -> Contents:
         _pickled(path, directory, constants, f"{root}/constants/", "constants", contents)
     data = "data/"
     _pickled(path, directory, tops[0], f"{root}/{data}", "", contents)
+    directory.check_small()
     return contents
 
 

@@ -44,7 +44,9 @@ _TYPES: dict[str, tuple[str, torch.dtype, int]] = {
 _BY_DTYPE = {entry[0]: entry for entry in _TYPES.values() if entry[0] != "bytes"}
 _BY_DTYPE |= {"uint16": ("uint16", torch.uint16, 16), "uint32": ("uint32", torch.uint32, 32)}
 _BY_DTYPE |= {"uint64": ("uint64", torch.uint64, 64)}
-_BY_DTYPE |= {name: (name, getattr(torch, name), 8) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)}
+_BY_DTYPE |= {
+    name: (name, getattr(torch, name), 8) for name in ("float8_e4m3fn", "float8_e5m2") if hasattr(torch, name)
+}
 _SUB_BYTE = 8
 
 
@@ -188,7 +190,9 @@ class StoredTensor:
             scale = torch.tensor(self.scale, dtype=torch.float64)
             zero_point = torch.tensor(self.zero_point, dtype=torch.int64)
         try:
-            return QuantizedWeight(values, scale.clone(), zero_point.clone(), self.axis, self.qscheme, self.dtype, self.shape)
+            return QuantizedWeight(
+                values, scale.clone(), zero_point.clone(), self.axis, self.qscheme, self.dtype, self.shape
+            )
         except QdeqError as error:
             refuse(where, "a consistent quantized tensor", f"({error})", _DAMAGED)
 
@@ -224,7 +228,9 @@ def _checked_layout(where: str, storage: Storage, offset: Any, shape: Any, strid
     reach = 1
     for step, extent in sorted((step, n) for n, step in zip(shape, stride, strict=True) if n > 1):
         if step < reach:
-            refuse(where, "strides that never repeat a value", f"shape {shown(shape)}, strides {shown(stride)}", _DAMAGED)
+            refuse(
+                where, "strides that never repeat a value", f"shape {shown(shape)}, strides {shown(stride)}", _DAMAGED
+            )
         reach += step * (extent - 1)
     held = storage.size * 8 // bits
     if offset + reach > held:
@@ -248,7 +254,12 @@ def tensor_from(where: str, call: object, reader: StorageReader) -> StoredTensor
         name, args = call.cls.name, call.args
         if name in ("_rebuild_parameter", "_rebuild_parameter_with_state") and args:
             call = args[0]
-        elif name == "_rebuild_from_type_v2" and len(args) > 2 and isinstance(args[0], Global) and isinstance(args[2], tuple):
+        elif (
+            name == "_rebuild_from_type_v2"
+            and len(args) > 2
+            and isinstance(args[0], Global)
+            and isinstance(args[2], tuple)
+        ):
             call = Call(args[0], args[2])
         else:
             break
@@ -276,7 +287,10 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         refuse(where, "quantized values with (qscheme, scale, zero point)", shown(tensor.dtype), _DAMAGED)
     scheme = params[0].name if isinstance(params[0], Global) else _SCHEME_NUMBERS.get(_plain_int(params[0]), "")
     scheme = scheme.replace("_symmetric", "_affine")
-    parts = {key: getattr(tensor, key) for key in ("reader", "storage", "offset", "shape", "stride", "dtype", "plain", "bits")}
+    parts = {
+        key: getattr(tensor, key)
+        for key in ("reader", "storage", "offset", "shape", "stride", "dtype", "plain", "bits")
+    }
     if tensor.bits < _SUB_BYTE and (tensor.offset or tensor.stride != _contiguous(tensor.shape)):
         refuse(where, "a contiguous sub-byte tensor", f"strides {shown(tensor.stride)}", "Save a contiguous() copy.")
     if scheme == "per_tensor_affine":

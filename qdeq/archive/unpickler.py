@@ -111,7 +111,10 @@ def _build(func: Global, args: tuple[Any, ...]) -> Any:
         return {}
     if name == "collections.defaultdict":
         return {}
-    if name in ("builtins.set", "builtins.frozenset", "torch.Size", "builtins.list", "builtins.tuple") and len(args) == 1:
+    if (
+        name in ("builtins.set", "builtins.frozenset", "torch.Size", "builtins.list", "builtins.tuple")
+        and len(args) == 1
+    ):
         return args[0] if isinstance(args[0], list | tuple) else Call(func, args)  # shared: a copy could be a bomb
     if name.startswith("torch.jit._pickle.build_") and name.endswith("list") and len(args) == 1:
         return args[0] if isinstance(args[0], list) else Call(func, args)
@@ -169,8 +172,28 @@ class _Mark:
 _MARK = _Mark()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _PUSH_ARGUMENT = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "FLOAT",
+        "BINFLOAT",
+    ]
 )
 
 

@@ -22,8 +22,9 @@ _END = struct.Struct("<4s4H2IH")
 _END64_LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _STORED, _DEFLATED = 0, 8
-_FLAG_ENCRYPTED, _FLAG_DESCRIPTOR, _FLAG_UTF8 = 0x1, 0x8, 0x800
+_FLAG_ENCRYPTED, _FLAG_DESCRIPTOR = 0x1, 0x8
 _FULL32 = 0xFFFFFFFF
+_SMALL, _SMALL_TOTAL = 64 << 10, 16 << 20  # bytes
 _DAMAGED = "The file is damaged: get a fresh copy."
 
 
@@ -85,7 +86,11 @@ class ZipDirectory:
             magic, _, _, _, disk, cd_disk, here, count64, size64, offset64 = _END64.unpack_from(self.buffer, end64)
             if magic != b"PK\x06\x06" or disk or cd_disk or here != count64:
                 refuse(self.path, "a zip64 directory", shown(magic), _DAMAGED)
-            for small, full, value in ((count, 0xFFFF, count64), (cd_size, _FULL32, size64), (cd_offset, _FULL32, offset64)):
+            for small, full, value in (
+                (count, 0xFFFF, count64),
+                (cd_size, _FULL32, size64),
+                (cd_offset, _FULL32, offset64),
+            ):
                 if small not in (full, value):
                     refuse(self.path, "zip and zip64 directories that agree", f"{small} and {value}", _DAMAGED)
             count, cd_size, cd_offset, end = count64, size64, offset64, end64
@@ -117,12 +122,14 @@ class ZipDirectory:
         if at + _CENTRAL.size > end:
             refuse(self.path, "a whole directory entry", f"{end - at} bytes", _DAMAGED)
         fields = _CENTRAL.unpack_from(self.buffer, at)
-        magic, _, _, flags, method, _, _, crc, stored, size, name_len, extra_len, comment_len, disk, _, _, header = fields
+        magic, _, _, flags, method, _, _, crc, stored, size, name_len, extra_len, comment_len, disk, _, _, header = (
+            fields
+        )
         after = at + _CENTRAL.size + name_len + extra_len + comment_len
         if magic != b"PK\x01\x02" or disk not in (0, 0xFFFF) or after > end:
             refuse(self.path, "a zip directory entry", f"{shown(magic)} at byte {at}", _DAMAGED)
         name_at = at + _CENTRAL.size
-        name = self._name(bytes(self.buffer[name_at : name_at + name_len]), flags)
+        name = self._name(bytes(self.buffer[name_at : name_at + name_len]))
         where = f"{self.path}: {shown(name)}"
         extra = bytes(self.buffer[name_at + name_len : name_at + name_len + extra_len])
         size, stored, header = _zip64(where, extra, size, stored, header)
@@ -134,13 +141,19 @@ class ZipDirectory:
         data = self._check_local(where, name, flags, method, crc, stored, size, header, cd_offset)
         return Record(name, method, crc, stored, size, header, data), after
 
-    def _name(self, raw: bytes, flags: int) -> str:
+    def _name(self, raw: bytes) -> str:
         try:
-            name = raw.decode("utf-8" if flags & _FLAG_UTF8 else "cp437")
+            name = raw.decode("utf-8")
         except UnicodeDecodeError:
             refuse(self.path, "a record name in UTF-8", shown(raw), _DAMAGED)
         parts = name.rstrip("/").split("/")
-        if not name or "\\" in name or ":" in name or any(ord(c) < 32 for c in name) or any(p in ("", ".", "..") for p in parts):
+        if (
+            not name
+            or "\\" in name
+            or ":" in name
+            or any(ord(c) < 32 for c in name)
+            or any(p in ("", ".", "..") for p in parts)
+        ):
             refuse(self.path, "record names that are plain relative paths", shown(name), _DAMAGED)
         return name
 
@@ -156,7 +169,7 @@ class ZipDirectory:
         data = begin + name_len + extra_len
         if magic != b"PK\x03\x04" or data + stored > limit:
             refuse(where, f"a record of {stored} bytes inside the file", f"byte {header} to {data + stored}", _DAMAGED)
-        local_name = self._name(bytes(self.buffer[begin : begin + name_len]), local_flags)
+        local_name = self._name(bytes(self.buffer[begin : begin + name_len]))
         if local_name != name or local_method != method or (local_flags ^ flags) & _FLAG_ENCRYPTED:
             refuse(where, "the local header to repeat the directory", shown(local_name), _DAMAGED)
         extra = bytes(self.buffer[begin + name_len : data])
@@ -172,8 +185,18 @@ class ZipDirectory:
         before = 0
         for record in sorted(self.records.values(), key=lambda r: r.header):
             if record.header < before:
-                refuse(f"{self.path}: {shown(record.name)}", f"a record after byte {before}", str(record.header), _DAMAGED)
+                refuse(
+                    f"{self.path}: {shown(record.name)}", f"a record after byte {before}", str(record.header), _DAMAGED
+                )
             before = record.data + record.stored_size
+
+    def check_small(self) -> None:
+        """Check the CRC32 of records that are small, so that damage shows even in those that no tensor needs."""
+        budget = _SMALL_TOTAL
+        for record in self.records.values():
+            if record.size <= _SMALL and record.size <= budget:
+                budget -= record.size
+                self.view(record)
 
     def view(self, record: Record, max_size: int | None = None) -> memoryview | bytes:
         """Return the bytes of a record, its CRC32 checked; a stored record is not copied.
