@@ -1,7 +1,7 @@
 """From the keys of a quantized checkpoint to the names of the float model it stands for.
 
-Works on names and on what lies behind them, whatever that is: live tensors or tensors in a file. The keys are those that
-torch's quantized modules write (``torch.ao.nn.quantized``, ``.dynamic``, ``.intrinsic``; FX graphs; prepared models):
+Works on names and on what lies behind them, whatever that is: live tensors or tensors in a file. The keys are those
+that torch's quantized modules write (``torch.ao.nn.quantized``, ``.dynamic``, ``.intrinsic``; FX; prepared models):
 
 ============================================  ==========================================================
 key                                           float name
