@@ -25,7 +25,7 @@ from qdeq.slots import trace_calls
 
 __all__ = ["imitate_functions"]
 
-# Operations by name, lower case without underscores, so that F.avg_pool2d, Tensor.relu_ and nn.AvgPool2d need one entry.
+# Operations by name, lower case without underscores, so that F.avg_pool2d and nn.AvgPool2d need one entry.
 _KEEPS_VALUES = {
     *("relu", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
     *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
