@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks $(ARGS)
 
 lint: $(VENV)/.lint
@@ -34,6 +34,10 @@ $(VENV)/.demo: $(VENV)/.torch $(BUILD_INPUTS)
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) --editable '.[bench]'
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -15,6 +15,7 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 STABLE_ABI_TARGET = "0x020d000000000000"  # torch 2.13.0
+CORE = ("direct", "limits", "memory", "module", "ops")
 NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
 
 
@@ -72,7 +73,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     built_with = f'-DQDEQ_BUILT_WITH_TORCH="{torch.__version__}"'
     core = CppExtension(
         "qdeq._C",
-        _sources("csrc/kernels/*.cpp", "csrc/memory.cpp", "csrc/ops.cpp", "csrc/module.cpp"),
+        _sources("csrc/kernels/*.cpp", *(f"csrc/{name}.cpp" for name in CORE)),
         include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
         extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={STABLE_ABI_TARGET}", built_with],
     )

@@ -191,41 +191,51 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
 
 // ---- the operators ----------------------------------------------------------------------------------------------
 
-packing::Target target_of(const PackedWeight& weight, at::IntArrayRef strides) {
-    const auto tiling = packing::tiling_of(weight.matrix, false);
-    packing::Target target;
-    if (weight.transposed) {
-        target.group_stride = weight.channels_per_group * strides[0];
-        target.row_stride = strides[1];
-    } else {
-        target.group_stride = tiling.rows_per_group * strides[0];
-        target.row_stride = strides[0];
+// Strides of the taps (depth, height, width), if they are those of one dense run of `step` elements a tap.
+bool taps_are_dense(const PackedWeight& weight, at::IntArrayRef strides, int64_t step) {
+    for (size_t dim = weight.sizes.size(); dim-- > 2;) {
+        if (weight.sizes[dim] > 1 && strides[dim] != step) return false;
+        step *= weight.sizes[dim];
     }
-    const int64_t channel_stride = weight.transposed ? strides[0] : strides[1];
-    std::vector<int64_t> columns;
-    columns.reserve(static_cast<size_t>(tiling.cols));
-    std::vector<int64_t> tap(weight.sizes.size() - 2, 0);
-    int64_t tap_offset = 0;
-    while (static_cast<int64_t>(columns.size()) < tiling.cols) {
-        for (int64_t c = 0; c < weight.channels_per_group; ++c) columns.push_back(tap_offset + c * channel_stride);
-        for (size_t dim = tap.size(); dim-- > 0;) {
-            tap_offset += strides[dim + 2];
-            if (++tap[dim] < weight.sizes[dim + 2]) break;
-            tap_offset -= tap[dim] * strides[dim + 2];
-            tap[dim] = 0;
+    return true;
+}
+
+std::vector<int64_t> places_of(const PackedWeight& weight, at::IntArrayRef strides, int64_t channel_stride) {
+    std::vector<int64_t> places{0};
+    for (size_t dim = 2; dim < weight.sizes.size(); ++dim) {
+        std::vector<int64_t> inner;
+        for (const int64_t place : places) {
+            for (int64_t i = 0; i < weight.sizes[dim]; ++i) inner.push_back(place + i * strides[dim]);
         }
+        places = std::move(inner);
     }
-    std::vector<bool> seen(columns.size(), false);
-    bool identity = true;
-    bool permutes = true;
-    for (size_t i = 0; i < columns.size(); ++i) {
-        identity = identity && columns[i] == static_cast<int64_t>(i);
-        const auto at = static_cast<size_t>(columns[i]);
-        permutes = permutes && columns[i] >= 0 && at < seen.size() && !seen[at];
-        if (permutes) seen[at] = true;
+    std::vector<int64_t> with_channels;
+    with_channels.reserve(places.size() * static_cast<size_t>(weight.channels_per_group));
+    for (const int64_t place : places) {
+        for (int64_t c = 0; c < weight.channels_per_group; ++c) with_channels.push_back(place + c * channel_stride);
     }
-    target.permutes = permutes && !identity;
-    if (!identity) target.columns = std::move(columns);
+    return with_channels;
+}
+
+packing::Target target_of(const PackedWeight& weight, at::IntArrayRef strides) {
+    const int64_t channels = weight.channels_per_group;
+    const int64_t channel_stride = weight.transposed ? strides[0] : strides[1];
+    const int64_t group_size = weight.transposed ? channels : weight.sizes[0] / weight.groups;
+    int64_t taps = 1;
+    for (size_t dim = 2; dim < weight.sizes.size(); ++dim) taps *= weight.sizes[dim];
+    packing::Target target{};
+    target.group_stride = group_size * strides[0];
+    target.row_stride = weight.transposed ? strides[1] : strides[0];
+    target.taps = taps;
+    target.channels = channels;
+    if ((channel_stride == 1 || channels == 1) && taps_are_dense(weight, strides, channels)) {
+        target.columns = packing::Target::kDense;
+    } else if ((channel_stride == taps || channels == 1) && taps_are_dense(weight, strides, 1)) {
+        target.columns = packing::Target::kTransposed;
+    } else {
+        target.columns = packing::Target::kScattered;
+        target.places = places_of(weight, strides, channel_stride);
+    }
     return target;
 }
 
@@ -236,9 +246,24 @@ const KernelSet& kernels_named(std::string_view name) {
     TORCH_CHECK(false, "qdeq: no kernels named ", name, " here");
 }
 
-void check_out(const PackedWeight& weight, const at::Tensor& out) {
-    TORCH_CHECK(out.sizes() == at::IntArrayRef(weight.sizes) && out.device().is_cpu(),
-                "qdeq: out must be a CPU tensor of shape ", weight.sizes);
+// Sufficient and cheap: in order of stride, each dimension steps over everything inside it.
+bool may_overlap_itself(const at::Tensor& out) {
+    std::vector<std::pair<int64_t, int64_t>> dims;
+    for (int64_t dim = 0; dim < out.dim(); ++dim) {
+        if (out.size(dim) > 1) dims.emplace_back(out.stride(dim), out.size(dim));
+    }
+    std::sort(dims.begin(), dims.end());
+    int64_t reach = 0;
+    for (const auto& [stride, size] : dims) {
+        if (stride <= reach) return true;
+        reach += stride * (size - 1);
+    }
+    return false;
+}
+
+bool out_fits(const PackedWeight& weight, const at::Tensor& out, at::ScalarType dtype) {
+    return out.layout() == at::kStrided && out.device().is_cpu() && !out.is_quantized() && out.scalar_type() == dtype &&
+           out.sizes() == at::IntArrayRef(weight.sizes) && !out.requires_grad() && !may_overlap_itself(out);
 }
 
 using Layout = std::tuple<std::string, std::vector<int64_t>, std::vector<int64_t>, bool>;
@@ -290,6 +315,7 @@ constexpr const char* kDone = "";
 constexpr const char* kNotInPlace = "not in place";
 constexpr const char* kDirectConv = "direct";
 constexpr const char* kBadScale = "bad scale";
+constexpr const char* kBadOut = "bad out";
 
 const char* obstacle(const std::optional<PackedWeight>& weight, bool allow_bad_scales) {
     if (!weight) return kNotInPlace;
@@ -321,12 +347,12 @@ std::tuple<std::string, at::Tensor> packed_dequantize(const c10::IValue& packed,
     return {kDone, out};
 }
 
-std::string packed_dequantize_out(const c10::IValue& packed, const at::Tensor& out, std::string_view kernel,
-                                  bool allow_bad_scales) {
+std::string packed_dequantize_out(const c10::IValue& packed, const at::Tensor& out, at::ScalarType dtype,
+                                  std::string_view kernel, bool allow_bad_scales) {
     const auto weight = describe(packed);
     const char* status = obstacle(weight, allow_bad_scales);
     if (*status != 0) return status;
-    check_out(*weight, out);
+    if (!out_fits(*weight, out, dtype)) return kBadOut;
     write_floats(*weight, out, kernel);
     return kDone;
 }
@@ -351,8 +377,9 @@ TORCH_LIBRARY_FRAGMENT(qdeq, m) {
     m.def("packed_bias(Any packed) -> Tensor?", &qdeq::packed_bias);
     m.def("packed_dequantize(Any packed, ScalarType dtype, str kernel, bool allow_bad_scales) -> (str, Tensor)",
           &qdeq::packed_dequantize);
-    m.def("packed_dequantize_out(Any packed, Tensor(a!) out, str kernel, bool allow_bad_scales) -> str",
-          &qdeq::packed_dequantize_out);
+    m.def(
+        "packed_dequantize_out(Any packed, Tensor(a!) out, ScalarType dtype, str kernel, bool allow_bad_scales) -> str",
+        &qdeq::packed_dequantize_out);
     m.def("packed_int_repr(Any packed, str kernel) -> Tensor", &qdeq::packed_int_repr);
 }
 

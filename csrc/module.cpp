@@ -3,11 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "direct.h"
 #include "kernels/kernels.h"
+#include "memory.h"
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "qdeq's kernels and operators on torch's stable ABI";
@@ -21,5 +24,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("current_kernel", [] { return std::string(qdeq::current_kernels().name); });
     m.def("force_kernel",
           [](const std::optional<std::string>& name) { return qdeq::force_kernels(name ? name->c_str() : nullptr); });
+    m.def("advise_huge_pages",
+          [](uintptr_t data, int64_t bytes) { qdeq::advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
+    qdeq::add_direct_entry(m.ptr());
     m.def("last_level_cache_bytes", [] { return qdeq::last_level_cache_bytes(); });
 }

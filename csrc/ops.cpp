@@ -14,14 +14,13 @@
 #include "kernels/kernels.h"
 #include "kernels/strided.h"
 #include "memory.h"
+#include "work.h"
 
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
-
-constexpr int64_t kBytesPerThread = 256 << 10;  // less work than this per thread costs more to hand out than it saves
 
 int32_t raw_dtype(const Tensor& t) {
     int32_t dtype;
@@ -256,16 +255,7 @@ void run(const Source& source, const Channels& channels, int64_t axis, const Ten
     const qdeq::StridedDequantizer work({source.data, source.type, source.bits, out.data_ptr(), out_type(dtype),
                                          source.sizes, source.strides, to_ints(out.strides()), axis, channels.formula,
                                          channels.scales(), channels.zero_points()});
-    const int64_t bytes = work.out_bytes(), numel = work.numel();
-    if (numel == 0) return;
-    const qdeq::KernelSet& kernels = qdeq::current_kernels();
-    const bool stream = qdeq::larger_than_caches(bytes);
-    if (bytes < 2 * kBytesPerThread || !qdeq::threads_are_safe()) {
-        work.run(0, numel, kernels, stream);
-        return;
-    }
-    torch::stable::parallel_for(0, numel, numel / std::max<int64_t>(1, bytes / kBytesPerThread),
-                                [&](int64_t begin, int64_t end) { work.run(begin, end, kernels, stream); });
+    qdeq::run_on_threads(work);
 }
 
 Tensor fresh(const Source& source, ScalarType dtype) {

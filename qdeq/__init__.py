@@ -17,10 +17,17 @@ from qdeq.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from qdeq.activations import drop_activations
+    from qdeq.archive import open
     from qdeq.convert import dequantize_model
+    from qdeq.diagnosis.compare import compare
+    from qdeq.diagnosis.explain import explain
+    from qdeq.diagnosis.explanation import Explanation
     from qdeq.registry import register
+    from qdeq.state_dict import dequantize_state_dict
+    from qdeq.writing import save_safetensors
 
 __all__ = [
+    "Explanation",
     "QdeqError",
     "QdeqTypeError",
     "QdeqValueError",
@@ -28,21 +35,32 @@ __all__ = [
     "Report",
     "ReportEntry",
     "build_info",
+    "compare",
     "current_kernel",
     "dequantize",
     "dequantize_model",
+    "dequantize_state_dict",
     "drop_activations",
+    "explain",
     "kernels",
+    "open",
     "register",
+    "save_safetensors",
     "unpack",
     "use_kernel",
 ]
 
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
+    "Explanation": "qdeq.diagnosis.explanation",
+    "compare": "qdeq.diagnosis.compare",
     "dequantize_model": "qdeq.convert",
+    "dequantize_state_dict": "qdeq.state_dict",
     "drop_activations": "qdeq.activations",
+    "explain": "qdeq.diagnosis.explain",
+    "open": "qdeq.archive",
     "register": "qdeq.registry",
+    "save_safetensors": "qdeq.writing",
 }
 
 

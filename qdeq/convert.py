@@ -26,8 +26,11 @@ __all__ = ["dequantize_model"]
 _QUANTIZATION_ATTRIBUTES = {
     *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
     *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
-    *("pruned_weights", "split_gates", "num_parameters", "mode", "qconfig", "negative_slope"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
 }
+# What reference RNNs call the same, after the name of each weight.
+_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
@@ -63,6 +66,7 @@ def dequantize_model(
     allow_bad_scales: bool = False,
     activations: str = "drop",
     unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module: ...
 
 
@@ -77,6 +81,7 @@ def dequantize_model(
     allow_bad_scales: bool = False,
     activations: str = "drop",
     unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> tuple[nn.Module, Report]: ...
 
 
@@ -90,6 +95,7 @@ def dequantize_model(
     allow_bad_scales: bool = False,
     activations: str = "drop",
     unfold_bn: bool | float = False,
+    recover_direct_conv: bool = False,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
 
@@ -119,6 +125,11 @@ def dequantize_model(
             same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
         unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
             True for any eps up to 2**-9, or the eps they will run with. The bias moves into the BatchNorm.
+        recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
+            loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
+            padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
+            memory for such a weight, a copy was packed from that and cannot be told from the original, so by default
+            these modules are refused.
 
     Returns:
         The float model, or ``(float model, report)``.
@@ -132,7 +143,12 @@ def dequantize_model(
     _check_arguments(model, dtype)
     check_mode(activations)
     check_unfold(unfold_bn, dtype)
-    build = Build(dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report)
+    build = Build(
+        dtype=dtype,
+        allow_bad_scales=allow_bad_scales,
+        detailed=return_report,
+        recover_direct_conv=recover_direct_conv,
+    )
     rebuilt = _rebuild_all(model, build, strict)
     result = _assemble(model, rebuilt, build, unfold_bn)
     _check_account(result, rebuilt, build)
@@ -168,7 +184,7 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
             try:
                 rebuilt.append(_Rebuilt(path, module, parent, builder(module, path, build)))
             except QdeqError as error:
-                failures.append(error)
+                failures.append(_named(error, path))
             except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
                 failures.append(_unreadable(module, path, error))
         elif is_quantized_module(module):
@@ -187,6 +203,10 @@ def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]
         raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
     build.report.unconverted.extend(unknown)
     return rebuilt
+
+
+def _named(error: QdeqError, path: str) -> QdeqError:
+    return error if str(error).startswith(path) else type(error)(f"{path}: {error}")
 
 
 def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:
@@ -310,13 +330,14 @@ def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
     own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
     known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
     for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_"):
+        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
             setattr(target, name, copy.deepcopy(value, memo))
     for name in _HOOKS:
         hooks = getattr(source, name)
         getattr(target, name).update(copy.deepcopy(hooks, memo))
         if hooks and "_with_" not in name and "_always_" not in name:
             report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+    target._is_full_backward_hook = source._is_full_backward_hook
     for name in _LOST_HOOKS:
         hooks = getattr(source, name)
         if hooks:
@@ -382,5 +403,5 @@ def _cast(result: nn.Module, dtype: torch.dtype, device: torch.device | str | No
     convert: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: (  # noqa: E731 (nn.Module._apply takes a function)
         tensor.to(dtype) if tensor.is_floating_point() else tensor
     )
-    result = result._apply(convert)
+    result = result._apply(convert)  # type: ignore[no-untyped-call]
     return result if device is None else result.to(device)

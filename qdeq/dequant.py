@@ -12,7 +12,8 @@ from qdeq.weight import QuantizedWeight, dequantize_weight, refuse, weight_from_
 
 __all__ = ["dequantize", "dequantize_source", "unpack"]
 
-_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+# A torch that has dropped these attributes must still import this: files are read without them.
+_PER_TENSOR = tuple(getattr(torch, name, None) for name in ("per_tensor_affine", "per_tensor_symmetric"))
 
 
 def dequantize(
@@ -42,6 +43,10 @@ def dequantize(
         QdeqValueError: a bad scale, an ``out`` that cannot take the result, an unknown ``dtype``, another device.
 
     """
+    if dtype is torch.float32 and not torch.compiler.is_compiling():
+        plain = ops.dequantize_direct(x, out)
+        if plain is not None:
+            return plain
     return dequantize_source(x, where="dequantize", out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
 
 

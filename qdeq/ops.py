@@ -25,6 +25,7 @@ __all__ = [
     "built_with_torch",
     "current_kernel",
     "dequantize",
+    "dequantize_direct",
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
@@ -33,6 +34,10 @@ __all__ = [
 ]
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# dequantize_direct(q, out): q's values in float32 in ``out`` (None: a fresh tensor), without the dispatcher's cost, for
+# small whole contiguous tensors; None where it is not that simple, and for everything that could be an error.
+dequantize_direct = _C.dequantize_direct
 
 _dequantize = torch.ops.qdeq.dequantize.default
 _dequantize_out = torch.ops.qdeq.dequantize_out.default
@@ -117,7 +122,7 @@ def fresh_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
     return tuple(result)
 
 
-@torch.library.register_fake("qdeq::dequantize")
+@torch.library.register_fake("qdeq::dequantize")  # type: ignore[untyped-decorator]
 def _fake_dequantize(
     int_repr: Tensor,
     scale: Tensor,
@@ -132,7 +137,7 @@ def _fake_dequantize(
     return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
 
 
-@torch.library.register_fake("qdeq::dequantize_out")
+@torch.library.register_fake("qdeq::dequantize_out")  # type: ignore[untyped-decorator]
 def _fake_dequantize_out(
     int_repr: Tensor,
     scale: Tensor,
@@ -145,6 +150,16 @@ def _fake_dequantize_out(
     out: Tensor,
 ) -> None:
     return None
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return ``torch.empty(shape, dtype=dtype)``, on huge pages where it is large and the kernel grants them.
+
+    A fresh large result otherwise costs more in page faults than in arithmetic.
+    """
+    result = torch.empty(tuple(shape), dtype=dtype)
+    _C.advise_huge_pages(result.data_ptr(), result.nbytes)
+    return result
 
 
 def kernels() -> list[str]:

@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 
 from qdeq import ops
+from qdeq.checks import check_out, check_scales, describe
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.weight import QuantizedWeight, check_out, check_scales, dequantize_weight, describe
+from qdeq.weight import QuantizedWeight, dequantize_weight
 
-__all__ = ["dequantize_packed", "in_place_status", "is_packed_weight", "packed_bias", "unpack_packed"]
+__all__ = [
+    "dequantize_packed",
+    "in_place_status",
+    "is_direct_conv",
+    "is_packed_weight",
+    "packed_bias",
+    "unpack_packed",
+]
 
 _CLASSES = "__torch__.torch.classes."
 _LINEAR = _CLASSES + "quantized.LinearPackedParamsBase"
@@ -31,7 +39,7 @@ _EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
 _CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
 
 # What csrc/fbgemm_ops.cpp answers where it has no result.
-_NOT_IN_PLACE, _DIRECT_CONV, _BAD_SCALE = "not in place", "direct", "bad scale"
+_DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
 
 def is_packed_weight(obj: object) -> bool:
@@ -70,13 +78,15 @@ def dequantize_packed(
         QdeqError: torch lost the weight (see :func:`unpack_packed`).
 
     """
+    if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
+        if _in_place():
+            status, result = _dequantize_in_place(obj, out, dtype, allow_bad_scales)
+            if not status:
+                return result
+            _raise_for(status, obj, where, out, dtype)
+    else:
+        _check_arguments(obj, where, out, dtype)
     _check_packed(obj, where)
-    _check_dtype(where, dtype)
-    if _in_place():
-        status, result = _dequantize_in_place(obj, where, out, dtype, allow_bad_scales)
-        if result is not None:
-            return result
-        _raise_for(status, obj, where)
     weight = _unpack(obj, where)
     if not weight.is_quantized:
         return _deliver(weight, where, out, dtype)
@@ -103,7 +113,7 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     if _in_place():
         layout = _operator("layout")(obj)
         if layout[0] == _DIRECT_CONV:
-            _raise_for(_DIRECT_CONV, obj, where)
+            raise QdeqError(_lost_weight(where))
         if layout[0]:
             return _unpack_in_place(obj, _Layout(*layout))
     weight = _unpack(obj, where)
@@ -115,7 +125,16 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
 
 
-def packed_bias(obj: object) -> Tensor | None:
+def is_direct_conv(obj: object) -> bool:
+    """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
+    if _class_name(obj) != _CONV2D:
+        return False
+    if _in_place():
+        return bool(_operator("layout")(obj)[0] == _DIRECT_CONV)
+    return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
+
+
+def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
     """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
 
     qnnpack answers with zeros where the layer had no bias.
@@ -125,7 +144,6 @@ def packed_bias(obj: object) -> Tensor | None:
         QdeqError: torch cannot unpack the object.
 
     """
-    where = "packed_bias"
     _check_packed(obj, where)
     if _class_name(obj) == _EMBEDDING:
         return None
@@ -180,17 +198,14 @@ class _Layout(NamedTuple):
 
 
 def _dequantize_in_place(
-    obj: object, where: str, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
-) -> tuple[str, Tensor | None]:
+    obj: object, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
+) -> tuple[str, Tensor]:
+    """Return a status, empty if all is well, and the result."""
     kernel = ops.current_kernel()
     if out is None:
-        status, result = _operator("dequantize")(obj, dtype, kernel, allow_bad_scales)
-        return status, None if status else result
-    layout = _Layout(*_operator("layout")(obj))
-    if layout.name:
-        check_out(where, out, layout.shape, dtype)
-    status = _operator("dequantize_out")(obj, out, kernel, allow_bad_scales)
-    return status, None if status else out
+        fresh: tuple[str, Tensor] = _operator("dequantize")(obj, dtype, kernel, allow_bad_scales)
+        return fresh
+    return _operator("dequantize_out")(obj, out, dtype, kernel, allow_bad_scales), out
 
 
 def _unpack_in_place(obj: object, layout: _Layout) -> QuantizedWeight:
@@ -200,12 +215,14 @@ def _unpack_in_place(obj: object, layout: _Layout) -> QuantizedWeight:
     return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
 
 
-def _raise_for(status: str, obj: object, where: str) -> None:
+def _raise_for(status: str, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
     """Raise what a status of the operators stands for; return where unpack() is the way."""
     if status == _DIRECT_CONV:
         raise QdeqError(_lost_weight(where))
     if status == _BAD_SCALE:
         check_scales(where, _operator("qparams")(obj)[0])
+    if status == _BAD_OUT:
+        check_out(where, out, _operator("layout")(obj)[1], dtype)
 
 
 # ---- torch's own unpack() --------------------------------------------------------------------------------------------
@@ -278,10 +295,12 @@ def _check_packed(obj: object, where: str) -> None:
         raise QdeqTypeError(expected(where, "a packed weight", got, remedy))
 
 
-def _check_dtype(where: str, dtype: torch.dtype) -> None:
+def _check_arguments(obj: object, where: str, out: object, dtype: torch.dtype) -> None:
+    _check_packed(obj, where)
     if dtype not in ops.OUT_DTYPES:
         remedy = "Convert the float32 result with .to(dtype)."
         raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
+    check_out(where, out, (), dtype)
 
 
 def _deliver(weight: Tensor, where: str, out: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.forms import is_quantized_module, quantized_sources
@@ -72,15 +72,17 @@ def _check_result(result: object, module: nn.Module, path: str) -> None:
         raise QdeqTypeError(expected(where, "a torch.nn.Module from its builder", class_name(result), remedy))
     for name, part in result.named_modules():
         if is_quantized_module(part):
-            raise QdeqValueError(expected(join(path, name) or where, "a float module", class_name(part), remedy))
+            raise QdeqValueError(
+                expected(join(path, name) if name else where, "a float module", class_name(part), remedy)
+            )
     for size in _SIZES:
         have, want = getattr(result, size, None), getattr(module, size, None)
         if have is not None and want is not None and have != want:
             raise QdeqValueError(expected(where, f"{size}={want} from its builder", f"{have}", remedy))
     own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(module)}
     for name, tensor in [*result.named_parameters(), *result.named_buffers()]:
-        source = getattr(module, name.rpartition(".")[2], None) if "." not in name else None
-        if hasattr(source, "shape") and source.shape != tensor.shape:
+        source = getattr(module, name, None)
+        if isinstance(source, Tensor) and source.shape != tensor.shape:
             got = f"{tuple(tensor.shape)}"
             raise QdeqValueError(expected(join(path, name), f"shape {tuple(source.shape)}", got, remedy))
         if tensor.numel() and not tensor.is_meta and tensor.untyped_storage().data_ptr() in own:

@@ -32,19 +32,24 @@ FLOAT_QPARAMS = "per_channel_affine_float_qparams"
 class IntegerType:
     """One of torch's quantized dtypes: where its values lie and what they may be."""
 
-    torch_dtype: torch.dtype
+    torch_dtype: torch.dtype | None
     storage: torch.dtype
     bits: int
     low: int
     high: int
 
 
+def _torch_dtype(name: str) -> torch.dtype | None:
+    """Torch's quantized dtype; None where torch has dropped it, which reading files must survive."""
+    return getattr(torch, name, None)
+
+
 INTEGER_TYPES = {
-    "qint8": IntegerType(torch.qint8, torch.int8, 8, -128, 127),
-    "quint8": IntegerType(torch.quint8, torch.uint8, 8, 0, 255),
-    "qint32": IntegerType(torch.qint32, torch.int32, 32, -(2**31), 2**31 - 1),
-    "quint4x2": IntegerType(torch.quint4x2, torch.uint8, 4, 0, 15),
-    "quint2x4": IntegerType(torch.quint2x4, torch.uint8, 2, 0, 3),
+    "qint8": IntegerType(_torch_dtype("qint8"), torch.int8, 8, -128, 127),
+    "quint8": IntegerType(_torch_dtype("quint8"), torch.uint8, 8, 0, 255),
+    "qint32": IntegerType(_torch_dtype("qint32"), torch.int32, 32, -(2**31), 2**31 - 1),
+    "quint4x2": IntegerType(_torch_dtype("quint4x2"), torch.uint8, 4, 0, 15),
+    "quint2x4": IntegerType(_torch_dtype("quint2x4"), torch.uint8, 2, 0, 3),
 }
 _NAMES = {kind.torch_dtype: name for name, kind in INTEGER_TYPES.items()}
 
@@ -119,7 +124,7 @@ class QuantizedWeight:
         if bits >= 8:
             return self.int_repr
         shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        values = (self.int_repr[:, None] >> shifts) & (2**bits - 1)
+        values: Tensor = (self.int_repr[:, None] >> shifts) & (2**bits - 1)
         return values.reshape(-1)[: math.prod(self.shape)].reshape(self.shape)
 
     def saturated_share(self) -> float:
@@ -151,7 +156,7 @@ class QuantizedWeight:
                 dtype=kind.torch_dtype,
             )
         if kind.bits < 8:
-            packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (_packed_len(self),), (1,))  # type: ignore[call-overload]
+            packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (_packed_len(self),), (1,))
             packed.copy_(self.int_repr[: packed.numel()])
             return q
         strides = ops.fresh_strides(self.shape, self.int_repr.stride())
@@ -168,7 +173,7 @@ def _packed_len(weight: QuantizedWeight) -> int:
 
 def _alias(q: Tensor, kind: IntegerType) -> Tensor:
     plain = torch.empty(0, dtype=kind.storage)
-    return plain.set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())  # type: ignore[call-overload, no-any-return]
+    return plain.set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())
 
 
 def _check_types(w: QuantizedWeight) -> None:
@@ -332,7 +337,7 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
             remedy = "Dequantize the whole tensor, then take the view."
             raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
         length = (q.numel() * kind.bits + 7) // 8
-        ints = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (length,), (1,))  # type: ignore[call-overload]
+        ints = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (length,), (1,))
     else:
         ints = _alias(q, kind)
     scheme = str(q.qscheme()).removeprefix("torch.").replace("symmetric", "affine")

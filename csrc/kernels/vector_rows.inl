@@ -76,11 +76,15 @@ inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaT
         }
         for (; i + kLanes <= n; i += kLanes) V::stream(dst + i, math.many(src, i));
     } else {
-        for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
             const auto a = math.many(src, i);
             const auto b = math.many(src, i + kLanes);
+            const auto c = math.many(src, i + 2 * kLanes);
+            const auto d = math.many(src, i + 3 * kLanes);
             V::storeu(dst + i, a);
             V::storeu(dst + i + kLanes, b);
+            V::storeu(dst + i + 2 * kLanes, c);
+            V::storeu(dst + i + 3 * kLanes, d);
         }
         for (; i + kLanes <= n; i += kLanes) V::storeu(dst + i, math.many(src, i));
     }

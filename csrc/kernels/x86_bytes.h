@@ -60,22 +60,17 @@ inline void transpose_16x16(const uint8_t* src, int64_t src_stride, uint8_t* dst
 void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
                      int64_t num_cols) {
     const int64_t full_rows = num_rows / 16 * 16, full_cols = num_cols / 16 * 16;
-    for (int64_t c = 0; c < full_cols; c += 16)
+    // Each source row is another page for the hardware's prefetchers: ask for the lines two blocks ahead.
+    constexpr int64_t kAhead = 32;
+    for (int64_t c = 0; c < full_cols; c += 16) {
+        for (int64_t k = c + kAhead; k < c + kAhead + 16 && k < num_cols; ++k)
+            _mm_prefetch(reinterpret_cast<const char*>(src + k * src_stride), _MM_HINT_T0);
         for (int64_t r = 0; r < full_rows; r += 16)
             transpose_16x16(src + c * src_stride + r, src_stride, dst + r * dst_stride + c, dst_stride);
+    }
     for (int64_t r = 0; r < num_rows; ++r)
         for (int64_t c = r < full_rows ? full_cols : 0; c < num_cols; ++c)
             dst[r * dst_stride + c] = src[c * src_stride + r];
-}
-
-// Floats to write one by one before p is aligned to kBytes; all of them where p can never be.
-template <int64_t kBytes>
-inline int64_t floats_until_aligned(const float* p, int64_t count) {
-    const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kBytes);
-    if (misaligned == 0) return 0;
-    if (misaligned % 4 != 0) return count;
-    const int64_t head = (kBytes - misaligned) / 4;
-    return head < count ? head : count;
 }
 
 void fence() { _mm_sfence(); }

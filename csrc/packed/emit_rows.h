@@ -10,15 +10,20 @@
 
 namespace qdeq::packed {
 
-// Where element (group, row, column) of the matrix goes, counted in elements:
-// group * group_stride + row * row_stride + (columns.empty() ? column : columns[column]).
+// Where element (group, row, column) of the matrix goes: group * group_stride + row * row_stride + the column's place,
+// all counted in elements.
 struct Target {
+    enum Columns {
+        kDense,       // the column itself
+        kTransposed,  // column tap * channels + channel goes to channel * taps + tap: a contiguous convolution weight
+        kScattered,   // places[column]
+    };
     int64_t group_stride;
     int64_t row_stride;
-    std::vector<int64_t> columns;
-    bool permutes;  // columns is a permutation of 0..cols-1: a row is a dense run in another order
-
-    bool dense_rows() const { return columns.empty() || permutes; }
+    Columns columns;
+    int64_t taps;
+    int64_t channels;
+    std::vector<int64_t> places;  // for kScattered
 };
 
 // y = (float(q) - zero_point) * scale in float32 (kernels.h, kSubFloat); one pair for all rows or one per row.

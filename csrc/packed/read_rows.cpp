@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace qdeq::packed {
 namespace {
 
 constexpr int64_t kColsPerTile = 2048;  // 8 rows of them are 16 KB: half of a first-level cache
-constexpr int64_t kBlockedRows = 8;     // one 32-byte register holds a quad of 8 rows
+constexpr int64_t kDepthwiseRows = 32;
+constexpr int64_t kBlockedRows = 8;  // one 32-byte register holds a quad of 8 rows
 
 // ---- Blocked ----------------------------------------------------------------------------------------------------
 
@@ -75,20 +77,56 @@ void read(const Blocked& m, const Tile& tile, Isa isa, int8_t* rows, int64_t row
 
 // ---- Depthwise, Groupwise, Direct: runs of a few bytes, so a walk by the formula with its inner part hoisted --------
 
+// Byte offsets of one block of 32 rows, in the order in which rows are written.
+struct DepthwiseBlock {
+    explicit DepthwiseBlock(const Depthwise& m) : offsets(static_cast<size_t>(kDepthwiseRows * m.taps)) {
+        for (int64_t row = 0; row < kDepthwiseRows; ++row) {
+            for (int64_t tap = 0; tap < m.taps; ++tap) {
+                offsets[static_cast<size_t>(row * m.taps + tap)] = static_cast<uint16_t>(m.offset(row, tap));
+            }
+        }
+    }
+    std::vector<uint16_t> offsets;  // taps <= 343 (7 x 7 x 7): below 32 * 344
+};
+
 void read(const Depthwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+    thread_local int64_t taps_of_block = 0;
+    thread_local DepthwiseBlock block(Depthwise{nullptr, 0, 0});
+    if (taps_of_block != m.taps) {
+        block = DepthwiseBlock(m);
+        taps_of_block = m.taps;
+    }
+    const int8_t* from = m.data + m.offset(tile.row, 0);
+    const uint16_t* offset = block.offsets.data();
+    for (int64_t r = 0; r < tile.rows; ++r, offset += m.taps) {
+        for (int64_t tap = 0; tap < m.taps; ++tap) rows[r * row_bytes + tap] = from[offset[tap]];
+    }
+}
+
+template <int64_t kChannels>
+void read_groupwise(const Groupwise& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
+    const int64_t channels = kChannels != 0 ? kChannels : m.channels;
+    const int64_t tap_bytes = m.offset(0, 0, 1, 0);
+    const int64_t packed_row_bytes = m.together * m.padded_channels();
+    const int8_t* first = m.data + m.offset(tile.group, tile.row, 0, 0);
     for (int64_t r = 0; r < tile.rows; ++r) {
         for (int64_t tap = 0; tap < m.taps; ++tap) {
-            rows[r * row_bytes + tap] = m.data[m.offset(tile.row + r, tap)];
+            std::memcpy(rows + r * row_bytes + tap * channels, first + r * packed_row_bytes + tap * tap_bytes,
+                        static_cast<size_t>(channels));
         }
     }
 }
 
 void read(const Groupwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
-    for (int64_t r = 0; r < tile.rows; ++r) {
-        for (int64_t tap = 0; tap < m.taps; ++tap) {
-            std::memcpy(rows + r * row_bytes + tap * m.channels, m.data + m.offset(tile.group, tile.row + r, tap, 0),
-                        static_cast<size_t>(m.channels));
-        }
+    switch (m.channels) {
+        case 4:
+            return read_groupwise<4>(m, tile, rows, row_bytes);
+        case 8:
+            return read_groupwise<8>(m, tile, rows, row_bytes);
+        case 16:
+            return read_groupwise<16>(m, tile, rows, row_bytes);
+        default:
+            return read_groupwise<0>(m, tile, rows, row_bytes);
     }
 }
 
@@ -105,14 +143,18 @@ void read(const Direct& m, const Tile& tile, Isa, int8_t* rows, int64_t row_byte
 Tiling tiling(const Blocked& m, bool whole_rows) {
     const int64_t blocks = std::max<int64_t>(kColsPerTile / m.block_cols, 1);
     const int64_t cols = whole_rows ? m.cols : std::min(m.cols, blocks * m.block_cols);
-    return {m.groups, m.rows_per_group, m.cols, kBlockedRows, cols};
+    const int64_t band = m.block_rows % kBlockedRows == 0 ? m.block_rows : kBlockedRows;
+    const int64_t all = (m.rows_per_group + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
+    return {m.groups, m.rows_per_group, m.cols, kBlockedRows, cols, std::min(band, all), false};
 }
 
-Tiling tiling(const Depthwise& m, bool) { return {1, m.rows, m.taps, 32, m.taps}; }
+Tiling tiling(const Depthwise& m, bool) { return {1, m.rows, m.taps, kDepthwiseRows, m.taps, kDepthwiseRows, true}; }
 
-Tiling tiling(const Groupwise& m, bool) { return {m.groups, m.rows_per_group, m.cols(), m.rows_per_group, m.cols()}; }
+Tiling tiling(const Groupwise& m, bool) {
+    return {m.groups, m.rows_per_group, m.cols(), m.rows_per_group, m.cols(), m.rows_per_group, true};
+}
 
-Tiling tiling(const Direct& m, bool) { return {1, m.rows, m.cols(), 8, m.cols()}; }
+Tiling tiling(const Direct& m, bool) { return {1, m.rows, m.cols(), 8, m.cols(), 8, true}; }
 
 }  // namespace
 
@@ -121,12 +163,13 @@ Tiling tiling_of(const Matrix& matrix, bool whole_rows) {
 }
 
 Tile tile_at(const Tiling& t, int64_t index) {
-    const int64_t col_tile = index % t.col_tiles();
-    const int64_t row_tile = index / t.col_tiles() % t.row_tiles();
+    const int64_t in_band = index % t.tiles_per_band();
+    const int64_t col_tile = index / t.tiles_per_band() % t.col_tiles();
+    const int64_t band = index / t.tiles_per_band() / t.col_tiles();
     Tile tile;
-    tile.group = index / t.col_tiles() / t.row_tiles();
-    tile.row = row_tile * t.rows_per_tile;
-    tile.rows = std::min(t.rows_per_tile, t.rows_per_group - tile.row);
+    tile.group = band / t.bands();
+    tile.row = band % t.bands() * t.rows_per_band + in_band * t.rows_per_tile;
+    tile.rows = std::clamp<int64_t>(t.rows_per_group - tile.row, 0, t.rows_per_tile);
     tile.col = col_tile * t.cols_per_tile;
     tile.cols = std::min(t.cols_per_tile, t.cols - tile.col);
     return tile;

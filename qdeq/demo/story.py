@@ -143,9 +143,11 @@ def _run(options: Options, folder: Folder, console: Console) -> Run:
 def _train_both(model: VGG11, recipe: Recipe, images: Images, seed: int, console: Console) -> tuple[VGG11, VGG11]:
     """Train in float, then train a fake-quantized copy; both are returned."""
     stage = partial(train, images=images, batch_size=recipe.batch_size, seed=seed, console=console)
-    seconds = stage(model, title="float", epochs=recipe.epochs, learning_rate=recipe.learning_rate)
+    seconds = stage(model, title="float", epochs=recipe.epochs, learning_rate=recipe.learning_rate, one_cycle=True)
     prepared = prepare(model)
-    seconds += stage(prepared, title="QAT", epochs=recipe.qat_epochs, learning_rate=recipe.qat_learning_rate)
+    seconds += stage(
+        prepared, title="QAT", epochs=recipe.qat_epochs, learning_rate=recipe.qat_learning_rate, one_cycle=False
+    )
     console.print(f"  trained in {seconds:.0f} s")
     return model, prepared
 

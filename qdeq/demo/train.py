@@ -25,9 +25,9 @@ class Recipe:
         batch_norm: use ``vgg11_bn``'s features.
         hidden: width of the classifier's hidden layer.
         epochs: passes over the images in float.
-        learning_rate: the highest, in float.
+        learning_rate: the highest, in float: it rises and falls once.
         qat_epochs: passes of quantization-aware training.
-        qat_learning_rate: the highest, in quantization-aware training.
+        qat_learning_rate: all through quantization-aware training.
         batch_size: images per step.
 
     """
@@ -42,7 +42,7 @@ class Recipe:
     batch_size: int = 64
 
 
-FULL = Recipe("VGG11", False, 4096, epochs=8, learning_rate=4e-4, qat_epochs=1, qat_learning_rate=4e-5)
+FULL = Recipe("VGG11", False, 4096, epochs=8, learning_rate=4e-4, qat_epochs=1, qat_learning_rate=2e-5)
 QUICK = Recipe("VGG11 with batch norm", True, 512, epochs=3, learning_rate=1e-3, qat_epochs=1, qat_learning_rate=1e-4)
 
 
@@ -53,20 +53,22 @@ def train(
     title: str,
     epochs: int,
     learning_rate: float,
+    one_cycle: bool,
     batch_size: int,
     seed: int,
     console: Console,
 ) -> float:
     """Train a model where it is and show how it goes: a bar on a terminal, a line per epoch anywhere.
 
-    Adam, with a learning rate that rises and falls once (one cycle), on images that are moved a little each time.
+    Adam, on images that are moved a little each time.
 
     Args:
         model: float or prepared; its weights are changed.
         images: what to learn.
         title: the name of this stage.
         epochs: passes over the images.
-        learning_rate: the highest.
+        learning_rate: Adam's; the highest of the cycle.
+        one_cycle: let the learning rate rise and fall once; otherwise it stays.
         batch_size: images per step.
         seed: of the images' order and moves.
         console: where to write.
@@ -81,7 +83,8 @@ def train(
     random = torch.Generator().manual_seed(seed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     steps = -(-len(images) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=epochs * steps)
+    total = epochs * steps
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total) if one_cycle else None
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         for epoch in range(1, epochs + 1):
             task = progress.add_task(f"{title}, epoch {epoch}/{epochs}", total=steps)
@@ -93,7 +96,8 @@ def train(
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                schedule.step()
+                if schedule is not None:
+                    schedule.step()
                 loss_sum += loss.detach() * len(labels)
                 hits += int((logits.detach().argmax(1) == labels).sum())
                 progress.advance(task)

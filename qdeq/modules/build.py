@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from qdeq import ops
 from qdeq.dequant import dequantize_source, unpack_source
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.packed import packed_bias
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
@@ -71,6 +72,7 @@ class Build:
         allow_bad_scales: take scales that are zero, negative or not finite, with torch's bits.
         detailed: also record scales, zero points and the share of saturated integers, which costs a pass over the
             integers of every weight.
+        recover_direct_conv: the caller states that no module was copied or loaded after it was converted.
 
     """
 
@@ -78,6 +80,7 @@ class Build:
     dtype: torch.dtype = torch.float32
     allow_bad_scales: bool = False
     detailed: bool = False
+    recover_direct_conv: bool = False
     # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
     _used: set[int] = field(default_factory=set)
     _used_bias: set[int] = field(default_factory=set)
@@ -113,7 +116,7 @@ class Build:
 
         """
         declared = _declared(target, name)
-        value = torch.empty(declared.shape, dtype=self._dtype_for(declared, parts))
+        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
         entries = []
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
         for index, (source_name, source) in enumerate(parts):
@@ -138,16 +141,38 @@ class Build:
     def packed_bias(
         self, packed: Any, module: nn.Module, path: str, target: nn.Module, name: str = "bias", source_name: str = ""
     ) -> None:
-        """Copy the bias of a packed weight into ``target``'s ``name``; a missing bias must be missing in both."""
-        bias = packed_bias(packed)
+        """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
         self.use_bias(packed)
-        where = join(path, source_name or name)
-        if (bias is None) != (target._parameters.get(name) is None):
-            have = "no bias" if bias is None else "a bias"
-            raise QdeqValueError(expected(where, "packed weight and module to agree", have, "Convert the model again."))
-        if bias is not None:
-            self.stack([(source_name or name, bias)], module, path, target, name)
-            self.note_zero_bias(bias, path, source_name or name)
+        self.biases(
+            [(source_name or name, packed_bias(packed, where=join(path, source_name or name)))],
+            module,
+            path,
+            target,
+            name,
+        )
+
+    def biases(
+        self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
+    ) -> None:
+        """Copy biases, one below the other, into ``target``'s parameter ``name``.
+
+        A bias must be missing in both or in neither. Zeros may be left out: qnnpack stores zeros for a layer that
+        has no bias, and then ``target`` has none where the quantized module says so.
+        """
+        present = [(source_name, bias) for source_name, bias in parts if bias is not None]
+        if target._parameters.get(name) is None:
+            for source_name, bias in present:
+                if bias.any():
+                    where, remedy = join(path, source_name), "Convert the model again."
+                    raise QdeqValueError(expected(where, "no bias, as its module declares", "a bias", remedy))
+                self.drop(path, source_name, "zeros that qnnpack stores for a layer without a bias")
+            return
+        if len(present) != len(parts):
+            where, remedy = join(path, name), "Convert the model again."
+            raise QdeqValueError(expected(where, "a bias, as its module declares", "none", remedy))
+        self.stack(present, module, path, target, name)
+        for source_name, bias in present:
+            self.note_zero_bias(bias, path, source_name)
 
     def note_zero_bias(self, bias: Tensor, path: str, name: str = "bias") -> None:
         """Say that a bias may be one the layer never had: qnnpack stores zeros where there was none."""
@@ -198,7 +223,15 @@ class Build:
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
         if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
-        dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+        try:
+            dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+        except QdeqError as error:
+            shape = _shape_of(source, where)
+            if shape is None or shape == tuple(out.shape):
+                raise
+            remedy = "The module was changed after its weight was packed: convert the model again."
+            wanted = f"shape {tuple(out.shape)}, as its module declares"
+            raise QdeqValueError(expected(where, wanted, str(shape), remedy)) from error
         return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
@@ -243,13 +276,21 @@ class Rule:
     note: str = ""
 
 
+def _shape_of(source: Any, where: str) -> tuple[int, ...] | None:
+    """The shape of a source, None where it cannot be unpacked."""
+    try:
+        return tuple(unpack_source(source, where=where).shape)
+    except QdeqError:
+        return None
+
+
 def _is_float_tensor(source: Any) -> bool:
     return isinstance(source, Tensor) and source.is_floating_point()
 
 
 def _declared(target: nn.Module, name: str) -> Tensor:
-    declared = target._parameters.get(name)
-    declared = target._buffers.get(name) if declared is None else declared
+    parameter = target._parameters.get(name)
+    declared = target._buffers.get(name) if parameter is None else parameter
     if declared is None:
         raise AttributeError(f"{type(target).__name__} has no parameter or buffer {name!r}")
     return declared

@@ -11,7 +11,7 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.modules.build import Build, Fused, Rule
+from qdeq.modules.build import Build, Fused, Rule, join
 from qdeq.packed import packed_bias
 
 __all__ = ["RULES", "ConvAdd2d", "ConvAddReLU2d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "unused_qparams"]
@@ -80,7 +80,7 @@ def _conv_builder(layer_class: Any, qparams: _Account = _output_qparams) -> Call
             padding=module.padding,
             dilation=module.dilation,
             groups=module.groups,
-            bias=packed_bias(packed) is not None,
+            bias=packed_bias(packed, where=join(path, "bias")) is not None,
             padding_mode=module.padding_mode,
             device="meta",
         )

@@ -9,11 +9,27 @@ import torch.ao.nn.quantized as nnq
 import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
-from qdeq.modules.build import Build, Rule
+from qdeq.errors import QdeqValueError
+from qdeq.modules.build import Build, Rule, join
 from qdeq.modules.conv import unused_qparams
-from qdeq.packed import packed_bias
+from qdeq.modules.conv_transpose_direct import lost_weight, recover_weight
+from qdeq.packed import is_direct_conv, packed_bias
 
 __all__ = ["RULES"]
+
+
+def _source(packed: Any, shape: tuple[int, ...], path: str, build: Build) -> Any:
+    """The packed weight, or what could be recovered of one that torch cannot give back."""
+    if not is_direct_conv(packed):
+        return packed
+    where = join(path, "weight")
+    if not build.recover_direct_conv:
+        raise QdeqValueError(lost_weight(where))
+    build.use(packed)
+    build.report.note(
+        path, "weight recovered by running fbgemm's direct convolution; right only if never copied or loaded"
+    )
+    return recover_weight(packed, shape, where=where)
 
 
 def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], Any]:
@@ -28,11 +44,11 @@ def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], 
             output_padding=module.output_padding,
             dilation=module.dilation,
             groups=module.groups,
-            bias=packed_bias(packed) is not None,
+            bias=packed_bias(packed, where=join(path, "bias")) is not None,
             padding_mode=module.padding_mode,
             device="meta",
         )
-        build.weight(packed, module, path, layer)
+        build.weight(_source(packed, tuple(layer.weight.shape), path, build), module, path, layer)
         build.packed_bias(packed, module, path, layer)
         if dynamic:
             unused_qparams(module, path, build)
@@ -44,13 +60,14 @@ def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], 
 
 
 _ONEDNN = "onednn's own forward is wrong, its weight is right"
+_2D = f"fbgemm's direct form (kernel (2, 1..6)) needs recover_direct_conv=True; {_ONEDNN}"
 _3D = f"torch cannot read it back from qnnpack; {_ONEDNN}"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.ConvTranspose1d: Rule(_builder(nn.ConvTranspose1d, dynamic=False), "nn.ConvTranspose1d", _ONEDNN),
-    nnq.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=False), "nn.ConvTranspose2d", _ONEDNN),
+    nnq.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=False), "nn.ConvTranspose2d", _2D),
     nnq.ConvTranspose3d: Rule(_builder(nn.ConvTranspose3d, dynamic=False), "nn.ConvTranspose3d", _3D),
     nnqd.ConvTranspose1d: Rule(_builder(nn.ConvTranspose1d, dynamic=True), "nn.ConvTranspose1d", _ONEDNN),
-    nnqd.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=True), "nn.ConvTranspose2d", _ONEDNN),
+    nnqd.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=True), "nn.ConvTranspose2d", _2D),
     nnqd.ConvTranspose3d: Rule(_builder(nn.ConvTranspose3d, dynamic=True), "nn.ConvTranspose3d", _3D),
 }

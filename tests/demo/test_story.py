@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -90,6 +91,16 @@ def test_saved_files_can_be_read(short_run):
     assert sorted(path.name for path in short_run.folder.iterdir()) == sorted(FILES)
     for name in ("float.pt", "int8.pt", "dequantized.pt"):
         torch.load(short_run.folder / name, weights_only=True)
+
+
+def test_report_gives_the_scales_of_the_int8_file(short_run):
+    int8 = torch.load(short_run.folder / "int8.pt", weights_only=True)
+    entries = {
+        entry["target"]: entry for entry in json.loads((short_run.folder / "report.json").read_text())["entries"]
+    }
+    for name in [name for name in int8 if "weight" in name]:
+        scales = int8[name].q_per_channel_scales()
+        assert (entries[name]["scale_min"], entries[name]["scale_max"]) == (scales.min().item(), scales.max().item())
 
 
 def test_nothing_is_overwritten_nor_trained_without_force(short_run, monkeypatch, capsys):

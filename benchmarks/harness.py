@@ -1,0 +1,98 @@
+"""One way to compare: equality first, then timing, with the peers' rounds between ours in the same run.
+
+A case names its candidates: ours, peers that compute the same, and limits, loops that only move the bytes. Each round
+runs every candidate once, so that another load on the machine meets all alike. The JSON that pytest-benchmark writes
+then holds, under ``extra_info``, the times of all candidates; ``benchmarks/report.py`` turns it into a table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LIMITS", "Case", "assert_same_bits", "limits_given", "measure"]
+
+LIMITS = torch.ops.qdeq_limits
+
+
+@dataclass
+class Case:
+    """What is compared.
+
+    Attributes:
+        name: row of the table.
+        ours: qdeq's call.
+        peers: others that give the same values, by name; "torch" is the one that ratios are taken to.
+        limits: loops that only move the same bytes, by name; "bare loop" or "fresh memset" is the one to reach.
+        out_bytes: size of the result.
+        goal: ratios wanted, such as {"torch": 15, "bare loop": 1.05}; for limits the value is an upper bound.
+        calls: calls per round; the times are of one call.
+    """
+
+    name: str
+    ours: Callable[[], object]
+    peers: dict[str, Callable[[], object]] = field(default_factory=dict)
+    limits: dict[str, Callable[[], object]] = field(default_factory=dict)
+    out_bytes: int = 0
+    goal: dict[str, float] = field(default_factory=dict)
+    calls: int = 1
+
+
+def assert_same_bits(got: Tensor, want: Tensor) -> None:
+    """Compare through integer views, in slices that stay small beside the tensors."""
+    assert got.shape == want.shape
+    assert got.dtype == want.dtype
+    view = torch.int32 if got.dtype == torch.float32 else torch.int16
+    for a, b in zip(got.split(max(1, got.shape[0] // 16)), want.split(max(1, got.shape[0] // 16)), strict=True):
+        assert torch.equal(a.contiguous().view(view), b.contiguous().view(view))
+
+
+def limits_given(ints: Tensor, out: Tensor) -> dict[str, Callable[[], object]]:
+    """Limits for a given buffer: ``ints`` has one byte per element of the float32 ``out``; both contiguous."""
+    source = torch.ones_like(out)
+    return {
+        "bare loop": lambda: LIMITS.bare_loop(ints, out),
+        "memset": lambda: LIMITS.memset(out),
+        "copy": lambda: LIMITS.copy(source, out),
+    }
+
+
+def _timed(call: Callable[[], object], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls - 1):
+        call()
+    result = call()
+    elapsed = time.perf_counter() - start
+    del result  # the allocator's work to free it is nobody's result
+    return elapsed / calls
+
+
+def measure(benchmark: Any, case: Case, *, rounds: int) -> None:
+    """Time a case whose results have been found equal, and leave all times in ``benchmark.extra_info``."""
+    others = {**case.peers, **case.limits}
+    times: dict[str, list[float]] = {name: [] for name in ["qdeq", *others]}
+    for call in others.values():
+        call()  # warm up: lazy initialisation and first page faults
+
+    def one_of_each() -> None:
+        for name, call in others.items():
+            times[name].append(_timed(call, case.calls))
+
+    def ours() -> None:
+        times["qdeq"].append(_timed(case.ours, case.calls))
+
+    case.ours()
+    benchmark.pedantic(ours, setup=one_of_each, rounds=rounds, iterations=1)
+    benchmark.extra_info.update(
+        case=case.name,
+        times=times,
+        peers=list(case.peers),
+        limits=list(case.limits),
+        out_bytes=case.out_bytes,
+        goal=case.goal,
+    )

@@ -1,0 +1,84 @@
+"""Whole int8 models for the benchmarks, with random weights, and the loop that a careful user writes by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.ao.nn.intrinsic.quantized as nniq
+import torch.ao.nn.quantized as nnq
+from torch import nn
+
+from qdeq.demo.vision import import_torchvision
+
+__all__ = ["hand_loop", "quantized_vgg11", "torchvision_model"]
+
+VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
+
+
+def _fill(layer: Any) -> None:
+    shape = layer.weight().shape
+    scales = (torch.rand(shape[0]) * 0.01 + 1e-4).double()
+    integers = torch.randint(-128, 128, shape, dtype=torch.int8)
+    zeros = torch.zeros(shape[0], dtype=torch.int64)
+    layer.set_weight_bias(torch._make_per_channel_quantized_tensor(integers, scales, zeros, 0), torch.randn(shape[0]))
+
+
+def quantized_vgg11(hidden: int = 4096) -> nn.Module:
+    """VGG11 for 224 x 224 with a Linear(25088, hidden)-ReLU-Linear(hidden, 10) classifier; 112 M weights at 4096."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in VGG11:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nniq.ConvReLU2d(channels, width, 3, padding=1), nn.Identity()]
+        channels = width
+    classifier = nn.Sequential(nniq.LinearReLU(25088, hidden), nn.Identity(), nnq.Linear(hidden, 10))
+    model = nn.Sequential(nnq.Quantize(0.02, 128, torch.quint8), nn.Sequential(*layers), nn.Flatten(), classifier)
+    for module in model.modules():
+        if isinstance(module, nnq.Conv2d | nnq.Linear):
+            _fill(module)
+    return model.eval()
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """A quantizable torchvision model, converted with default qparams: its weights are random, its size is real."""
+    vision = import_torchvision()
+    torch.manual_seed(0)
+    model = vision.models.quantization.__dict__[name](weights=None, quantize=False).eval()
+    model.fuse_model()
+    model.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    prepared = torch.ao.quantization.prepare(model)
+    with torch.no_grad():
+        prepared(torch.randn(1, 3, 64, 64))
+    return torch.ao.quantization.convert(prepared)
+
+
+def _float_layer(module: Any) -> nn.Module:
+    if isinstance(module, nnq.Linear):
+        return nn.Linear(module.in_features, module.out_features, device="meta")
+    return nn.Conv2d(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        device="meta",
+    )
+
+
+def hand_loop(model: nn.Module) -> dict[str, nn.Module]:
+    """Dequantize every layer as a careful user would: float layers on meta, assigned weights, cloned biases."""
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nnq.Conv2d | nnq.Linear):
+            continue
+        layer = _float_layer(module)
+        layer.weight = nn.Parameter(module.weight().dequantize())
+        bias = module.bias()
+        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+        layers[name] = layer
+    return layers

@@ -1,0 +1,420 @@
+"""Read a pickle into descriptions: nothing is imported, called or built that the pickle names.
+
+The interpreter knows the standard containers. A name (``GLOBAL``) stays a :class:`Global`, an object made by
+``NEWOBJ`` stays an :class:`Instance`, and a call (``REDUCE``) stays a :class:`Call`, or is refused: functions of the
+standard library, of torch and of numpy must be on the list below, and so must everything whose name is not written like
+a class. The format is that of :mod:`pickletools`, protocols 0 to 5.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STRING_BYTES, refuse, shown
+from qdeq.errors import QdeqError
+
+__all__ = ["Call", "Global", "Instance", "Persistent", "read_pickle"]
+
+_REMEDY_BROKEN = "The file is damaged or is no checkpoint of torch: get a fresh copy."
+_REMEDY_CALL = "Nothing was run. If you trust the file, save its state_dict() alone and read that."
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name: ``module`` and ``name`` as the pickle spells them; never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of class ``cls`` that was not built: constructor arguments and state as read."""
+
+    cls: Global
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)  # of a dict subclass
+    elements: list[Any] = field(default_factory=list)  # of a list subclass
+
+
+class Call(Instance):
+    """A call of ``cls`` (a function or class) that was not made."""
+
+
+@dataclass(eq=False)
+class Persistent:
+    """What ``BINPERSID`` refers to: for torch, a storage."""
+
+    pid: Any
+
+
+# Functions that a checkpoint may call. Their calls are kept as Call unless a builder below turns them into a container.
+_ALLOWED_CALLS = frozenset(
+    {
+        "collections.OrderedDict", "collections.defaultdict", "collections.deque", "collections.Counter",
+        "builtins.set", "builtins.frozenset", "builtins.list", "builtins.dict", "builtins.tuple", "builtins.bytearray",
+        "builtins.bytes", "builtins.complex", "builtins.slice", "builtins.range", "builtins.int", "builtins.float",
+        "builtins.str", "builtins.bool", "builtins.object", "builtins.getattr", "_codecs.encode",
+        "copyreg._reconstructor", "functools.partial", "datetime.datetime", "datetime.date", "datetime.timedelta",
+        "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.Path", "uuid.UUID",
+        "operator.attrgetter", "operator.itemgetter", "decimal.Decimal", "fractions.Fraction", "re._compile",
+        "types.SimpleNamespace", "argparse.Namespace", "enum.Enum", "inspect.Parameter", "inspect.Signature",
+        "inspect._ParameterKind", "weakref.WeakSet", "copyreg.__newobj__",
+        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
+        "torch._utils._rebuild_qtensor", "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_sparse_tensor",
+        "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor",
+        "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+        "torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_wrapper_subclass",
+        "torch.device", "torch.Size", "torch.Generator", "torch.serialization._get_layout", "torch.finfo",
+        "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_floatlist", "torch.jit._pickle.build_doublelist",
+        "torch.jit._pickle.build_boollist", "torch.jit._pickle.build_tensorlist",
+        "torch.jit._pickle.build_tensor_from_id", "torch.jit._pickle.restore_type_tag",
+        "torch._C._autograd.DeviceType",
+        "torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module",
+        "torch.fx.graph_module.reduce_deploy_graph_module",
+        "torch.ao.quantization.observer._with_args", "torch.ao.quantization.qconfig.QConfig",
+        "torch.quantization.qconfig.QConfig", "torch.ao.quantization.utils._PartialWrapper",
+        "torch.ao.quantization.observer._PartialWrapper",
+        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "numpy.core.numeric._frombuffer",
+        "numpy._core.numeric._frombuffer",
+    }
+)  # fmt: skip
+_STRICT_ROOTS = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "__builtin__", "copy_reg", "pip", "setuptools"}
+_PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
+
+
+def _check_call(where: str, func: object) -> Global:
+    if not isinstance(func, Global):
+        refuse(where, "a named function to call", shown(func), _REMEDY_BROKEN)
+    if str(func) in _ALLOWED_CALLS:
+        return func
+    root, last = func.module.split(".", 1)[0], func.name.rsplit(".", 1)[-1]
+    if root in _STRICT_ROOTS or not last.lstrip("_")[:1].isupper() or "." in func.name:
+        refuse(where, "calls of known rebuild functions only", f"a call of {shown(str(func))}", _REMEDY_CALL)
+    return func
+
+
+def _build(func: Global, args: tuple[Any, ...]) -> Any:
+    """Turn a checked call into a container where that is all it is, else into a :class:`Call`."""
+    name = str(func)
+    if name in ("collections.OrderedDict", "builtins.dict", "collections.Counter") and not args:
+        return {}
+    if name == "collections.defaultdict":
+        return {}
+    if (
+        name in ("builtins.set", "builtins.frozenset", "torch.Size", "builtins.list", "builtins.tuple")
+        and len(args) == 1
+    ):
+        return args[0] if isinstance(args[0], list | tuple) else Call(func, args)  # shared: a copy could be a bomb
+    if name.startswith("torch.jit._pickle.build_") and name.endswith("list") and len(args) == 1:
+        return args[0] if isinstance(args[0], list) else Call(func, args)
+    if name == "torch.jit._pickle.restore_type_tag" and args:
+        return args[0]
+    if name == "copyreg._reconstructor" and args and isinstance(args[0], Global):
+        return Instance(args[0])
+    return Call(func, args)
+
+
+class _Opaque:
+    """A dict key that is not plain data; compared by identity, so that a deep tuple is never hashed."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+def _key(value: Any) -> Any:
+    if value is None or isinstance(value, str | int | float | bytes | Global):
+        return value
+    if isinstance(value, tuple) and len(value) < 100 and all(isinstance(v, str | int | float) for v in value):
+        return value
+    return _Opaque(value)
+
+
+class _Reader:
+    """The file interface that :func:`pickletools.genops` asks for, over ``buffer[start:stop]``; lengths are checked."""
+
+    def __init__(self, buffer: Any, start: int, stop: int) -> None:
+        self.buffer, self.position, self.stop = buffer, start, stop
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_STRING_BYTES:
+            raise ValueError(f"a string of {size} bytes")
+        begin = self.position
+        self.position = min(begin + size, self.stop)
+        return bytes(self.buffer[begin : self.position])
+
+    def readline(self) -> bytes:
+        chunk = bytes(self.buffer[self.position : min(self.position + (1 << 16), self.stop)])
+        end = chunk.find(b"\n")
+        if end < 0:
+            raise ValueError("no newline found when trying to read a line")
+        self.position += end + 1
+        return chunk[: end + 1]
+
+    def tell(self) -> int:
+        return self.position
+
+
+class _Mark:
+    pass
+
+
+_MARK = _Mark()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_PUSH_ARGUMENT = frozenset(
+    [
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "FLOAT",
+        "BINFLOAT",
+    ]
+)
+
+
+class _Machine:
+    """One pickle's stack and memo. Methods are named after their opcodes."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.copied = 0
+
+    def pop(self) -> Any:
+        value = self.stack.pop()
+        if value is _MARK:
+            raise ValueError("a mark where a value is needed")
+        return value
+
+    def pop_to_mark(self) -> list[Any]:
+        stack = self.stack
+        for at in range(len(stack) - 1, -1, -1):
+            if stack[at] is _MARK:
+                items = stack[at + 1 :]
+                del stack[at:]
+                return items
+        raise ValueError("no mark on the stack")
+
+    def global_name(self, module: object, name: object) -> Global:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
+        return Global(_PYTHON2.get(module, module), name)
+
+    def step(self, op: str, arg: Any) -> None:
+        stack = self.stack
+        if op in _PUSH_ARGUMENT:
+            stack.append(arg)
+        elif op in _CONSTANTS:
+            stack.append(_CONSTANTS[op])
+        else:
+            handler = _HANDLERS.get(op)
+            if handler is None:
+                raise ValueError(f"opcode {op}")
+            handler(self, arg)
+
+    def put(self, arg: Any) -> None:
+        self.memo[len(self.memo) if arg is None else int(arg)] = self.top()
+
+    def top(self) -> Any:
+        if self.stack[-1] is _MARK:
+            raise ValueError("a mark where a value is needed")
+        return self.stack[-1]
+
+    def tuple_of(self, count: int) -> None:
+        items = [self.pop() for _ in range(count)]
+        self.stack.append(tuple(reversed(items)))
+
+    def reduce(self, _: Any) -> None:
+        args, func = self.pop(), self.pop()
+        self.call(func, args)
+
+    def call(self, func: Any, args: Any) -> None:
+        if not isinstance(args, tuple):
+            raise ValueError("arguments that are no tuple")
+        checked = _check_call(self.where, func)
+        if str(checked) == "collections.OrderedDict" and args and isinstance(args[0], list):  # protocols 0 and 1
+            self.stack.append(self.dict_of_pairs(args[0]))
+        else:
+            self.stack.append(_build(checked, args))
+
+    def dict_of_pairs(self, pairs: list[Any]) -> dict[Any, Any]:
+        self.copied += len(pairs)
+        if self.copied > MAX_NODES:
+            raise ValueError("too many dictionary items")
+        return {_key(p[0]): p[1] for p in pairs if isinstance(p, list | tuple) and len(p) == 2}
+
+    def newobj(self, args: Any) -> None:
+        cls = self.pop()
+        if not isinstance(cls, Global) or not isinstance(args, tuple):
+            raise ValueError("an object without a named class")
+        if cls == Global("collections", "OrderedDict"):
+            self.stack.append({})
+        else:
+            self.stack.append(Instance(cls, args))
+
+    def newobj_ex(self, _: Any) -> None:
+        self.pop()
+        self.newobj(self.pop())
+
+    def obj(self, _: Any) -> None:
+        cls, *args = self.pop_to_mark()
+        self.call(cls, tuple(args))
+
+    def inst(self, arg: str) -> None:
+        module, name = arg.split(" ", 1)
+        self.call(self.global_name(module, name), tuple(self.pop_to_mark()))
+
+    def build(self, _: Any) -> None:
+        state, target = self.pop(), self.top()
+        if isinstance(target, Instance):
+            target.state = state
+        elif not isinstance(target, dict | tuple | list):  # an OrderedDict's __dict__ (_metadata) is not needed
+            raise ValueError("state for something that has none")
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.top()
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        into = target if isinstance(target, dict) else target.items if isinstance(target, Instance) else None
+        if into is None:
+            raise ValueError("items for something that is no dict")
+        for at in range(0, len(items), 2):
+            into[_key(items[at])] = items[at + 1]
+
+    def append(self, items: list[Any]) -> None:
+        target = self.top()
+        if isinstance(target, Instance):
+            target.elements.extend(items)
+        elif isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, tuple):  # a set under construction
+            raise ValueError("elements for something that is no list")
+
+    def frozenset_(self, _: Any) -> None:
+        self.stack.append(tuple(self.pop_to_mark()))
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.pop(), self.pop()
+        self.set_items([key, value])
+
+    def persistent(self, _: Any) -> None:
+        pid = self.pop()
+        named = isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Global)
+        self.stack.append(pid[1] if named else Persistent(pid))  # a class, with its source code beside it
+
+    def dict_(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        self.stack.append({})
+        self.set_items(items)
+
+    def stack_global(self, _: Any) -> None:
+        name, module = self.pop(), self.pop()
+        self.stack.append(self.global_name(module, name))
+
+    def add_items(self, _: Any) -> None:
+        items = self.pop_to_mark()
+        target = self.top()
+        if not isinstance(target, list):
+            raise ValueError("elements for something that is no set")
+        target.extend(items)
+
+
+_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": lambda m, a: None,
+    "FRAME": lambda m, a: None,
+    "MARK": lambda m, a: m.stack.append(_MARK),
+    "POP": lambda m, a: m.stack.__delitem__(-1),
+    "POP_MARK": lambda m, a: (m.pop_to_mark(), None)[1],
+    "DUP": lambda m, a: m.stack.append(m.top()),
+    "EMPTY_LIST": lambda m, a: m.stack.append([]),
+    "EMPTY_DICT": lambda m, a: m.stack.append({}),
+    "EMPTY_SET": lambda m, a: m.stack.append([]),
+    "EMPTY_TUPLE": lambda m, a: m.stack.append(()),
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.frozenset_,
+    "TUPLE": _Machine.frozenset_,
+    "TUPLE1": lambda m, a: m.tuple_of(1),
+    "TUPLE2": lambda m, a: m.tuple_of(2),
+    "TUPLE3": lambda m, a: m.tuple_of(3),
+    "LIST": lambda m, a: m.stack.append(m.pop_to_mark()),
+    "DICT": _Machine.dict_,
+    "APPEND": lambda m, a: m.append([m.pop()]),
+    "APPENDS": lambda m, a: m.append(m.pop_to_mark()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": lambda m, a: m.set_items(m.pop_to_mark()),
+    "GLOBAL": lambda m, a: m.stack.append(m.global_name(*a.split(" ", 1))),
+    "STACK_GLOBAL": _Machine.stack_global,
+    "REDUCE": _Machine.reduce,
+    "NEWOBJ": lambda m, a: m.newobj(m.pop()),
+    "NEWOBJ_EX": _Machine.newobj_ex,
+    "OBJ": _Machine.obj,
+    "INST": _Machine.inst,
+    "BUILD": _Machine.build,
+    "PERSID": lambda m, a: m.stack.append(Persistent(a)),
+    "BINPERSID": _Machine.persistent,
+    "PUT": _Machine.put,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.put,
+    "GET": lambda m, a: m.stack.append(m.memo[int(a)]),
+    "BINGET": lambda m, a: m.stack.append(m.memo[a]),
+    "LONG_BINGET": lambda m, a: m.stack.append(m.memo[a]),
+    "STOP": lambda m, a: None,
+}
+
+
+def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None) -> tuple[Any, int]:
+    """Read one pickle out of ``buffer[start:stop]``.
+
+    Args:
+        buffer: bytes, memoryview or mmap.
+        where: file and record, for errors.
+        start: where the pickle begins.
+        stop: one past the last byte that may belong to it.
+
+    Returns:
+        The description of the pickled object, and the position after its ``STOP``.
+
+    Raises:
+        QdeqValueError: not a pickle, too large, or a call that is not on the list.
+
+    """
+    reader = _Reader(buffer, start, len(buffer) if stop is None else stop)
+    machine = _Machine(where)
+    try:
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(cast(Any, reader))):
+            if count >= MAX_OPCODES:
+                refuse(where, f"at most {MAX_OPCODES} pickle opcodes", "more", "Save the state_dict() alone.")
+            machine.step(opcode.name, arg)
+        result = machine.pop()
+    except QdeqError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
+        refuse(where, "a well-formed pickle", shown(str(error)), _REMEDY_BROKEN)
+    return result, reader.tell()

@@ -1,0 +1,101 @@
+"""How commands talk: tables that fit the terminal, plain text into a pipe, bars on a terminal's stderr only."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+__all__ = ["Advance", "console", "print_table", "progress", "shape_text", "size_text", "warn"]
+
+PIPE_COLUMNS = 100_000
+"""Into a pipe, lines are as long as they have to be: nothing is cut or folded."""
+
+
+class Advance(Protocol):
+    """Called with what is being worked on and the bytes just done."""
+
+    def __call__(self, name: str, amount: int, /) -> object:
+        """Move the bar."""
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """Return a console on a stream, stdout by default: without colours and folding unless it is a terminal."""
+    stream = sys.stdout if stream is None else stream
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        width=None if terminal else PIPE_COLUMNS,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=not terminal,
+    )
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr."""
+    print(f"qdeq: warning: {text}", file=sys.stderr)
+
+
+def size_text(size: int) -> str:
+    """Word a number of bytes: ``999 bytes``, ``1.50 KB`` (1500 bytes), ``113 MB``, ``2.00 GB``."""
+    if size < 1000:
+        return f"{size} bytes"
+    for unit, scale in (("KB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12)):
+        value = size / scale
+        if value < 999.5 or unit == "TB":
+            break
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Word a shape: ``64x3x3x3``; ``scalar`` for one number without dimensions."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; the first column gives way, by folding, where the terminal is narrow.
+
+    Args:
+        target: from :func:`console`.
+        columns: headings; one that begins with ``>`` is for numbers, which end at the right.
+        rows: as many texts each.
+
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for position, heading in enumerate(columns):
+        right = heading.startswith(">")
+        table.add_column(
+            heading.removeprefix(">"),
+            justify="right" if right else "left",
+            overflow="fold",
+            no_wrap=position > 0,
+        )
+    for row in rows:
+        table.add_row(*row)
+    target.print(table)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Advance]:
+    """Show a bar on stderr while the block runs, if stderr is a terminal.
+
+    Args:
+        title: what is done.
+        total: bytes.
+
+    """
+    if not sys.stderr.isatty():
+        yield lambda name, amount: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda name, amount: bar.update(task, advance=amount)

@@ -1,0 +1,138 @@
+"""``qdeq convert``: a file of quantized weights to safetensors."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import qdeq
+from qdeq.cli.app import Command
+from qdeq.cli.console import console, print_table, progress, shape_text, size_text, warn
+from qdeq.cli.selection import Selection, selection_options
+from qdeq.errors import QdeqValueError, expected
+from qdeq.layout import SUFFIX, Plan, parse_size, plan_safetensors
+from qdeq.writing import Saved, check_plan, write_plan
+
+__all__ = ["convert"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NAMES_SHOWN = 3
+
+
+@click.command(cls=Command)
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Of the weights.")
+@click.option("--shard-size", metavar="SIZE", help="Split into files of at most this size: bytes, or 500MB, 2GB, 2GiB.")
+@click.option("--keep", type=click.Choice(["int8"]), help="Keep the integers, with scales and zero points beside them.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace DST if it is there.")
+@selection_options
+def convert(
+    src: Path,
+    dst: Path,
+    dtype: str,
+    shard_size: str | None,
+    keep: str | None,
+    dry_run: bool,
+    force: bool,
+    only: Sequence[str],
+    renames: Sequence[str],
+) -> None:
+    r"""Write the weights of SRC as float numbers to DST, a .safetensors file.
+
+    DST appears when it is complete; if anything goes wrong, or you press Ctrl-C, nothing is left behind. SRC is never
+    changed. With --shard-size, the shards and their index lie beside DST:
+
+    \b
+      qdeq convert model.pth out/model.safetensors --shard-size 2GB
+      out/model-00001-of-00003.safetensors ... out/model.safetensors.index.json
+
+    --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
+    """
+    _check_suffix(dst)
+    limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
+    begin = time.perf_counter()
+    with qdeq.open(src) as source:
+        chosen = Selection(source, only, renames)
+        plan = plan_safetensors(chosen, dst, dtype=DTYPES[dtype], shard_size=limit, keep=keep, force=force)
+        _refuse_source(source, plan)
+        if dry_run:
+            check_plan(plan)
+            _show_plan(plan)
+        else:
+            with progress(f"writing {dst.name}", plan.bytes) as advance:
+                saved = write_plan(plan, chosen, advance)
+            _show_summary(plan, saved, time.perf_counter() - begin)
+        _show_rest(chosen, plan)
+
+
+def _check_suffix(dst: Path) -> None:
+    if dst.suffix != SUFFIX:
+        remedy = (
+            f"The format written is safetensors: try {dst.with_suffix(SUFFIX).name if dst.name else 'model' + SUFFIX}."
+        )
+        raise QdeqValueError(expected("DST", f"a name that ends in {SUFFIX}", str(dst), remedy))
+
+
+def _refuse_source(source: Any, plan: Plan) -> None:
+    """Not even with --force: the source is what a mistake could be undone with."""
+    for mine in (plan.path, *plan.files):
+        if any(os.path.lexists(mine) and mine.exists() and mine.samefile(theirs) for theirs in source.files):
+            raise QdeqValueError(expected("DST", "another file than SRC", str(mine), "Choose another name."))
+
+
+def _show_plan(plan: Plan) -> None:
+    out = console()
+    rows = []
+    for item in plan.items:
+        stored = "kept" if item.kept else str(item.stored[0][1]).removeprefix("torch.")
+        rows.append((item.name, shape_text(item.shape), item.source_dtype, stored, size_text(item.bytes)))
+    print_table(out, ("name", "shape", "from", "to", ">size"), rows)
+    out.print(f"would write {size_text(plan.bytes)} to {_files(plan)}; nothing was written")
+
+
+def _files(plan: Plan) -> str:
+    if len(plan.shards) == 1:
+        return str(plan.path)
+    return f"{len(plan.shards)} shards, {plan.files[0]} ... and {plan.index}"
+
+
+def _show_summary(plan: Plan, saved: Saved, seconds: float) -> None:
+    rate = saved.bytes / 1e6 / max(seconds, 1e-9)
+    out = console()
+    out.print(f"{_files(plan)}: {size_text(saved.bytes)} in {seconds:.2f} s, {rate:.0f} MB/s")
+    quantized = [item for item in plan.items if item.qscheme is not None]
+    kept = sum(item.kept for item in quantized)
+    done = f"{kept} weights kept as integers" if kept else f"{len(quantized)} weights dequantized"
+    out.print(f"{done}, {saved.tensors - len(quantized)} other tensors")
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - NAMES_SHOWN
+    return ", ".join(listed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _show_rest(chosen: Selection, plan: Plan) -> None:
+    out = console()
+    rest = []
+    if chosen.left_out:
+        rest.append(f"{len(chosen.left_out)} tensors left out by --only: {_some(chosen.left_out)}")
+    if scales := chosen.source.activation_qparams:
+        rest.append(f"{len(scales)} scales of activations, which are not weights: {_some(scales)}")
+    reasons: dict[str, list[str]] = {}
+    for dropped in chosen.source.report.dropped:
+        reasons.setdefault(dropped.reason, []).append(dropped.source)
+    rest += [f"{len(names)} x {reason}: {_some(names)}" for reason, names in reasons.items()]
+    out.print("not converted: " + ("nothing" if not rest else ""), end="\n")
+    for line in rest:
+        out.print("  " + line)
+    for text in (*plan.notes, *chosen.source.warnings):
+        warn(text)

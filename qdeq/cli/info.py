@@ -1,0 +1,54 @@
+"""``qdeq info``: what was built, and what runs here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+
+import click
+
+from qdeq.cli.app import Command
+from qdeq.cli.console import console, print_table
+
+__all__ = ["info", "version"]
+
+
+def version() -> str:
+    """Return qdeq's version."""
+    return importlib.metadata.version("qdeq")
+
+
+def _facts() -> dict[str, object]:
+    import torch
+
+    import qdeq
+
+    engines = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+    facts: dict[str, object] = {"qdeq": version(), "python": platform.python_version(), **qdeq.build_info()}
+    facts |= {"engines": engines, "engine": torch.backends.quantized.engine, "threads": torch.get_num_threads()}
+    for package in ("safetensors", "click", "rich"):
+        try:
+            facts[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            facts[package] = "not installed"
+    return facts
+
+
+@click.command(cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(as_json: bool) -> None:
+    """Show the versions, kernels and torch engines in use.
+
+    Kernels are qdeq's own inner loops for this processor, fastest first; engines are torch's, which the live model
+    needs, but qdeq does not.
+    """
+    facts = _facts()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, default=str))
+        return
+    rows = [
+        (name.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+        for name, value in facts.items()
+    ]
+    print_table(console(), ("what", "value"), rows)

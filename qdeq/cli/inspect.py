@@ -1,0 +1,123 @@
+"""``qdeq inspect``: every weight of a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from torch import Tensor
+
+import qdeq
+from qdeq.blocks import take, weight_blocks
+from qdeq.cli.app import Command
+from qdeq.cli.console import Advance, console, print_table, progress, shape_text, size_text, warn
+
+__all__ = ["inspect"]
+
+_SCHEMES = {
+    None: "",
+    "per_tensor_affine": "tensor",
+    "per_channel_affine": "channel",
+    "per_channel_affine_float_qparams": "float qp",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One weight, by the names that ``--json`` uses."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    qscheme: str | None
+    scale_min: float | None
+    scale_max: float | None
+    saturated_share: float | None
+    bytes: int
+
+
+def _saturated_share(value: qdeq.QuantizedWeight | Tensor) -> float | None:
+    if isinstance(value, Tensor):
+        return None
+    at_ends = 0.0
+    for index in weight_blocks(value):
+        block = take(value, index)
+        at_ends += block.saturated_share() * math.prod(block.shape)
+    return round(at_ends) / max(math.prod(value.shape), 1)
+
+
+def _rows(source: Any, advance: Advance) -> list[Row]:
+    rows = []
+    unreleased = 0
+    for name in source:
+        entry = source.entry(name)
+        share = _saturated_share(source[name]) if entry.qscheme is not None else None
+        rows.append(
+            Row(name, entry.shape, entry.dtype, entry.qscheme, entry.scale_min, entry.scale_max, share, entry.bytes)
+        )
+        advance(name, entry.bytes)
+        unreleased += entry.bytes
+        if unreleased > 32 << 20:
+            source.release()
+            unreleased = 0
+    return rows
+
+
+def _plain(value: object) -> object:
+    """Infinities and NaN as texts: JSON has no numbers for them."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scales(row: Row) -> str:
+    if row.scale_min is None or row.scale_max is None:
+        return ""
+    low, high = f"{row.scale_min:.2e}", f"{row.scale_max:.2e}"
+    return low if low == high else f"{low}..{high}"
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
+def inspect(file: Path, as_json: bool) -> None:
+    r"""List every weight of FILE: shape, dtype, scheme, scales, size.
+
+    \b
+    scheme  tensor or channel: one scale for all, or one for each channel
+    ends %  share of integers at the two ends of their range: many of them mean
+            that values were cut off
+    size    bytes of the values in the file
+    """
+    with qdeq.open(file) as source:
+        with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:
+            rows = _rows(source, advance)
+        if as_json:
+            click.echo(
+                json.dumps([{key: _plain(value) for key, value in asdict(row).items()} for row in rows], indent=2)
+            )
+            return
+        cells = [
+            (
+                row.name,
+                shape_text(row.shape),
+                row.dtype,
+                _SCHEMES[row.qscheme],
+                _scales(row),
+                "" if row.saturated_share is None else f"{100 * row.saturated_share:.2f}",
+                size_text(row.bytes),
+            )
+            for row in rows
+        ]
+        out = console()
+        print_table(out, ("name", "shape", "dtype", "scheme", "scales", ">ends %", ">size"), cells)
+        quantized = sum(row.qscheme is not None for row in rows)
+        total = size_text(sum(row.bytes for row in rows))
+        values = sum(math.prod(row.shape) for row in rows)
+        out.print(f"{len(rows)} tensors, {quantized} of them quantized; {values:,} values in {total}")
+        if source.activation_qparams:
+            out.print(f"{len(source.activation_qparams)} scales of activations, which are not weights")
+        for text in source.warnings:
+            warn(text)

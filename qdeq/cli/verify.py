@@ -1,0 +1,114 @@
+"""``qdeq verify``: whether a converted file holds exactly what its source stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+import qdeq
+from qdeq.blocks import float_block, weight_blocks
+from qdeq.cli.app import DIFFERENT, Command
+from qdeq.cli.comparison import equal_bits
+from qdeq.cli.console import Advance, console, print_table, progress, shape_text
+from qdeq.cli.selection import Selection, selection_options
+from qdeq.ops import OUT_DTYPES
+from qdeq.weight import QuantizedWeight
+
+__all__ = ["verify"]
+
+
+@click.command(cls=Command)
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dst", type=click.Path(path_type=Path))
+@selection_options
+def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) -> int:
+    """Read SRC again and check every weight of DST against it, bit for bit.
+
+    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --only and --rename that were given
+    there. Weights in half precision have to be the float32 values rounded to nearest even; weights kept as integers
+    have to be the same integers, scales and zero points.
+
+    Exit status: 0 equal, 1 different, 2 an error.
+    """
+    with qdeq.open(src) as source, qdeq.open(dst) as target:
+        chosen = Selection(source, only, renames)
+        dtype = _dtype_of(target)
+        rows = []
+        with progress("verifying", sum(chosen.entry(name).bytes for name in chosen)) as advance:
+            for name in chosen:
+                if problem := _check(chosen, target, name, dtype, advance):
+                    rows.append((name, problem))
+        rows += [(name, "not in SRC") for name in target if name not in chosen]
+        out = console()
+        if rows:
+            print_table(out, ("name", "problem"), rows)
+            out.print(f"different: {len(rows)} of {len(chosen)} tensors of {src} are not in {dst} as they should be")
+            return DIFFERENT
+        how = "as they are" if dtype is None else f"as {str(dtype).removeprefix('torch.')}"
+        out.print(f"equal: all {len(chosen)} tensors of {src} are in {dst} {how}, bit for bit")
+    return 0
+
+
+def _dtype_of(target: Any) -> torch.dtype | None:
+    """Dtype that floating tensors were converted to; None if they were kept as they were."""
+    entries = target.describe()
+    if any(entry.qscheme is not None for entry in entries):
+        return None
+    names = {entry.dtype for entry in entries}
+    found = [dtype for dtype in OUT_DTYPES if str(dtype).removeprefix("torch.") in names]
+    return found[0] if found else torch.float32
+
+
+def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None, advance: Advance) -> str:
+    """Word what is wrong with a weight; empty if nothing is."""
+    entry = source.entry(name)
+    if name not in target:
+        problem = "missing"
+    elif target.entry(name).shape != entry.shape:
+        problem = f"shape {shape_text(target.entry(name).shape)}, expected {shape_text(entry.shape)}"
+    else:
+        problem = _check_values(source[name], target[name], dtype, f"{source.path}: {name}")
+    source.release()
+    target.release()
+    advance(name, entry.bytes)
+    return problem
+
+
+def _check_values(
+    mine: QuantizedWeight | Tensor, theirs: QuantizedWeight | Tensor, dtype: torch.dtype | None, where: str
+) -> str:
+    if isinstance(theirs, QuantizedWeight):
+        return _check_kept(mine, theirs)
+    if isinstance(mine, QuantizedWeight):
+        wanted = dtype
+    else:
+        wanted = dtype if mine.dtype.is_floating_point and dtype is not None else mine.dtype
+    if theirs.dtype != wanted or wanted is None:
+        return f"{str(theirs.dtype).removeprefix('torch.')}, expected {_name(wanted)}"
+    differ = 0
+    for index in weight_blocks(mine):
+        same = equal_bits(float_block(mine, index, where=where, dtype=wanted), theirs[index])
+        differ += same.numel() - int(same.count_nonzero())
+    return f"{differ:,} of {theirs.numel():,} values differ" if differ else ""
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return "integers with scales" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _check_kept(mine: QuantizedWeight | Tensor, theirs: QuantizedWeight) -> str:
+    if isinstance(mine, Tensor):
+        return "quantized, expected a plain tensor"
+    for field in ("dtype", "qscheme", "axis"):
+        if getattr(mine, field) != getattr(theirs, field):
+            return f"{field} {getattr(theirs, field)}, expected {getattr(mine, field)}"
+    for field in ("int_repr", "scale", "zero_point"):
+        same = equal_bits(getattr(mine, field), getattr(theirs, field))
+        if differ := same.numel() - int(same.count_nonzero()):
+            return f"{differ:,} of {same.numel():,} values of {field} differ"
+    return ""

@@ -1,0 +1,1 @@
+"""Why two models disagree: findings from the weights, from the structure, and from running both."""

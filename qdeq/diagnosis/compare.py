@@ -1,0 +1,116 @@
+"""``compare``: how far two models are apart, layer by layer, without a diagnosis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdeq.diagnosis.activations import own_activation
+from qdeq.diagnosis.explanation import Comparison, Layer
+from qdeq.diagnosis.graph import light_copy
+from qdeq.diagnosis.pairs import norms_behind
+from qdeq.diagnosis.running import OutputSums, Sums, as_float, batches, forward
+from qdeq.diagnosis.sides import fused_activation
+from qdeq.errors import QdeqTypeError, expected
+from qdeq.forms import is_quantized_module
+from qdeq.modules.build import class_name
+
+__all__ = ["compare"]
+
+
+def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> Comparison:
+    """Run two models on the same data and compare the outputs of every module that both have.
+
+    Any two of float, prepared (QAT), converted and rebuilt models: modules belong together by their path. Each model
+    runs on a copy that shares its parameters, so that observers of the original do not move.
+
+    Args:
+        a: the model that counts as the signal.
+        b: the other one.
+        data: as for :func:`qdeq.explain`.
+
+    Raises:
+        QdeqTypeError: ``a`` or ``b`` is no module, or ``data`` is of no known kind.
+        QdeqValueError: no samples, outputs of different shapes, or a forward that fails (the module is named).
+
+    """
+    for where, model in (("a", a), ("b", b)):
+        if not isinstance(model, nn.Module):
+            raise QdeqTypeError(expected(where, "a torch.nn.Module", class_name(model), "Pass a model that can run."))
+    a, b = light_copy(a), light_copy(b)
+    ours, theirs = dict(_comparable(a)), dict(_comparable(b))
+    paths = [path for path in ours if path in theirs]
+    hooks_a, hooks_b = _hooked(a, b, paths), _hooked(b, a, paths)
+    after_a = {path: own_activation(theirs[path], ours[path]) for path in paths}
+    after_b = {path: own_activation(ours[path], theirs[path]) for path in paths}
+    sums = {path: Sums() for path in paths}
+    outputs = OutputSums()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for batch in batches(data):
+            seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+
+            def keep(path: str, value: Tensor, seen: dict[str, list[Tensor]] = seen) -> None:
+                seen[path].append(after_a[path](value))
+
+            def judge(path: str, value: Tensor, seen: dict[str, list[Tensor]] = seen) -> None:
+                if seen[path] and seen[path][0].shape == value.shape:
+                    sums[path].add(seen[path].pop(0), after_b[path](value))
+
+            one = _run(a, hooks_a, "a", batch.inputs, keep)
+            two = _run(b, hooks_b, "b", batch.inputs, judge)
+            outputs.add(one, two, batch.labels)
+    rows = [_row(path, ours[path], theirs[path], sums[path]) for path in paths if sums[path].count]
+    unmatched = [path for path in [*ours, *theirs] if path not in sums]
+    return Comparison(rows, outputs.outcome(), unmatched)
+
+
+def _run(
+    model: nn.Module, hooks: dict[str, str], where: str, inputs: Tensor, see: Callable[[str, Tensor], None]
+) -> Tensor:
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            value = as_float(output)
+            if value is not None:
+                see(path, value)
+
+        return record
+
+    handles = [model.get_submodule(at).register_forward_hook(hook(path)) for path, at in hooks.items()]
+    try:
+        return forward(model, inputs, where)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, str]:
+    """Path -> the module whose output to compare: the batch norm behind a layer where the other has it folded."""
+    norms = {layer: path for layer, (path, _) in norms_behind(model)}
+    others = dict(other.named_modules())
+    folded = {layer for layer, path in norms.items() if type(others.get(path)) in (nn.Identity, type(None))}
+    return {path: norms[path] if path in folded else path for path in paths}
+
+
+def _comparable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the leaf modules, a quantized or QAT layer counting as one; Identity and observers are left out."""
+    found: list[tuple[str, nn.Module]] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(owner + ".") for owner, _ in found):
+            continue
+        name = type(module).__name__
+        whole = is_quantized_module(module) or callable(getattr(module, "weight", None)) or hasattr(module, "weight")
+        whole = whole or bool(fused_activation(module)) or ".intrinsic" in type(module).__module__
+        leaf = next(module.children(), None) is None
+        if path and (whole or leaf) and name != "Identity" and not name.endswith(("Observer", "FakeQuantize")):
+            found.append((path, module))
+    return found
+
+
+def _row(path: str, a: nn.Module, b: nn.Module, sums: Sums) -> Layer:
+    row = Layer(path, path, class_name(a), class_name(b))
+    row.sqnr_db, row.cosine, row.max_abs = sums.sqnr_db, sums.cosine, sums.largest
+    row.mean_abs = sums.absolute / max(1, sums.count)
+    return row

@@ -1,0 +1,136 @@
+"""``explain``: why two models disagree; ``compare``: by how much, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qdeq.convert import dequantize_model
+from qdeq.diagnosis.activations import fill_table, run_side_by_side, runtime_findings
+from qdeq.diagnosis.explanation import Explanation, Finding, Layer, Outcome
+from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.pairs import Pair, match_layers
+from qdeq.diagnosis.repair import Attribution, attribute
+from qdeq.diagnosis.running import Batch, batches
+from qdeq.diagnosis.sides import IntegerLayer, Side, integer_layers, open_side
+from qdeq.diagnosis.structure import structure_findings
+from qdeq.diagnosis.verdict import order, verdict
+from qdeq.diagnosis.weights import weight_findings
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = ["explain"]
+
+Source = nn.Module | Mapping[str, Any] | str | Path
+Data = Tensor | tuple[Tensor, Tensor] | Iterable[Any]
+
+# Attribution by repair runs on the data's first samples, this many at most.
+MOST_REPAIR_SAMPLES = 512
+
+
+def explain(
+    int8_model: Source, float_model: Source, data: Data | None = None, *, layers: bool = True, trust: bool = False
+) -> Explanation:
+    """Say why a quantized model and a float model disagree.
+
+    The weights are compared with the integers they should come from; activations, batch norm and training mode are
+    compared by tracing both models. With data both are run too, on copies that share the parameters: the table of
+    layers gets numbers, and every fault is repaired, alone and after the others, to see what it causes.
+
+    Args:
+        int8_model: converted model, its ``state_dict()``, or the path of a checkpoint.
+        float_model: float model, prepared QAT model, ``state_dict()`` or path. A state_dict is run in the
+            architecture that :func:`qdeq.dequantize_model` rebuilds.
+        data: inputs (n, ...), a pair (inputs, int64 labels (n,)), or an iterable of either, such as a DataLoader;
+            the float32 inputs that both models take. With labels, accuracy is measured.
+        layers: fill ``Explanation.layers``.
+        trust: also read files that hold a pickled model or TorchScript; reading them runs their code.
+
+    Returns:
+        The explanation; both models are as before.
+
+    Raises:
+        QdeqTypeError: a side or ``data`` is of no known kind.
+        QdeqValueError: nothing quantized on the first side, no layer in common, a file that cannot be read, data that
+            a model does not take, a forward that fails (the module is named), or data with a side that cannot run.
+
+    """
+    ours, theirs = open_side(int8_model, "int8_model", trust=trust), open_side(float_model, "float_model", trust=trust)
+    quantized = integer_layers(ours)
+    if not quantized:
+        remedy = "Pass the converted model first and the float model second."
+        raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
+    pairs, alone = match_layers(quantized, theirs)
+    total = sum(layer.numel for layer in quantized)
+    findings, table, histograms = weight_findings(pairs, total)
+    findings += [_no_partner(layer, total) for layer in alone]
+    right = {item.module for item in findings if item.kind == "rounding"}
+    if theirs.model is not None:
+        findings += structure_findings(ours.model, theirs.model, pairs, right, total)
+    outcome, first, repaired = None, None, Attribution()
+    if data is not None:
+        outcome, first, repaired = _run(ours, theirs, pairs, table, findings, data, total)
+    findings = order(findings, repaired.groups)
+    return Explanation(
+        findings,
+        list(table.values()) if layers else [],
+        verdict(findings, repaired.groups, repaired.lost, outcome),
+        outcome,
+        first,
+        repaired.cumulative,
+        [layer.path for layer in alone],
+        histograms,
+    )
+
+
+def _run(
+    ours: Side,
+    theirs: Side,
+    pairs: list[Pair],
+    table: dict[str, Layer],
+    findings: list[Finding],
+    data: Data,
+    total: int,
+) -> tuple[Outcome, str | None, Attribution]:
+    if ours.model is None:
+        remedy = "Load the state_dict into its model, or leave data out."
+        raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
+    float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
+    same_shape = [pair for pair in pairs if pair.same_shape]
+    kept: list[Batch] = []
+
+    def parts() -> Iterator[Batch]:
+        for batch in batches(data):
+            if sum(len(item.inputs) for item in kept) < MOST_REPAIR_SAMPLES:
+                kept.append(batch)
+            yield batch
+
+    watches, outputs = run_side_by_side(ours.model, float_model, same_shape, parts)
+    first = fill_table(watches, table)
+    findings += runtime_findings(watches, total)
+    return outputs.outcome(), first, attribute(findings, same_shape, ours.model, float_model, kept)
+
+
+def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.Module:
+    """Return the rebuilt model with the state_dict's weights in it."""
+    model = dequantize_model(int8_model)
+    for pair in pairs:
+        module: Any = model.get_submodule(pair.layer.path)
+        if not pair.same_shape:
+            remedy = "Leave data out, or pass a model."
+            raise QdeqValueError(
+                expected(pair.layer.path, "a weight that fits", str(pair.partner.weight.shape), remedy)
+            )
+        module.weight = nn.Parameter(pair.partner.weight.clone())
+        module.bias = None if pair.bias is None else nn.Parameter(pair.bias.clone())
+    return model
+
+
+def _no_partner(layer: IntegerLayer, total: int) -> Finding:
+    text = f"{layer.path}: no module of the float model has this name, and none that is left has its shape"
+    evidence = {"shape": list(layer.shape)}
+    return Finding(
+        layer.path, "no_partner", text, evidence, layer.numel / max(1, total), None, KINDS["no_partner"].remedy
+    )

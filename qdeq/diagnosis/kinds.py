@@ -1,0 +1,90 @@
+"""The kinds of finding: how each is worded, what to do about it, and which are no fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["KINDS", "Kind"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of finding.
+
+    Attributes:
+        phrase: what is wrong, to follow "<modules>: " in the verdict.
+        remedy: a line of code; ``{module}`` is the dotted path, ``{source}`` the path in the int8 model, and
+            ``{extra}``, ``{norm}``, ``{activation}`` are from the evidence.
+        benign: the two models still count as agreeing.
+        urgency: of two findings with equal weight, the one with the higher number comes first.
+
+    """
+
+    phrase: str
+    remedy: str
+    benign: bool = False
+    urgency: int = 1
+
+
+_COPY = (
+    "float_model.get_submodule('{module}').weight.data = qdeq.dequantize(int8_model.get_submodule('{source}').weight())"
+)
+_BIAS = (
+    "float_model.get_submodule('{module}').bias = "
+    "torch.nn.Parameter(int8_model.get_submodule('{source}').bias().detach().clone())"
+)
+_REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
+
+KINDS: dict[str, Kind] = {
+    "not_finite": Kind("NaN or infinite values", _COPY, urgency=5),
+    "shape_mismatch": Kind("weights of another shape", _REBUILD, urgency=5),
+    "no_partner": Kind("quantized modules without a partner in the float model", _REBUILD, urgency=4),
+    "run_failed": Kind("a module fails in forward", _REBUILD, urgency=6),
+    "weight_not_copied": Kind("weights never copied", _COPY, urgency=4),
+    "weight_partly_copied": Kind("weights copied in part", _COPY, urgency=3),
+    "weight_of_other_layer": Kind("weights copied from another layer", _COPY, urgency=3),
+    "weights_swapped": Kind("weights swapped between layers", _COPY, urgency=3),
+    "weight_transposed": Kind("weights transposed", _COPY, urgency=3),
+    "weight_altered": Kind("weights changed after the copy", _COPY, urgency=2),
+    "channels_permuted": Kind("channels in another order", _COPY, urgency=3),
+    "other_checkpoint": Kind("weights of a different checkpoint", _REBUILD, urgency=3),
+    "scale_missing": Kind("integers copied without their scale", _COPY, urgency=3),
+    "scale_of_activation": Kind("multiplied by the scale of the output, not of the weight", _COPY, urgency=3),
+    "scale_of_one_channel": Kind("one channel's scale used for all channels", _COPY, urgency=3),
+    "scale_mean": Kind("the mean scale used for all channels", _COPY, urgency=3),
+    "scale_wrong_axis": Kind("scales applied along the wrong axis", _COPY, urgency=3),
+    "scale_divided": Kind("integers divided by the scale", _COPY, urgency=3),
+    "scale_wrong": Kind("integers multiplied by wrong scales", _COPY, urgency=3),
+    "zero_point_ignored": Kind("zero point ignored", _COPY, urgency=3),
+    "zero_point_wrapped": Kind("zero point subtracted in int8, which wraps around", _COPY, urgency=3),
+    "bias_missing": Kind("biases missing", _BIAS),
+    "bias_zeroed": Kind("biases zeroed", _BIAS),
+    "bias_not_copied": Kind("biases never copied", _BIAS),
+    "bias_wrong": Kind("wrong biases", _BIAS),
+    "activation_lost": Kind(
+        "activation lost",
+        "float_model.get_submodule('{module}').register_forward_hook(lambda m, x, y: torch.nn.{activation}()(y))",
+        urgency=4,
+    ),
+    "activation_doubled": Kind(
+        "activation applied twice", "float_model.set_submodule('{extra}', torch.nn.Identity())", urgency=2
+    ),
+    "activation_added": Kind("an activation that the int8 model has not", _REBUILD, urgency=2),
+    "bn_applied_twice": Kind(
+        "batch norm applied again to weights that contain it",
+        "float_model.set_submodule('{norm}', torch.nn.Identity())",
+        urgency=4,
+    ),
+    "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),
+    "flatten_order": Kind(
+        "features flattened in another order",
+        _COPY,
+        urgency=4,
+    ),
+    "saturation": Kind(
+        "the int8 model saturates in 16-bit sums on CPUs without VNNI; the float model is right",
+        "quantize with reduce_range=True: torch.ao.quantization.get_default_qconfig('fbgemm')",
+    ),
+    "clipping": Kind("values outside what int8 represents are clipped", "none needed", benign=True, urgency=0),
+    "rounding": Kind("right weights, rounding only", "none needed", benign=True, urgency=-1),
+}

@@ -1,0 +1,43 @@
+"""Batch norm folded into the layer before it, as ``torch.nn.utils.fusion.fuse_conv_bn_weights`` does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = ["fold_batch_norm"]
+
+DEFAULT_EPS = 1e-5
+
+
+def fold_batch_norm(where: str, part: str, weight: Any, bias: Any, *norm: Any) -> Tensor:
+    """Return ``weight`` or ``bias`` of a layer with its batch norm folded in.
+
+    Args:
+        where: for errors.
+        part: "weight" or "bias".
+        weight: float tensor, output channels first.
+        bias: float tensor of one value per output channel, or None.
+        norm: the batch norm's weight, bias, running mean and running variance; eps is the default, 1e-5.
+
+    Raises:
+        QdeqValueError: a part is no float tensor or not of one value per channel.
+
+    """
+    for value in (weight, *norm):
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        if not floats or value.shape[:1] != weight.shape[:1] or (value is not weight and value.dim() != 1):
+            got = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
+            raise QdeqValueError(expected(where, "float tensors of one size", got, "The checkpoint is damaged."))
+    gamma, beta, mean, variance = norm
+    factor: Tensor = gamma * torch.rsqrt(variance + DEFAULT_EPS)
+    if part == "weight":
+        folded: Tensor = weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
+        return folded
+    start = torch.zeros_like(mean) if bias is None else bias
+    shift: Tensor = (start - mean) * factor + beta
+    return shift

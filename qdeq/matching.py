@@ -1,0 +1,279 @@
+"""Which source goes to which parameter of a float model, and the load that happens only if all of it fits."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qdeq.errors import QdeqValueError, expected
+from qdeq.naming import Plan
+from qdeq.report import DroppedSource, Report
+
+__all__ = ["Match", "identity_variance", "load", "match"]
+
+_WHERE = "dequantize_state_dict: into"
+_NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Match:
+    """One parameter or buffer of the float model.
+
+    Attributes:
+        target: its name.
+        source: float name of the source; empty where ``value`` is written.
+        how: how the two were matched, if not by equal names.
+        target_class: class of the module that holds it.
+        value: a constant for a folded batch norm.
+
+    """
+
+    target: str
+    source: str
+    how: str
+    target_class: str
+    value: float | None = None
+
+
+def match(
+    plan: Plan,
+    model: nn.Module,
+    report: Report,
+    shape_of: Callable[[Any], tuple[int, ...] | None],
+    *,
+    strict: bool,
+) -> list[Match]:
+    """Find the source of every tensor in ``model.state_dict()``.
+
+    Raises:
+        QdeqValueError: a shape that differs, and with ``strict`` an unused source or a parameter without one.
+
+    """
+    return _Matcher(plan, model, report, shape_of).run(strict)
+
+
+class _Matcher:
+    def __init__(
+        self, plan: Plan, model: nn.Module, report: Report, shape_of: Callable[[Any], tuple[int, ...] | None]
+    ) -> None:
+        self.plan, self.model, self.report = plan, model, report
+        self.shapes = {name: shape_of(target.value) or () for name, target in plan.targets.items()}
+        self.targets = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+        self.modules = dict(model.named_modules())
+        self.unused = dict.fromkeys(plan.targets)
+        self.matches: dict[str, Match] = {}
+
+    def run(self, strict: bool) -> list[Match]:
+        prefix = self._prefix()
+        for name in self.targets:
+            source = self._renamed(name, prefix)
+            if source is not None:
+                self._take(name, source, "" if source == name else f"the name without {prefix[0] or prefix[1]!r}")
+        self._match_nameless()
+        self._match_tied()
+        self._fold_norms()
+        self._check_shapes()
+        missing = [name for name in self.targets if name not in self.matches]
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        unused = [source for source in self.unused if source not in self._empty_like()]
+        if strict and (missing or unused):
+            raise QdeqValueError(self._complaint(missing, unused))
+        for source in unused:
+            self.report.dropped.append(DroppedSource(self.plan.targets[source].source, "no parameter of this name"))
+        for name in missing:
+            self.report.note(name, "not written: nothing in the state dict goes there")
+        return [self.matches[name] for name in self.targets if name in self.matches]
+
+    def _empty_like(self) -> set[str]:
+        return {name for name in self.unused if name.endswith("num_batches_tracked")}
+
+    def _class_of(self, name: str) -> str:
+        module = self.modules.get(name.rpartition(".")[0])
+        return f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "Tensor"
+
+    def _take(self, name: str, source: str, how: str, value: float | None = None) -> None:
+        self.matches[name] = Match(name, source, how, self._class_of(name), value)
+        self.unused.pop(source, None)
+
+    def _prefix(self) -> tuple[str, str]:
+        """Find what the sources' names have in front (``module.``, ``model.``), and what the targets' have."""
+        names = set(self.plan.targets)
+        if names & set(self.targets):
+            return "", ""
+        for front in {name.split(".", 1)[0] + "." for name in names if "." in name}:
+            if all(name.startswith(front) for name in names) and any(
+                n.removeprefix(front) in self.targets for n in names
+            ):
+                return front, ""
+        for front in {name.split(".", 1)[0] + "." for name in self.targets if "." in name}:
+            if any(front + name in self.targets for name in names):
+                return "", front
+        return "", ""
+
+    def _renamed(self, name: str, prefix: tuple[str, str]) -> str | None:
+        if prefix[1] and not name.startswith(prefix[1]):
+            return None
+        source = prefix[0] + name.removeprefix(prefix[1])
+        return source if source in self.plan.targets else None
+
+    def _match_nameless(self) -> None:
+        """Match weights of FX function calls and of frozen scripts, which have no names, by shape if only one fits."""
+        free = [n for n in self.targets if n not in self.matches]
+        nameless = [s for s in self.unused if _NAMELESS.fullmatch(s)]
+        for source in nameless:
+            fitting = [n for n in free if tuple(self.targets[n].shape) == self.shapes[source]]
+            rivals = [s for s in nameless if self.shapes[s] == self.shapes[source]]
+            if len(fitting) == 1 and len(rivals) == 1:
+                self._take(fitting[0], source, "the only one of this shape: the file holds no name")
+
+    def _match_tied(self) -> None:
+        """A tensor that the model holds under two names needs one source; two sources must be the same."""
+        by_id: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+        for name, tensor in self.targets.items():
+            if name in self.matches and tensor.numel():
+                key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+                if tensor.device.type != "meta":
+                    by_id.setdefault(key, name)
+        for name, tensor in self.targets.items():
+            first = (
+                by_id.get((tensor.data_ptr(), tensor.shape, tensor.stride())) if tensor.device.type != "meta" else None
+            )
+            if first is None or first == name:
+                continue
+            if name not in self.matches:
+                self._take(name, self.matches[first].source, f"tied to {first}")
+            else:
+                self.matches[name] = Match(
+                    name, self.matches[name].source, f"tied to {first}", self._class_of(name), None
+                )
+
+    def _fold_norms(self) -> None:
+        """A batch norm without sources was folded into the layer before it: make it an exact identity."""
+        order = list(self.modules)
+        norms = [n for n, m in self.modules.items() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = [n for n in norms if not any(f"{n}.{p}" in self.matches for p in ("weight", "running_var", "bias"))]
+        biases = {s.removesuffix(".bias"): s for s in self.unused if s.endswith(".bias") and s not in self.targets}
+        for norm in norms:
+            module = self.modules[norm]
+            owner = self._layer_before(order, norm, module)
+            if owner is None:
+                continue
+            how = f"batch norm folded into {owner}: an exact identity"
+            for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0)):
+                if f"{norm}.{part}" in self.targets:
+                    self._take(f"{norm}.{part}", "", how, value)
+            self._take(f"{norm}.running_var", "", how, identity_variance(float(module.eps)))
+            self.report.note(norm, how)
+            if owner in biases and f"{norm}.bias" in self.targets:
+                self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")
+
+    def _layer_before(self, order: list[str], norm: str, module: nn.Module) -> str | None:
+        """The last layer before ``norm``, in order of registration, that has a source and as many output channels."""
+        layers = (
+            nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+        )
+        for name in reversed(order[: order.index(norm)]):
+            layer = self.modules[name]
+            if isinstance(layer, layers):
+                channels = getattr(layer, "out_channels", getattr(layer, "out_features", None))
+                fits = channels == getattr(module, "num_features", None) and f"{name}.weight" in self.matches
+                return name if fits else None
+        return None
+
+    def _check_shapes(self) -> None:
+        for name, found in self.matches.items():
+            if found.value is None and self.shapes[found.source] != tuple(self.targets[name].shape):
+                got = f"{self.shapes[found.source]} from {self.plan.targets[found.source].source}"
+                remedy = "Pass the float class of the model that was saved."
+                raise QdeqValueError(
+                    expected(f"{_WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
+                )
+
+    def _complaint(self, missing: list[str], unused: list[str]) -> str:
+        parts = []
+        if missing:
+            parts.append(f"parameters that nothing is written to: {', '.join(missing)}")
+        if unused:
+            parts.append(f"sources that nothing uses: {', '.join(self.plan.targets[s].source for s in unused)}")
+        remedy = "Pass the float class of the model that was saved, or strict=False to load the rest."
+        lost = [n for n in missing if isinstance(self.modules.get(n.rpartition(".")[0]), nn.PReLU)]
+        if lost:
+            remedy = f"torch saves no slopes of a quantized PReLU, so its state dict does not hold {', '.join(lost)}: "
+            remedy += "convert the live model with qdeq.dequantize_model, or load with strict=False and set them."
+        return expected(_WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)
+
+
+def identity_variance(eps: float) -> float:
+    """Return the float32 variance with which ``(x - 0) / sqrt(variance + eps) * 1 + 0`` is ``x`` bit for bit.
+
+    The sum must round to 1 in float32; 1 - eps rounded, or a neighbour of it.
+
+    Raises:
+        QdeqValueError: no variance does it (eps of 1 or more).
+
+    """
+    probe = torch.linspace(0.1, 1.9, 257)[None, :, None].contiguous()
+    ones, zeros = torch.ones(257), torch.zeros(257)
+    start = torch.tensor(1.0 - eps, dtype=torch.float32)
+    below = torch.nextafter(start, torch.tensor(-math.inf))
+    above = torch.nextafter(start, torch.tensor(math.inf))
+    for variance in (start, above, below):
+        if float(variance) >= 0:
+            result = nn.functional.batch_norm(probe, zeros, variance.expand(257), ones, zeros, False, 0.0, eps)
+            if torch.equal(result, probe):
+                return float(variance)
+    raise QdeqValueError(expected(f"{_WHERE}: eps", "an eps below 1", str(eps), "Remove the batch norm: it is folded."))
+
+
+def load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write everything, or, if one write fails, put back what was there.
+
+    Args:
+        model: the float model.
+        matches: what goes where; shapes are already checked.
+        tensors: float name of a source -> its value.
+
+    Returns:
+        Name in the model -> the value that was written.
+
+    """
+    targets = model.state_dict(keep_vars=True)
+    values: dict[str, Tensor] = {}
+    for found in matches:
+        target = targets[found.target]
+        if target.device.type == "meta":
+            remedy = "Call to_empty(device='cpu') on it first."
+            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "a tensor with memory", "a meta tensor", remedy))
+        value = tensors[found.source] if found.value is None else torch.full(target.shape, found.value)
+        earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
+        if found.how.startswith("tied to ") and earlier is not None and not _equal(earlier, value):
+            remedy = "The model ties two parameters that differ in the state dict: untie them."
+            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "equal tied values", "different ones", remedy))
+        values[found.target] = value
+    before = {name: targets[name].detach().clone() for name in values}
+    try:
+        with torch.no_grad():
+            for name, value in values.items():
+                targets[name].detach().copy_(value)
+    except BaseException:
+        with torch.no_grad():
+            for name, old in before.items():
+                targets[name].detach().copy_(old)
+        raise
+    return values
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))

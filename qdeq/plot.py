@@ -1,0 +1,155 @@
+"""Pictures of an explanation, with matplotlib (``pip install qdeq[plot]``)."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qdeq.errors import QdeqError, QdeqValueError, expected
+
+if TYPE_CHECKING:
+    from qdeq.diagnosis.explanation import Explanation, Layer
+
+__all__ = ["plot_explanation", "svg_of"]
+
+# Okabe and Ito's colours, told apart with every common colour blindness.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
+MOST_LAYERS = 40
+# The integer grid is drawn for this many steps around the middle of the histogram.
+GRID_STEPS = 24
+# Values further outside than this are drawn up to here.
+SHOWN_PERCENT = 150
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "qdeq"}
+
+
+def plot_explanation(explanation: Explanation, path: str | Path) -> Path:
+    """Write the plots as one picture.
+
+    Error per layer, the weights of the worst layer against the integer grid, and, where the models were run, the
+    range of every layer's output against what int8 represents.
+
+    Args:
+        explanation: what to draw.
+        path: file; the suffix gives the format (.png, .svg, .pdf).
+
+    Raises:
+        QdeqError: matplotlib is not installed.
+        QdeqValueError: the path cannot be written, or its suffix is no picture format.
+
+    """
+    figure = _figure(explanation)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:
+        remedy = "Name a .png, .svg or .pdf file in an existing folder."
+        raise QdeqValueError(expected(str(path), "a picture that can be written", str(error), remedy)) from error
+    return Path(path)
+
+
+def svg_of(explanation: Explanation) -> str:
+    """Return the same picture as an ``<svg>`` element, to stand inside HTML."""
+    buffer = io.StringIO()
+    _figure(explanation).savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _figure(explanation: Explanation) -> Any:
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = expected("plot", "matplotlib", "no such package", "Install it: pip install 'qdeq[plot]'.")
+        raise QdeqError(message) from error
+    layers = explanation.layers[:MOST_LAYERS]
+    ranges = [row for row in layers if row.low_representable is not None and row.low is not None]
+    panels = [_draw_error] if layers else []
+    panels += [_draw_weights] if explanation.histograms else []
+    panels += [_draw_ranges] if ranges else []
+    with mpl.rc_context(_STYLE):
+        height = max(2.6, 0.22 * len(layers) + 1.2)
+        figure = Figure(figsize=(9, height * (2 if ranges else 1) + 3.2), layout="constrained")
+        axes = figure.subplots(max(1, len(panels)), 1, squeeze=False)[:, 0]
+        for draw, axis in zip(panels, axes, strict=False):
+            draw(axis, explanation)
+    return figure
+
+
+def _names(axis: Any, layers: list[Layer]) -> None:
+    axis.set_yticks(range(len(layers)), [row.module or "(model)" for row in layers])
+    axis.invert_yaxis()
+
+
+def _draw_error(axis: Any, explanation: Explanation) -> None:
+    layers = explanation.layers[:MOST_LAYERS]
+    measured = [row for row in layers if row.introduced is not None]
+    if measured:
+        places = range(len(measured))
+        own = [100 * (row.introduced or 0.0) for row in measured]
+        before = [100 * (row.inherited or 0.0) for row in measured]
+        axis.barh([place - 0.2 for place in places], own, 0.4, color=BLUE, label="made in this layer")
+        axis.barh([place + 0.2 for place in places], before, 0.4, color=ORANGE, label="arrived from before")
+        axis.set_xlabel("error of the output, root mean square, % of the int8 output's")
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_title("Where the outputs differ", loc="left")
+        axis.legend(frameon=False)
+        _names(axis, measured)
+        return
+    steps = [min(row.weight_error_steps or 0.0, 1e6) for row in layers]
+    axis.barh(range(len(layers)), steps, 0.6, color=BLUE)
+    axis.axvline(0.5, color=GREY, linestyle="--", linewidth=1, label="half a step: rounding")
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_xlabel("largest difference of a weight, steps of its channel's scale")
+    axis.set_title("Where the weights differ", loc="left")
+    axis.legend(frameon=False)
+    _names(axis, layers)
+
+
+def _draw_weights(axis: Any, explanation: Explanation) -> None:
+    module = next(
+        (
+            item.module
+            for item in explanation.findings
+            if item.module in explanation.histograms and "relative_error" in item.evidence
+        ),
+        next(iter(explanation.histograms)),
+    )
+    data = explanation.histograms[module]
+    weights = [value for value in data["weights"] if value == value and abs(value) < 1e6]
+    centred = data["integers"]
+    middle = round(sorted(centred)[len(centred) // 2]) if centred else 0
+    low, high = middle - GRID_STEPS // 2, middle + GRID_STEPS // 2
+    for step in range(low, high + 1):
+        axis.axvline(step, color=GREY, linewidth=0.5, zorder=0)
+    bins = [low + index / 4 - 0.125 for index in range(4 * GRID_STEPS + 2)]
+    wide = [low + index - 0.5 for index in range(GRID_STEPS + 2)]
+    axis.hist(centred, wide, color=ORANGE, alpha=0.45, label="int8 model: integers minus zero point")
+    axis.hist(weights, bins, color=BLUE, alpha=0.8, label="float model: weight / scale")
+    outside = sum(not low <= value <= high for value in weights) / max(1, len(weights))
+    axis.set_xlim(low - 0.5, high + 0.5)
+    axis.set_xlabel(
+        f"steps of the channel's scale; grey: the integer grid; {100 * outside:.0f} % of the weights lie outside"
+    )
+    axis.set_ylabel("weights of the sample")
+    axis.set_title(f"Weights of {module} around their median", loc="left")
+    axis.legend(frameon=False)
+
+
+def _draw_ranges(axis: Any, explanation: Explanation) -> None:
+    layers = [
+        row
+        for row in explanation.layers[:MOST_LAYERS]
+        if row.low is not None and row.high is not None and row.low_representable is not None
+    ]
+    for place, row in enumerate(layers):
+        low, high = row.low_representable or 0.0, row.high_representable or 0.0
+        span = (high - low) or 1.0
+        axis.barh(place, 100, 0.7, color=GREEN, alpha=0.35, label=None if place else "what int8 represents")
+        start, end = 100 * ((row.low or 0.0) - low) / span, 100 * ((row.high or 0.0) - low) / span
+        start, end = max(start, -SHOWN_PERCENT), min(end, 100 + SHOWN_PERCENT)
+        axis.plot([start, end], [place, place], color=BLUE, linewidth=3, label=None if place else "float values")
+    axis.set_xlabel("% of the representable range")
+    axis.set_title("Range of the outputs", loc="left")
+    axis.legend(frameon=False)
+    _names(axis, layers)

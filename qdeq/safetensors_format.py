@@ -1,0 +1,178 @@
+"""The safetensors file format, and how qdeq stores quantized weights in it.
+
+A file is 8 bytes, the header's length as little-endian uint64; the header, JSON padded with spaces; then the data.
+The header maps each name to ``{"dtype": "F32", "shape": [4, 3], "data_offsets": [begin, end]}``, offsets counted from
+the start of the data, and ``"__metadata__"`` to a map of strings (https://github.com/huggingface/safetensors, README).
+
+A quantized weight that keeps its integers is three tensors, for a weight called ``fc.weight``:
+
+* ``fc.weight``: the integers (I8, U8, I32) in the weight's shape; 4- and 2-bit values as U8, one dimension, low bits
+  first.
+* ``fc.weight_scale``: F64, one number per tensor (shape []) or per channel (shape [channels]).
+* ``fc.weight_zero_point``: I64 of the same shape; F32 where the scheme ends in ``float_qparams``.
+
+and an entry in the metadata value ``qdeq.weights``, a JSON text:
+``{"fc.weight": {"dtype": "qint8", "qscheme": "per_channel_affine", "axis": 0, "shape": [4, 3]}}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = [
+    "CODES",
+    "DTYPES",
+    "INDEX_SUFFIX",
+    "MAX_HEADER_BYTES",
+    "SCALE_SUFFIX",
+    "WEIGHTS_KEY",
+    "ZERO_POINT_SUFFIX",
+    "Place",
+    "decode_header",
+    "encode_header",
+    "load_json",
+    "shown",
+]
+
+CODES: dict[torch.dtype, str] = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+}
+DTYPES = {code: dtype for dtype, code in CODES.items()}
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+INDEX_SUFFIX = ".index.json"
+SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
+WEIGHTS_KEY = "qdeq.weights"
+
+_DAMAGED = "The file is damaged or not safetensors: get a fresh copy."
+_MAX_DIMS = 64
+_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of a file: ``begin`` and ``end`` are bytes, counted from the start of the data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes:
+    """Return the first bytes of a file, up to its data, which begins at a multiple of 8."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for place in places:
+        offsets = [place.begin, place.end]
+        header[place.name] = {"dtype": CODES[place.dtype], "shape": list(place.shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def shown(value: object) -> str:
+    """Word a value that came out of a file: no control characters, never longer than a line."""
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+def _refuse(where: str, what: str, got: str) -> NoReturn:
+    raise QdeqValueError(expected(where, what, got, _DAMAGED))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name that occurs twice")
+    return result
+
+
+def load_json(where: str, text: bytes | str) -> dict[str, Any]:
+    """Parse JSON that has to be an object without repeated names.
+
+    Raises:
+        QdeqValueError: it is not.
+
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise QdeqValueError(expected(where, "JSON", shown(str(error)), _DAMAGED)) from error
+    if not isinstance(value, dict):
+        _refuse(where, "a JSON object", shown(value))
+    return value
+
+
+def decode_header(where: str, text: bytes, data_bytes: int) -> tuple[list[Place], dict[str, str]]:
+    """Read and check a header.
+
+    Args:
+        where: the file, for errors.
+        text: the JSON.
+        data_bytes: how many bytes follow it in the file.
+
+    Returns:
+        The tensors in the order of their data, and the metadata.
+
+    Raises:
+        QdeqValueError: names the tensor where a dtype, shape or offset is wrong, or bytes belong to two or to none.
+
+    """
+    header = load_json(f"{where}: header", text)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse(f"{where}: __metadata__", "a map of strings", shown(metadata))
+    places = sorted((_place(where, name, entry) for name, entry in header.items()), key=lambda p: (p.begin, p.end))
+    end = 0
+    for place in places:
+        if place.begin != end:
+            _refuse(f"{where}: {shown(place.name)}", f"data that begins at byte {end}", str(place.begin))
+        end = place.end
+    if end != data_bytes:
+        _refuse(where, f"{end} bytes of data, as the header says", str(data_bytes))
+    return places, metadata
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _place(where: str, name: str, entry: object) -> Place:
+    where = f"{where}: {shown(name)}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        _refuse(where, "dtype, shape and data_offsets", shown(entry))
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        _refuse(where, f"a dtype of {list(DTYPES)}", shown(code))
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
+        _refuse(where, "a shape of sizes", shown(shape))
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        _refuse(where, "two data_offsets", shown(offsets))
+    size = math.prod(shape) * DTYPES[code].itemsize
+    if offsets[1] - offsets[0] != size:
+        _refuse(where, f"{shown(size)} bytes for {code} of shape {shown(shape)}", shown(offsets))
+    return Place(name, DTYPES[code], tuple(shape), offsets[0], offsets[1])

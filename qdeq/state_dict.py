@@ -1,0 +1,181 @@
+"""A quantized state dict to the float state dict it stands for, and into a float model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdeq import packed
+from qdeq.checks import describe
+from qdeq.dequant import dequantize_source
+from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.folding import fold_batch_norm
+from qdeq.matching import Match, load, match
+from qdeq.naming import Cell, Fold, Packed, Plan, Target, plan_names, rnn_shapes_of
+from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.weight import QuantizedWeight, weight_from_tensor
+
+__all__ = ["dequantize_state_dict"]
+
+_WHERE = "dequantize_state_dict"
+_CELL = "__torch__.torch.classes.rnn.CellParamsBase"
+
+
+def dequantize_state_dict(
+    sd: Mapping[str, Any],
+    *,
+    into: nn.Module | None = None,
+    dtype: torch.dtype = torch.float32,
+    strict: bool = True,
+) -> tuple[dict[str, Tensor], Report]:
+    """Turn the state dict of a quantized model into that of the float model it stands for.
+
+    Takes what torch's quantized modules save: eager static and dynamic, linear versions 1 to 3, with or without
+    ``_metadata``, functional weights of FX graphs, RNNs, embeddings, prepared (QAT) models; also an archive from
+    :func:`qdeq.open`, and nested dicts of these (names joined by dots).
+
+    Args:
+        sd: the state dict; it is not changed, and nothing in the result shares its memory.
+        into: a float model to load: every parameter must be written and every source tensor used. It may still have
+            the batch norms that were folded into the weights: they become exact identities. It is unchanged
+            on an error.
+        dtype: of dequantized weights and biases: float32, bfloat16 or float16. Other float tensors keep theirs while
+            it is float32.
+        strict: with ``into``, raise if a source is unused or a parameter is not written; otherwise the report says so.
+
+    Returns:
+        The float state dict, under the names of ``into`` if that is given, and the report. The scale and zero point of
+        each quantized output are in ``report.activation_qparams``.
+
+    Raises:
+        QdeqTypeError: ``sd`` is no mapping or ``into`` no module.
+        QdeqValueError: keys that cannot be understood, a damaged tensor, or a state dict that does not fit ``into``.
+
+    """
+    if not isinstance(sd, Mapping):
+        remedy = "Pass model.state_dict() or qdeq.open(path); for a model see qdeq.dequantize_model."
+        raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
+    if into is not None and not isinstance(into, nn.Module):
+        raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
+    plan = plan_names(_WHERE, _sources(sd), _shape_of, rnn_shapes_of(into))
+    if not plan.targets:
+        remedy = "Pass the state dict of a quantized model."
+        raise QdeqValueError(expected(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy))
+    report = Report(activation_qparams=_activations(plan, sd))
+    report.dropped.extend(DroppedSource(source, reason) for source, reason in plan.dropped.items())
+    matches = None if into is None else match(plan, into, report, _shape_of, strict=strict)
+    tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
+    if into is None:
+        matches = [Match(name, name, "", "Tensor") for name in tensors]
+    assert matches is not None
+    _fill_report(report, plan, matches)
+    if into is None:
+        return tensors, report
+    return load(into, matches, tensors), report
+
+
+def _sources(sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    sources: dict[str, Any] = {}
+    for key, value in sd.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            sources.update(_sources(value, f"{name}."))
+        else:
+            sources[name] = _source(name, value)
+    return sources
+
+
+def _source(name: str, value: Any) -> Any:
+    """What :func:`qdeq.naming.plan_names` takes: tensors, pairs and cells; packed objects are unpacked."""
+    if isinstance(value, tuple | list) and name.endswith("_packed_params._packed_params"):
+        if not value or not isinstance(value[0], Tensor) or len(value) not in (2, 4):
+            remedy = "The checkpoint is damaged."
+            raise QdeqValueError(expected(f"{_WHERE}: {name}", "a weight and a bias", describe(value), remedy))
+        return Packed(value[0], value[1])
+    if packed.is_packed_weight(value):
+        return Packed(_unpack(name, value), packed.packed_bias(value))
+    if isinstance(value, torch.ScriptObject):
+        if value._type().qualified_name() != _CELL:
+            remedy = "Dequantize the model instead: qdeq.dequantize_model."
+            raise QdeqTypeError(expected(f"{_WHERE}: {name}", "packed parameters", describe(value), remedy))
+        state: Any = value.__getstate__()[0]  # type: ignore[attr-defined]
+        parts = state[4]  # (type, biases, doubles, integers, [ih, hh]): native/RNN.cpp
+        ih, hh = (Packed(_unpack(name, part), packed.packed_bias(part)) for part in parts)
+        return Cell(ih, hh)
+    return value
+
+
+def _unpack(name: str, value: Any) -> QuantizedWeight | Tensor:
+    where = f"{_WHERE}: {name}"
+    try:
+        return packed.unpack_packed(value, where=where)
+    except QdeqTypeError:  # float16 values, no integers
+        return packed.dequantize_packed(value, where=where)
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, Fold):
+        value = value.parts[0 if value.part == "weight" else 2]
+    return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight) else None
+
+
+def _activations(plan: Plan, sd: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+    found: dict[str, tuple[float, int]] = {}
+    for name, (scale, zero_point) in plan.activations.items():
+        found[name] = (float(scale), int(zero_point))
+    from_archive = getattr(sd, "activation_qparams", None)
+    return {**from_archive, **found} if isinstance(from_archive, dict) else found
+
+
+def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
+    where = f"{_WHERE}: {target.source}"
+    value: Any = target.value
+    if isinstance(value, Fold):
+        return fold_batch_norm(where, value.part, *value.parts).detach().to(dtype)
+    if isinstance(value, QuantizedWeight) or value.is_quantized:
+        return dequantize_source(value, where=where, dtype=dtype)
+    plain: Tensor = value.detach()
+    keeps = not plain.is_floating_point() or dtype == torch.float32
+    if keeps and name.rsplit(".", 1)[-1].startswith("bias") and plain.dtype == torch.float64:
+        keeps = False  # a packed bias is float32 wherever it is used
+    return plain.clone() if keeps else plain.to(dtype, copy=True)
+
+
+def _fill_report(report: Report, plan: Plan, matches: list[Match]) -> None:
+    for found in matches:
+        target = plan.targets.get(found.source)
+        if target is None:
+            continue
+        note = "; ".join(text for text in (target.note, found.how) if text)
+        report.entries.append(_entry(found, target, note))
+
+
+def _entry(found: Match, target: Target, note: str) -> ReportEntry:
+    value = target.value
+    if isinstance(value, Fold):
+        value = value.parts[0 if value.part == "weight" else 2]
+    source_class = type(value).__name__
+    if isinstance(value, Tensor) and value.is_quantized:
+        value = weight_from_tensor(value, f"{_WHERE}: {target.source}")
+    shape = tuple(value.shape)
+    if not isinstance(value, QuantizedWeight):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return ReportEntry(found.target, target.source, source_class, found.target_class, shape, dtype, note=note)
+    some = value.scale.numel() > 0
+    return ReportEntry(
+        target=found.target,
+        source=target.source,
+        source_class=source_class,
+        target_class=found.target_class,
+        shape=shape,
+        dtype=value.dtype,
+        qscheme=value.qscheme,
+        scale_min=float(value.scale.min()) if some else None,
+        scale_max=float(value.scale.max()) if some else None,
+        zero_point_min=float(value.zero_point.min()) if some else None,
+        zero_point_max=float(value.zero_point.max()) if some else None,
+        note=note,
+    )

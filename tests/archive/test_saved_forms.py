@@ -1,0 +1,188 @@
+"""Every form that torch saves a model in gives the live model's bits, with and without torch's quantized dtypes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import qdeq
+from tests.archive.conftest import Case
+
+FORMS = ("state_dict", "plain_dict", "nested", "whole", "legacy", "legacy_whole", "script")
+
+
+def save(model: nn.Module, form: str, path: Path) -> str:
+    """Save in one form; return the prefix that names get."""
+    state = model.state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if form == "script":
+            torch.jit.save(torch.jit.script(model), path)
+        elif form in ("whole", "legacy_whole"):
+            torch.save(model, path, _use_new_zipfile_serialization=form == "whole")
+        elif form == "nested":
+            torch.save({"epoch": 3, "model": state, "args": {"lr": 0.1}}, path)
+        else:
+            state = dict(state) if form == "plain_dict" else state
+            torch.save(state, path, _use_new_zipfile_serialization=form != "legacy")
+    return "model." if form == "nested" else ""
+
+
+def bits(value: qdeq.QuantizedWeight | Tensor) -> Tensor:
+    tensor = value.dequantize() if isinstance(value, qdeq.QuantizedWeight) else value
+    return tensor.float().contiguous().view(torch.int32)
+
+
+def check_equal(found: dict[str, qdeq.QuantizedWeight | Tensor], expected: dict[str, Tensor]) -> None:
+    assert sorted(found) == sorted(expected)
+    for name, value in expected.items():
+        assert tuple(found[name].shape) == tuple(value.shape), name
+        assert torch.equal(bits(found[name]), value.float().contiguous().view(torch.int32)), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_live_bits(case: Case, form: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    prefix = save(case.model, form, path)
+    with qdeq.open(path) as archive:
+        found = {name.removeprefix(prefix): archive[name] for name in archive}
+        assert all(name.startswith(prefix) for name in archive)
+    check_equal(found, case.expected)
+
+
+def test_frozen_script_holds_its_weights_as_constants(build_case, tmp_path: Path) -> None:
+    case = build_case("vgg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.freeze(torch.jit.script(case.model.eval())), tmp_path / "frozen.pt")
+    archive = qdeq.open(tmp_path / "frozen.pt")
+    found = {bits(archive[name]).numpy().tobytes() for name in archive}
+    assert all(name.startswith("constants.") for name in archive)
+    assert {value.contiguous().view(torch.int32).numpy().tobytes() for value in case.expected.values()} == found
+
+
+_WITHOUT = """
+import sys, pickle
+import torch
+names = ["qint8", "quint8", "qint32", "quint4x2", "quint2x4", "QInt8Storage", "QUInt8Storage", "QInt32Storage",
+         "quantize_per_tensor", "quantize_per_channel", "_empty_affine_quantized", "load", "per_tensor_affine",
+         "per_channel_affine", "per_channel_affine_float_qparams", "per_tensor_symmetric", "per_channel_symmetric"]
+for name in names:
+    if hasattr(torch, name):
+        delattr(torch, name)
+for name in [m for m in sys.modules if m == "torch.ao" or m.startswith("torch.ao.")]:
+    del sys.modules[name]
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[:2] == ["torch", "ao"] or name.startswith("tests"):
+            raise ImportError("forbidden: " + name)
+sys.meta_path.insert(0, Forbidden())
+import qdeq
+for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    with qdeq.open(path) as archive:
+        archive.describe(), archive.report.to_json()
+        values = {n: (v.dequantize() if isinstance(v, qdeq.QuantizedWeight) else v) for n, v in archive.items()}
+    with open(out, "wb") as file:
+        pickle.dump({n: v.float().contiguous().view(torch.int32).numpy().tobytes() for n, v in values.items()}, file)
+"""
+
+
+def test_without_quantized_dtypes_and_torch_ao(build_case, tmp_path: Path) -> None:
+    import pickle
+
+    arguments: list[str] = []
+    expected = []
+    for name in ("vgg_bn", "dynamic", "embedding", "fx"):
+        for form in ("state_dict", "whole", "script", "legacy"):
+            path = tmp_path / f"{name}_{form}.pt"
+            save(build_case(name).model, form, path)
+            arguments += [str(path), str(path) + ".out"]
+            expected.append(build_case(name).expected)
+    done = subprocess.run([sys.executable, "-c", _WITHOUT, *arguments], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    for out, values in zip(arguments[1::2], expected, strict=True):
+        found = pickle.loads(Path(out).read_bytes())
+        assert found == {n: v.float().contiguous().view(torch.int32).numpy().tobytes() for n, v in values.items()}
+
+
+def test_activation_scales_are_kept_apart(build_case, tmp_path: Path) -> None:
+    case = build_case("vgg")
+    torch.save(case.model.state_dict(), tmp_path / "model.pth")
+    archive = qdeq.open(tmp_path / "model.pth")
+    first = case.model.features[0]
+    assert archive.activation_qparams["features.0"] == pytest.approx((first.scale, first.zero_point), rel=1e-6)
+    assert set(archive.activation_qparams) >= {"quant", "features.0", "classifier.0"}
+    assert not any("scale" in name or "zero_point" in name for name in archive)
+
+
+def test_fx_activation_scales(build_case, tmp_path: Path) -> None:
+    torch.save(build_case("fx").model.state_dict(), tmp_path / "model.pth")
+    assert "_input_0" in qdeq.open(tmp_path / "model.pth").activation_qparams
+
+
+def test_entries_are_listed_without_reading_values(build_case, tmp_path: Path) -> None:
+    case = build_case("vgg")
+    torch.save(case.model.state_dict(), tmp_path / "model.pth")
+    entries = {entry.name: entry for entry in qdeq.open(tmp_path / "model.pth").describe()}
+    weight = case.model.features[0].weight()
+    entry = entries["features.0.weight"]
+    assert (entry.shape, entry.dtype, entry.qscheme, entry.axis) == ((8, 3, 3, 3), "qint8", "per_channel_affine", 0)
+    assert entry.scale_min == weight.q_per_channel_scales().min()
+    assert entry.scale_max == weight.q_per_channel_scales().max()
+    assert entry.bytes == 8 * 27
+    assert entries["classifier.0.bias"].dtype == "float32"
+
+
+def test_weights_outlive_the_archive_and_never_change_the_file(build_case, tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save(build_case("vgg").model.state_dict(), path)
+    before = path.read_bytes()
+    with qdeq.open(path) as archive:
+        bias = archive["features.0.bias"]
+    assert isinstance(bias, Tensor)
+    bias.zero_()
+    assert path.read_bytes() == before
+    with pytest.raises(qdeq.QdeqValueError, match="open archive"):
+        archive["features.0.bias"]
+
+
+def test_report_names_every_source(build_case, tmp_path: Path) -> None:
+    case = build_case("vgg")
+    torch.save(case.model.state_dict(), tmp_path / "model.pth")
+    report = qdeq.open(tmp_path / "model.pth").report
+    assert {entry.target for entry in report.entries} == set(case.expected)
+    assert {e.source for e in report.entries if e.target.startswith("classifier.0")} == {
+        "classifier.0._packed_params._packed_params"
+    }
+    assert "features.0" in report.to_json()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_version_of_packed_convolutions(version: int) -> None:
+    """The state is replaced in the pickle's description: torch itself writes version 2 only."""
+    from qdeq.archive import checkpoint
+    from qdeq.archive.storages import StorageReader
+    from qdeq.archive.unpickler import Call, Global, Instance, Persistent
+
+    def tensor(key: str, shape: tuple[int, ...]) -> Call:
+        storage = Persistent(("storage", Global("torch", "FloatStorage"), key, "cpu", 16))
+        strides = tuple(torch.empty(shape).stride())
+        return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 0, shape, strides, False, {}))
+
+    weight, bias = tensor("0", (2, 2, 2, 2)), tensor("1", (2,))
+    states = {
+        1: (weight, bias, [], [], [], [], []),
+        2: ("2", [tensor("2", (11,)), weight], [bias]),
+        3: (3, [2, 1, 1], [None, weight, bias]),
+    }
+    top = {"conv": Instance(Global("__torch__.torch.classes.quantized", "Conv2dPackedParamsBase"), (), states[version])}
+    reader = StorageReader("file", lambda key: 64, lambda key: bytearray(64))
+    packed = checkpoint.collect("file", top, reader).sources["conv"]
+    assert packed.weight.shape == (2, 2, 2, 2)
+    assert packed.bias.shape == (2,)
