@@ -13,6 +13,8 @@ with warnings.catch_warnings():
 
 
 class SmallNet(nn.Module):
+    """Two convolutions with ReLU and pooling, and a linear classifier."""
+
     def __init__(self) -> None:
         super().__init__()
         self.quant = tq.QuantStub()
@@ -24,6 +26,7 @@ class SmallNet(nn.Module):
         self.dequant = tq.DeQuantStub()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map images (n, 3, 16, 16) to logits (n, 10)."""
         return self.dequant(self.classifier(self.features(self.quant(x))))
 
 

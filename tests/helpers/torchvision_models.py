@@ -43,7 +43,7 @@ def example(name: str, batch: int = 2) -> Tensor:
 
 
 def converted_model(name: str, *, seven_bits: bool = True, num_classes: int = 10, backend: str = "fbgemm") -> nn.Module:
-    """Fused, calibrated on random data and converted; ``seven_bits`` keeps activations in 0..127, free of saturation."""
+    """Fused, calibrated on random data and converted; ``seven_bits``: activations in 0..127, free of saturation."""
     torch.manual_seed(sum(map(ord, name)))
     models = torchvision_models()
     options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
