@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeq.archive.checkpoint import Contents, collect
 from qdeq.archive.legacy import is_legacy, read_legacy
@@ -20,7 +20,7 @@ from qdeq.archive.storages import StorageReader, StoredTensor, check_byteorder
 from qdeq.archive.unpickler import read_pickle
 from qdeq.archive.zipdir import ZipDirectory, is_zip
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.naming import Fold, Plan, plan_names
+from qdeq.naming import Fold, Plan, plan_names, rnn_shapes_of
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
@@ -187,7 +187,7 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
                     entry.scale_min,
                     entry.scale_max,
                     note=self._plan.targets[entry.name].note,
-                )  # fmt: skip
+                )
             )
         for source, reason in {**self._contents.dropped, **self._plan.dropped}.items():
             report.dropped.append(DroppedSource(source, reason))
@@ -196,7 +196,7 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
         return report
 
 
-def open_archive(path: str | os.PathLike[str]) -> Archive:
+def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Archive:
     """Open a checkpoint saved by torch, without running or importing anything it names.
 
     Reads ``.pt`` and ``.pth`` files of state dicts, nested checkpoints, whole pickled models and TorchScript, in the
@@ -204,6 +204,8 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
 
     Args:
         path: the file.
+        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
+            two forward ones, when input and hidden size are equal).
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -231,7 +233,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
             f"a file that begins {shown(bytes(buffer[:8]))}",
             "Pass a .pt or .pth file.",
         )
-    plan = plan_names(name, contents.sources, _shape_of, contents.rnn_shapes)
+    plan = plan_names(name, contents.sources, _shape_of, {**contents.rnn_shapes, **rnn_shapes_of(like)})
     if not plan.targets:
         remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
         refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)

@@ -12,7 +12,7 @@ import pickletools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STRING_BYTES, refuse, shown
 from qdeq.errors import QdeqError
@@ -78,9 +78,9 @@ _ALLOWED_CALLS = frozenset(
         "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_floatlist", "torch.jit._pickle.build_doublelist",
         "torch.jit._pickle.build_boollist", "torch.jit._pickle.build_tensorlist",
         "torch.jit._pickle.build_tensor_from_id", "torch.jit._pickle.restore_type_tag",
-        "torch._C._autograd.DeviceType", "torch._C._jit_fbgemm_unused",
+        "torch._C._autograd.DeviceType",
         "torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module",
-        "torch.fx.graph_module.reduce_deploy_graph_module", "torch.fx.graph._PyTreeInfo", "torch.utils._pytree.tree_unflatten",
+        "torch.fx.graph_module.reduce_deploy_graph_module",
         "torch.ao.quantization.observer._with_args", "torch.ao.quantization.qconfig.QConfig",
         "torch.quantization.qconfig.QConfig", "torch.ao.quantization.utils._PartialWrapper",
         "torch.ao.quantization.observer._PartialWrapper",
@@ -408,7 +408,7 @@ def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None
     reader = _Reader(buffer, start, len(buffer) if stop is None else stop)
     machine = _Machine(where)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(reader)):
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(cast(Any, reader))):
             if count >= MAX_OPCODES:
                 refuse(where, f"at most {MAX_OPCODES} pickle opcodes", "more", "Save the state_dict() alone.")
             machine.step(opcode.name, arg)

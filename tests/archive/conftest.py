@@ -23,7 +23,7 @@ class Case:
     scriptable: bool = True
 
 
-def _live(model: nn.Module) -> dict[str, Tensor]:
+def live_weights(model: nn.Module) -> dict[str, Tensor]:
     """The float state dict by torch's own ``weight().dequantize()``, independent of qdeq."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -42,7 +42,7 @@ def _live(model: nn.Module) -> dict[str, Tensor]:
             if callable(getattr(module, "bias", None)) and module.bias() is not None:
                 found[prefix + "bias"] = module.bias()
         else:
-            own = {n: p for n, p in module.named_parameters(recurse=False)}
+            own = dict(module.named_parameters(recurse=False))
             found.update({prefix + n: p for n, p in own.items()})
     return {name: value.detach().clone() for name, value in found.items()}
 
@@ -131,7 +131,7 @@ def build(name: str) -> Case:
                 case = _BUILDERS[name]()
         finally:
             torch.backends.quantized.engine = engine
-        case.expected = {**_live(case.model), **case.expected}
+        case.expected = {**live_weights(case.model), **case.expected}
         _CACHE[name] = case
     return _CACHE[name]
 
@@ -146,5 +146,3 @@ def case(request: pytest.FixtureRequest) -> Case:
 def build_case() -> Callable[[str], Case]:
     """Build one model by name."""
     return build
-
-
