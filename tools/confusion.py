@@ -102,10 +102,10 @@ def subjects(cache: Path, names: list[str]) -> list[Subject]:
     return found
 
 
-def single_faults(subject: Subject, trials: int) -> dict[str, Counter[str]]:
+def single_faults(subject: Subject, trials: int, kinds: list[str]) -> dict[str, Counter[str]]:
     """Kind -> what was named first, "right" meaning this kind at this module."""
     table: dict[str, Counter[str]] = {}
-    for kind in MUTATIONS:
+    for kind in kinds:
         named: Counter[str] = Counter()
         for seed in range(trials):
             try:
@@ -162,7 +162,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--subjects", default="vgg11,vgg11_bn,resnet18,small")
     parser.add_argument("--parts", default="single,double,correct")
+    parser.add_argument("--kinds", help="only these single faults")
     arguments = parser.parse_args()
+    kinds = arguments.kinds.split(",") if arguments.kinds else list(MUTATIONS)
     parts = arguments.parts.split(",")
     warnings.simplefilter("ignore")
     torch.backends.quantized.engine = "fbgemm"
@@ -170,7 +172,7 @@ def main() -> int:
     start, results = time.time(), {}
     for subject in subjects(arguments.cache, arguments.subjects.split(",")):
         results[subject.name] = {
-            "single": single_faults(subject, arguments.trials) if "single" in parts else {},
+            "single": single_faults(subject, arguments.trials, kinds) if "single" in parts else {},
             "double": double_faults(subject, arguments.trials) if "double" in parts else Counter(),
             "correct": correct_rebuilds(subject, 9) if "correct" in parts else Counter(),
         }

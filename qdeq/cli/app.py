@@ -22,6 +22,7 @@ COMMANDS = {
     "convert": "qdeq.cli.convert:convert",
     "verify": "qdeq.cli.verify:verify",
     "diff": "qdeq.cli.diff:diff",
+    "explain": "qdeq.cli_explain:explain",
     "info": "qdeq.cli.info:info",
 }
 DIFFERENT, ERROR, STOPPED, TERMINATED = 1, 2, 130, 143
@@ -39,7 +40,7 @@ A first round:
 """
 
 EPILOG = """\b
-Exit status: 0 done, or equal; 1 different (diff, verify); 2 an error; 130 stopped by Ctrl-C.
+Exit status: 0 done, or equal; 1 different (diff, verify, explain); 2 an error; 130 stopped by Ctrl-C.
 
 \b
 Shell completion, for this session; put the line into ~/.bashrc or ~/.zshrc to keep it:
