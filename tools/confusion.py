@@ -166,6 +166,7 @@ def main() -> int:
     parts = arguments.parts.split(",")
     warnings.simplefilter("ignore")
     torch.backends.quantized.engine = "fbgemm"
+    torch.set_num_threads(1)  # the layers are small, and several of these scripts may run side by side
     start, results = time.time(), {}
     for subject in subjects(arguments.cache, arguments.subjects.split(",")):
         results[subject.name] = {
