@@ -41,7 +41,8 @@ PAIR = Packed(W, B)
         ("a._packed_weight_ih", PAIR, ["a.weight_ih", "a.bias_ih"]),
         ("_packed_weight_hh", PAIR, ["weight_hh", "bias_hh"]),
         ("constants.4", PAIR, ["constants.4.weight", "constants.4.bias"]),
-        ("m.layers.1.layer_bw.cell.hgates._packed_params._packed_params", PAIR, ["m.weight_hh_l1_reverse", "m.bias_hh_l1_reverse"]),
+        ("m.layers.1.layer_bw.cell.hgates.weight", W, ["m.weight_hh_l1_reverse"]),
+        ("layers.0.layer_fw.cell.igates._packed_params._packed_params", PAIR, ["weight_ih_l0", "bias_ih_l0"]),
     ],
 )  # fmt: skip
 def test_names(key: str, value: object, names: list[str]) -> None:

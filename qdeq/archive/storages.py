@@ -167,7 +167,8 @@ class StoredTensor:
         if len(piece) != (last + 1) * width:  # the file shrank since it was opened
             refuse(where, f"{(last + 1) * width} bytes", f"{len(piece)}", _DAMAGED)
         flat = _tensor_over(piece, self.plain)
-        return flat.as_strided(shape, stride)
+        # a dimension of one value may have any stride in the file, 0 too, which confuses users of the tensor
+        return flat.as_strided(shape, [s if n > 1 else 1 for n, s in zip(shape, stride, strict=True)])
 
     def read(self, where: str) -> Tensor | QuantizedWeight:
         """Read the values.
