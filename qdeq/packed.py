@@ -24,15 +24,9 @@ from qdeq.weight import QuantizedWeight, dequantize_weight
 __all__ = [
     "dequantize_packed",
     "in_place_status",
-<<<<<<< HEAD
     "is_direct_conv",
     "is_packed_weight",
     "packed_bias",
-=======
-    "is_packed_weight",
-    "packed_bias",
-    "recover_direct_conv",
->>>>>>> packed
     "unpack_packed",
 ]
 
@@ -134,50 +128,17 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
 
 
-<<<<<<< HEAD
 def is_direct_conv(obj: object) -> bool:
     """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
     if _class_name(obj) != _CONV2D:
         return False
-    if _in_place():
-        return bool(_operator("layout")(obj)[0] == _DIRECT_CONV)
+    kind = _in_place(obj)
+    if kind:
+        return bool(_operator("layout", kind)(obj)[0] == _DIRECT_CONV)
     return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
-=======
-def recover_direct_conv(obj: object, *, where: str) -> QuantizedWeight:
-    """Read the weight of fbgemm's direct transposed convolution from the packed bytes that its forward uses.
-
-    Right for a live object that was packed from the right weight. An object that went through ``state_dict``,
-    ``deepcopy`` or ``save`` was packed again from what ``unpack()`` returned, which is uninitialized memory; nothing
-    in it tells the two apart. The caller has to know.
-
-    Args:
-        obj: the packed weight.
-        where: name that errors begin with.
-
-    Raises:
-        QdeqTypeError: ``obj`` is no packed weight.
-        QdeqError: ``obj`` is packed in another way (use :func:`unpack_packed`), or cannot be read in place here.
-
-    """
-    _check_packed(obj, where)
-    kind = _in_place(obj)
-    if not kind:
-        got = _why_not() or str(_class_name(obj)).removeprefix(_CLASSES)
-        raise QdeqError(
-            expected(where, "a packed weight that is read in place", got, "The weight cannot be recovered.")
-        )
-    layout = _Layout(*_operator("layout", kind)(obj))
-    if layout.name != _DIRECT_CONV:
-        got = f"one packed as {layout.name or 'by another engine'!r}"
-        raise QdeqError(expected(where, "fbgemm's direct transposed convolution", got, "Unpack it as any other."))
-    return _unpack_in_place(obj, kind, layout)
-
-
-def packed_bias(obj: object) -> Tensor | None:
->>>>>>> packed
     """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
 
     qnnpack answers with zeros where the layer had no bias.
