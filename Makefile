@@ -17,7 +17,9 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-json=.benchmarks/latest.json $(ARGS)
+	$(BIN)/python benchmarks/report.py .benchmarks/latest.json
 
 lint: $(VENV)/.lint
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -131,12 +131,13 @@ def main(folder: Path) -> None:
             begin = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begin)
-    print(f"{len(data):,} bytes, {ROUNDS} rounds in turn, {torch.get_num_threads()} threads; seconds: median (min..max)")
+    print(f"{len(data):,} bytes, {ROUNDS} rounds in turn, {torch.get_num_threads()} threads")
+    print("  seconds: median (min..max)")
     for name, values in seconds.items():
         print(f"  {name:6} {statistics.median(values):.3f} ({min(values):.3f}..{max(values):.3f})")
     for name in ("plain", "hand"):
         ratios = [mine / theirs for mine, theirs in zip(seconds["qdeq"], seconds[name], strict=True)]
-        print(f"  qdeq / {name}: median of rounds {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
+        print(f"  qdeq / {name}: {statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})")
     targets["qdeq"].unlink()
     large, small = peak_kilobytes(source, targets["qdeq"]), peak_kilobytes(tiny, folder / "tiny.safetensors")
     print(f"  peak memory over a tiny file's: {(large - small) * 1024 / 1e6:.0f} MB; largest tensor: 411 MB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import pytest
@@ -34,4 +35,5 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info["qdeq"] = {key: info[key] for key in ("torch", "compiler", "kernels", "last_level_cache_bytes")}
     machine_info["threads"] = torch.get_num_threads()
     machine_info["quick"] = config.getoption("--quick")
+    machine_info["load"] = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     machine_info["platform"] = platform.platform()

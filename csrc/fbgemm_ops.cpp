@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <list>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -18,6 +19,7 @@
 
 #include "kernels/kernels.h"
 #include "memory.h"
+#include "packed/embedding.h"
 #include "packed/emit_rows.h"
 
 namespace qdeq {
@@ -31,7 +33,8 @@ namespace packing = qdeq::packed;
 // unpack()[0].dequantize(). The pointers live as long as the packed object.
 struct PackedWeight {
     std::string format;
-    packing::Matrix matrix;
+    packing::Matrix matrix;                        // of a linear or convolution
+    std::optional<packing::EmbeddingTable> table;  // or this
     std::vector<int64_t> sizes;
     std::vector<int64_t> strides;
     const std::vector<float>* scale = nullptr;
@@ -42,17 +45,13 @@ struct PackedWeight {
     int64_t channels_per_group = 1;  // input channels; a row holds taps * channels_per_group values
 
     int64_t num_scales() const {
+        if (table) return table->rows;
         const auto tiling = packing::tiling_of(matrix, false);
         return per_channel ? tiling.groups * tiling.rows_per_group : 1;
     }
 };
 
-c10::intrusive_ptr<torch::CustomClassHolder> holder_of(const c10::IValue& packed) {
-    if (!packed.isObject()) return {};
-    const auto object = packed.toObject();
-    if (object->slots().size() != 1 || !object->getSlot(0).isCapsule()) return {};
-    return object->getSlot(0).toCapsule();
-}
+using Packed = torch::CustomClassHolder;
 
 // fbgemm interleaves four rows of the matrix it packs (our columns) for 32-bit accumulation, which is what torch uses;
 // addr(0, 1) is that number. Anything else is left to unpack().
@@ -166,12 +165,31 @@ std::optional<PackedWeight> describe_conv(PackedConvWeight<kSpatialDim>& packed)
     return weight;
 }
 
+std::optional<PackedWeight> describe_embedding(PackedEmbeddingBagWeight& packed) {
+    const at::Tensor& bytes = packed.packed_w;
+    const int64_t bits = packed.bit_rate();
+    if ((bits != 8 && bits != 4 && bits != 2) || bytes.dim() != 2 || bytes.scalar_type() != at::kByte) return {};
+    const int64_t rows = bytes.size(0);
+    const int64_t cols = (bytes.size(1) - (bits == 8 ? 8 : 4)) * (8 / bits);
+    const auto count = static_cast<size_t>(rows);
+    if (cols < 0 || !bytes.is_contiguous() || packed.w_scale.size() != count || packed.w_zp.size() != count) return {};
+    PackedWeight weight;
+    weight.format = "embedding";
+    weight.table = packing::EmbeddingTable{
+        bytes.const_data_ptr<uint8_t>(), rows, cols, bits, bytes.size(1), packed.w_scale.data(), packed.w_zp.data()};
+    weight.sizes = {rows, cols};
+    weight.strides = {cols, 1};
+    weight.scale = &packed.w_scale;
+    weight.per_channel = true;
+    return weight;
+}
+
 // Empty for every other class, engine and shape.
-std::optional<PackedWeight> describe(const c10::IValue& packed) {
-    const auto holder = holder_of(packed);
-    if (auto* linear = dynamic_cast<PackedLinearWeight*>(holder.get())) return describe_linear(*linear);
-    if (auto* conv = dynamic_cast<PackedConvWeight<2>*>(holder.get())) return describe_conv<2>(*conv);
-    if (auto* conv = dynamic_cast<PackedConvWeight<3>*>(holder.get())) return describe_conv<3>(*conv);
+std::optional<PackedWeight> describe(Packed& packed) {
+    if (auto* linear = dynamic_cast<PackedLinearWeight*>(&packed)) return describe_linear(*linear);
+    if (auto* conv = dynamic_cast<PackedConvWeight<2>*>(&packed)) return describe_conv<2>(*conv);
+    if (auto* conv = dynamic_cast<PackedConvWeight<3>*>(&packed)) return describe_conv<3>(*conv);
+    if (auto* table = dynamic_cast<PackedEmbeddingBagWeight*>(&packed)) return describe_embedding(*table);
     return std::nullopt;
 }
 
@@ -268,39 +286,38 @@ bool out_fits(const PackedWeight& weight, const at::Tensor& out, at::ScalarType 
 
 using Layout = std::tuple<std::string, std::vector<int64_t>, std::vector<int64_t>, bool>;
 
-Layout packed_layout(const c10::IValue& packed) {
+Layout packed_layout(Packed& packed) {
     auto weight = describe(packed);
     if (!weight) return {"", {}, {}, false};
     return {weight->format, weight->sizes, weight->strides, weight->per_channel};
 }
 
 // float64 scales and int64 zero points, 0-d or 1-d; copies.
-std::tuple<at::Tensor, at::Tensor> packed_qparams(const c10::IValue& packed) {
+std::tuple<at::Tensor, at::Tensor> packed_qparams(Packed& packed) {
     const auto weight = describe(packed);
     TORCH_CHECK(weight, "qdeq: this packed weight cannot be read in place");
     const int64_t count = weight->num_scales();
     at::Tensor scale = at::empty({count}, at::kDouble);
     at::Tensor zero_point = at::empty({count}, at::kLong);
     std::copy_n(weight->scale->begin(), count, scale.mutable_data_ptr<double>());
+    if (weight->table) return {scale, at::zeros({count}, at::kLong)};  // the table's are float32: unpack() has them
     std::copy_n(weight->zero_point->begin(), count, zero_point.mutable_data_ptr<int64_t>());
     if (weight->per_channel) return {scale, zero_point};
     return {scale.reshape({}), zero_point.reshape({})};
 }
 
 // The live bias, not a copy; unpack() would read the whole weight for it.
-std::optional<at::Tensor> packed_bias(const c10::IValue& packed) {
-    const auto holder = holder_of(packed);
-    if (auto* linear = dynamic_cast<PackedLinearWeight*>(holder.get())) return linear->bias_;
-    if (auto* linear = dynamic_cast<PackedLinearWeightFp16*>(holder.get())) return linear->bias_;
-    if (auto* conv = dynamic_cast<PackedConvWeight<2>*>(holder.get())) return conv->bias;
-    if (auto* conv = dynamic_cast<PackedConvWeight<3>*>(holder.get())) return conv->bias;
+std::optional<at::Tensor> packed_bias(Packed& packed) {
+    if (auto* linear = dynamic_cast<PackedLinearWeight*>(&packed)) return linear->bias_;
+    if (auto* linear = dynamic_cast<PackedLinearWeightFp16*>(&packed)) return linear->bias_;
+    if (auto* conv = dynamic_cast<PackedConvWeight<2>*>(&packed)) return conv->bias;
+    if (auto* conv = dynamic_cast<PackedConvWeight<3>*>(&packed)) return conv->bias;
     TORCH_CHECK(false, "qdeq: this packed weight is not one of fbgemm's");
 }
 
-bool packed_is_fbgemm(const c10::IValue& packed) {
-    const auto holder = holder_of(packed);
-    return dynamic_cast<PackedLinearWeight*>(holder.get()) || dynamic_cast<PackedLinearWeightFp16*>(holder.get()) ||
-           dynamic_cast<PackedConvWeight<2>*>(holder.get()) || dynamic_cast<PackedConvWeight<3>*>(holder.get());
+bool packed_is_fbgemm(Packed& packed) {
+    return dynamic_cast<PackedLinearWeight*>(&packed) || dynamic_cast<PackedLinearWeightFp16*>(&packed) ||
+           dynamic_cast<PackedConvWeight<2>*>(&packed) || dynamic_cast<PackedConvWeight<3>*>(&packed);
 }
 
 packing::OutType out_type(at::ScalarType dtype) {
@@ -328,16 +345,23 @@ const char* obstacle(const std::optional<PackedWeight>& weight, bool allow_bad_s
 }
 
 void write_floats(const PackedWeight& weight, const at::Tensor& out, std::string_view kernel) {
+    const bool stream = larger_than_caches(static_cast<int64_t>(out.nbytes()));
+    const KernelSet& kernels = kernels_named(kernel);
+    const packing::OutType type = out_type(out.scalar_type());
+    if (weight.table) {
+        packing::embedding_to_float(*weight.table, kernels, stream, parallel_for, out.mutable_data_ptr(), type,
+                                    out.stride(0), out.stride(1));
+        return;
+    }
     const std::vector<float> zero_point(weight.zero_point->begin(), weight.zero_point->end());
     const packing::Qparams qparams{weight.scale->data(), zero_point.data(), weight.per_channel};
-    const bool stream = larger_than_caches(static_cast<int64_t>(out.nbytes()));
-    packing::to_float(weight.matrix, qparams, target_of(weight, out.strides()), kernels_named(kernel), stream,
-                      parallel_for, out.mutable_data_ptr(), out_type(out.scalar_type()));
+    packing::to_float(weight.matrix, qparams, target_of(weight, out.strides()), kernels, stream, parallel_for,
+                      out.mutable_data_ptr(), type);
 }
 
 // The second result is defined when the first is kDone.
-std::tuple<std::string, at::Tensor> packed_dequantize(const c10::IValue& packed, at::ScalarType dtype,
-                                                      std::string_view kernel, bool allow_bad_scales) {
+std::tuple<std::string, at::Tensor> packed_dequantize(Packed& packed, at::ScalarType dtype, std::string_view kernel,
+                                                      bool allow_bad_scales) {
     const auto weight = describe(packed);
     const char* status = obstacle(weight, allow_bad_scales);
     if (*status != 0) return {status, at::empty({0})};
@@ -347,8 +371,8 @@ std::tuple<std::string, at::Tensor> packed_dequantize(const c10::IValue& packed,
     return {kDone, out};
 }
 
-std::string packed_dequantize_out(const c10::IValue& packed, const at::Tensor& out, at::ScalarType dtype,
-                                  std::string_view kernel, bool allow_bad_scales) {
+std::string packed_dequantize_out(Packed& packed, const at::Tensor& out, at::ScalarType dtype, std::string_view kernel,
+                                  bool allow_bad_scales) {
     const auto weight = describe(packed);
     const char* status = obstacle(weight, allow_bad_scales);
     if (*status != 0) return status;
@@ -357,30 +381,69 @@ std::string packed_dequantize_out(const c10::IValue& packed, const at::Tensor& o
     return kDone;
 }
 
-at::Tensor packed_int_repr(const c10::IValue& packed, std::string_view kernel) {
+at::Tensor packed_int_repr(Packed& packed, std::string_view kernel) {
     const auto weight = describe(packed);
-    TORCH_CHECK(weight, "qdeq: this packed weight cannot be read in place");
+    TORCH_CHECK(weight && !weight->table, "qdeq: this packed weight's integers cannot be read in place");
     at::Tensor out = at::empty_strided(weight->sizes, weight->strides, at::kChar);
     packing::to_int8(weight->matrix, target_of(*weight, out.strides()), kernels_named(kernel), parallel_for,
                      out.mutable_data_ptr<int8_t>());
     return out;
 }
 
+// ---- for the tests ----------------------------------------------------------------------------------------------
+
+// A linear weight packed with the blocking of another CPU: fbgemm's own code, told its block sizes.
+c10::intrusive_ptr<LinearPackedParamsBase> linear_packed_for_test(const at::Tensor& weight, int64_t block_cols,
+                                                                  int64_t block_rows) {
+    static std::list<fbgemm::BlockingFactors> factors;  // the packed matrix keeps a pointer
+    auto& f = factors.emplace_back();
+    f.MR = f.NR = f.NR_MIN = f.MCB = 8;
+    f.ROW_INTERLEAVE = 4;
+    f.KCB = static_cast<int>(block_cols);
+    f.NCB = static_cast<int>(block_rows);
+    const auto rows = static_cast<int32_t>(weight.size(0)), cols = static_cast<int32_t>(weight.size(1));
+    auto packed = std::make_unique<fbgemm::PackBMatrix<int8_t>>(
+        fbgemm::matrix_op_t::Transpose, cols, rows, weight.contiguous().const_data_ptr<int8_t>(), cols, nullptr, 1, &f);
+    return c10::make_intrusive<PackedLinearWeight>(std::move(packed), std::nullopt, std::vector<int32_t>{},
+                                                   std::vector<float>{0.25f}, std::vector<int32_t>{3},
+                                                   c10::kPerTensorAffine);
+}
+
+// ---- registration -----------------------------------------------------------------------------------------------
+
+// One overload for each of torch's base classes (an argument of type Any costs 20 us to infer); which of the classes
+// below it an object has is then found by dynamic_cast.
+template <typename Base>
+void define(torch::Library& m, const std::string& overload, const std::string& class_name) {
+    using Pointer = c10::intrusive_ptr<Base>;
+    const std::string self = "(__torch__.torch.classes.quantized." + class_name + " packed";
+    const auto schema = [&](const char* name, const char* rest) {
+        return torch::schema(("packed_" + std::string(name) + "." + overload + self + rest).c_str());
+    };
+    m.def(schema("layout", ") -> (str, int[], int[], bool)"), [](const Pointer& p) { return packed_layout(*p); });
+    m.def(schema("qparams", ") -> (Tensor, Tensor)"), [](const Pointer& p) { return packed_qparams(*p); });
+    m.def(schema("is_fbgemm", ") -> bool"), [](const Pointer& p) { return packed_is_fbgemm(*p); });
+    m.def(schema("bias", ") -> Tensor?"), [](const Pointer& p) { return packed_bias(*p); });
+    m.def(schema("dequantize", ", ScalarType dtype, str kernel, bool allow_bad_scales) -> (str, Tensor)"),
+          [](const Pointer& p, at::ScalarType dtype, std::string_view kernel, bool allow_bad_scales) {
+              return packed_dequantize(*p, dtype, kernel, allow_bad_scales);
+          });
+    m.def(schema("dequantize_out", ", Tensor(a!) out, ScalarType dtype, str kernel, bool allow_bad_scales) -> str"),
+          [](const Pointer& p, const at::Tensor& out, at::ScalarType dtype, std::string_view kernel,
+             bool allow_bad_scales) { return packed_dequantize_out(*p, out, dtype, kernel, allow_bad_scales); });
+    m.def(schema("int_repr", ", str kernel) -> Tensor"),
+          [](const Pointer& p, std::string_view kernel) { return packed_int_repr(*p, kernel); });
+}
+
 }  // namespace
 }  // namespace qdeq
 
-// A packed object is passed as Any: its class is found by dynamic_cast, not by the name torch registered it under.
 TORCH_LIBRARY_FRAGMENT(qdeq, m) {
-    m.def("packed_layout(Any packed) -> (str, int[], int[], bool)", &qdeq::packed_layout);
-    m.def("packed_qparams(Any packed) -> (Tensor, Tensor)", &qdeq::packed_qparams);
-    m.def("packed_is_fbgemm(Any packed) -> bool", &qdeq::packed_is_fbgemm);
-    m.def("packed_bias(Any packed) -> Tensor?", &qdeq::packed_bias);
-    m.def("packed_dequantize(Any packed, ScalarType dtype, str kernel, bool allow_bad_scales) -> (str, Tensor)",
-          &qdeq::packed_dequantize);
-    m.def(
-        "packed_dequantize_out(Any packed, Tensor(a!) out, ScalarType dtype, str kernel, bool allow_bad_scales) -> str",
-        &qdeq::packed_dequantize_out);
-    m.def("packed_int_repr(Any packed, str kernel) -> Tensor", &qdeq::packed_int_repr);
+    qdeq::define<LinearPackedParamsBase>(m, "linear", "LinearPackedParamsBase");
+    qdeq::define<ConvPackedParamsBase<2>>(m, "conv2d", "Conv2dPackedParamsBase");
+    qdeq::define<ConvPackedParamsBase<3>>(m, "conv3d", "Conv3dPackedParamsBase");
+    qdeq::define<EmbeddingPackedParamsBase>(m, "embedding", "EmbeddingPackedParamsBase");
+    m.def("linear_packed_for_test", &qdeq::linear_packed_for_test);
 }
 
 PYBIND11_MODULE(_fbgemm, m) {

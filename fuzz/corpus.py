@@ -29,7 +29,9 @@ def write(folder: Path) -> None:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.quantized.engine = "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+        torch.backends.quantized.engine = (
+            "fbgemm" if "fbgemm" in torch.backends.quantized.supported_engines else "qnnpack"
+        )
         body = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 10)]
         net = nn.Sequential(tq.QuantStub(), *body, tq.DeQuantStub()).eval()
         net.qconfig = tq.get_default_qconfig("fbgemm")  # type: ignore[assignment]

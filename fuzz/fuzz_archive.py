@@ -30,7 +30,17 @@ sys.path.insert(0, str(HERE))
 SECONDS = 5.0
 MEGABYTES = 500
 BATCH = 500
-_WATCHED = ("subprocess.Popen", "os.system", "os.exec", "os.fork", "os.posix_spawn", "socket.connect", "os.remove", "os.rename", "os.mkdir")
+_WATCHED = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "socket.connect",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+)
 
 
 class TooSlow(BaseException):
@@ -144,7 +154,7 @@ def run(seed: int, count: int, first: int = 0) -> tuple[Counter[tuple[str, str]]
         while at < first + count:
             stop = min(at + BATCH, first + count)
             command = [sys.executable, __file__, "--seed", str(seed), "--worker", str(at), str(stop), folder]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BATCH * 2 * SECONDS)  # noqa: S603
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BATCH * 2 * SECONDS)
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             for line in lines:
                 if "verdict" in line:
@@ -178,7 +188,8 @@ def main() -> int:
         print(f"{number:7d}  {kind:24s} {verdict}")
     for failure in failures[:20]:
         print(json.dumps(failure), file=sys.stderr)
-    print(f"{sum(counts.values())} files, {len(failures)} failures, {time.perf_counter() - begin:.0f} s, seed {options.seed}")
+    seconds = time.perf_counter() - begin
+    print(f"{sum(counts.values())} files, {len(failures)} failures, {seconds:.0f} s, seed {options.seed}")
     return 1 if failures or sum(counts.values()) != count else 0
 
 

@@ -7,6 +7,7 @@ other files carry right checksums, and may be read as whatever they say.
 from __future__ import annotations
 
 import io
+import itertools
 import pickle
 import random
 import struct
@@ -20,7 +21,12 @@ PARTS = 300  # truncations at every 1/300th
 def mutate(rng: random.Random, original: bytes, index: int) -> tuple[str, bytes, bool]:
     """Make file ``index`` from ``original``."""
     is_zip = original[:2] == b"PK"
-    kinds: list[Callable[[random.Random, bytes, int], tuple[str, bytes, bool]]] = [truncate, pickle_bytes, pickle_numbers, crafted]
+    kinds: list[Callable[[random.Random, bytes, int], tuple[str, bytes, bool]]] = [
+        truncate,
+        pickle_bytes,
+        pickle_numbers,
+        crafted,
+    ]
     if is_zip:
         kinds += [flip_anywhere, flip_data, flip_directory, directory_fields, repack]
     return kinds[index % len(kinds)](rng, original, index)
@@ -104,7 +110,9 @@ def pickle_bytes(rng: random.Random, data: bytes, index: int) -> tuple[str, byte
             elif action == 2:
                 changed[at:at] = changed[at : at + rng.randint(1, 40)]
             else:
-                changed[at] = ord(rng.choice("(.0123456789NtRbQcisuale}])]\x81\x85\x86\x87\x88\x89\x8a\x8b\x8f\x90\x91\x93\x94"))
+                changed[at] = ord(
+                    rng.choice("(.0123456789NtRbQcisuale}])]\x81\x85\x86\x87\x88\x89\x8a\x8b\x8f\x90\x91\x93\x94")
+                )
             if not changed:
                 changed = bytearray(b".")
         return bytes(changed)
@@ -123,12 +131,29 @@ def pickle_numbers(rng: random.Random, data: bytes, index: int) -> tuple[str, by
             ops = list(pickletools.genops(content))
         except ValueError:
             return content
-        for (op, _, at), (_, _, following) in zip(ops, ops[1:], strict=False):
+        for (op, _, at), (_, _, following) in itertools.pairwise(ops):
             if op.name in ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"):
                 places.append((at, following, op.name))
         changed = content
         for at, end, name in sorted(rng.sample(places, min(len(places), rng.randint(1, 3))), reverse=True):
-            numbers = [0, -1, 1, 2, 3, 255, 256, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, 2**63, 2**64, -(2**63), 10**30]
+            numbers = [
+                0,
+                -1,
+                1,
+                2,
+                3,
+                255,
+                256,
+                2**31 - 1,
+                2**31,
+                2**40,
+                2**62,
+                2**63 - 1,
+                2**63,
+                2**64,
+                -(2**63),
+                10**30,
+            ]
             new: object = rng.choice(numbers)
             if name == "BINFLOAT":
                 new = rng.choice([0.0, -1.0, float("nan"), float("inf"), 1e39, 1e-310, 5e-324])
@@ -155,7 +180,9 @@ def repack(rng: random.Random, data: bytes, index: int) -> tuple[str, bytes, boo
                 if action == "bzip2":
                     method = zipfile.ZIP_BZIP2
                 if action == "path":
-                    name = rng.choice(["../../tmp/x", "/etc/passwd", "a\\b", "C:/x", "./x", "x//y", "x\x01y", name.upper()])
+                    name = rng.choice(
+                        ["../../tmp/x", "/etc/passwd", "a\\b", "C:/x", "./x", "x//y", "x\x01y", name.upper()]
+                    )
                 if action == "bomb":
                     content, method = bytes(rng.choice([1 << 20, 100 << 20])), zipfile.ZIP_DEFLATED
                 if action == "resize":
@@ -187,7 +214,8 @@ def _hostile_global(rng: random.Random) -> bytes:
     module, name = rng.choice(
         [
             ("os", "system"), ("posix", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("builtins", "exec"),
-            ("builtins", "__import__"), ("builtins", "open"), ("torch", "load"), ("torch.hub", "load"), ("numpy", "load"),
+            ("builtins", "__import__"), ("builtins", "open"), ("torch", "load"), ("torch.hub", "load"),
+            ("numpy", "load"),
             ("torch.serialization", "os.system"), ("shutil", "rmtree"), ("runpy", "run_path"), ("__builtin__", "eval"),
             ("importlib", "import_module"), ("webbrowser", "open"), ("antigravity", "x"), ("pip", "main"),
         ]
@@ -213,7 +241,11 @@ def _tensor(rng: random.Random) -> bytes:
     rest = b"".join(pickle.dumps(part, 2)[2:-1] for part in (rng.choice(big), shape, stride))
     if rng.random() < 0.5:
         scheme = rng.choice([b"per_tensor_affine", b"per_channel_affine", b"nonsense"])
-        numbers = (rng.choice([1.0, float("nan"), 0.0, "x"]), rng.choice([0, 2**40, -1, 1.5, None]), rng.choice([0, 1, 99, -1]))
+        numbers = (
+            rng.choice([1.0, float("nan"), 0.0, "x"]),
+            rng.choice([0, 2**40, -1, 1.5, None]),
+            rng.choice([0, 1, 99, -1]),
+        )
         params = b"(ctorch\n" + scheme + b"\n" + b"".join(pickle.dumps(n, 2)[2:-1] for n in numbers) + b"t"
         call = b"ctorch._utils\n_rebuild_qtensor\n(" + pid + rest + params + b"\x89}tR"
     else:

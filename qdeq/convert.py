@@ -337,6 +337,7 @@ def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
         getattr(target, name).update(copy.deepcopy(hooks, memo))
         if hooks and "_with_" not in name and "_always_" not in name:
             report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+    target._is_full_backward_hook = source._is_full_backward_hook
     for name in _LOST_HOOKS:
         hooks = getattr(source, name)
         if hooks:

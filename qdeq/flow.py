@@ -25,7 +25,7 @@ from qdeq.slots import trace_calls
 
 __all__ = ["imitate_functions"]
 
-# Operations by name, lower case without underscores, so that F.avg_pool2d, Tensor.relu_ and nn.AvgPool2d need one entry.
+# Operations by name, lower case without underscores, so that F.avg_pool2d and nn.AvgPool2d need one entry.
 _KEEPS_VALUES = {
     *("relu", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
     *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
@@ -261,7 +261,7 @@ class _Flow:
             what = f"{class_name(owner.module)}.forward"
             self.report.leave_uncovered(owner.path, what, f"it makes tensors of its own ({', '.join(missing)})")
             return
-        children = {}
+        children: dict[str, nn.Module] = {}
         for node, site in sites.items():
             name = f"quantize_{node.name}"
             children[name] = self._quantize(site)
@@ -269,7 +269,8 @@ class _Flow:
                 node.args = tuple(site.constant if isinstance(arg, int | float) else arg for arg in node.args)
             with owner.graph.inserting_after(node):
                 rounded = owner.graph.call_module(name, (node,))
-            node.replace_all_uses_with(rounded, delete_user_cb=lambda user, own=rounded: user is not own)
+            node.replace_all_uses_with(rounded)
+            rounded.args = (node,)  # its own use was replaced, too
             children[name].train(owner.module.training)
         rewrite(owner.module, owner.graph, children)
         mode = "training" if owner.module.training else "eval"

@@ -34,8 +34,10 @@ def fold_batch_norm(where: str, part: str, weight: Any, bias: Any, *norm: Any) -
             got = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
             raise QdeqValueError(expected(where, "float tensors of one size", got, "The checkpoint is damaged."))
     gamma, beta, mean, variance = norm
-    factor = gamma * torch.rsqrt(variance + DEFAULT_EPS)
+    factor: Tensor = gamma * torch.rsqrt(variance + DEFAULT_EPS)
     if part == "weight":
-        return weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
+        folded: Tensor = weight * factor.reshape([-1] + [1] * (weight.dim() - 1))
+        return folded
     start = torch.zeros_like(mean) if bias is None else bias
-    return (start - mean) * factor + beta
+    shift: Tensor = (start - mean) * factor + beta
+    return shift

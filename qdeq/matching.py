@@ -104,7 +104,7 @@ class _Matcher:
         self.unused.pop(source, None)
 
     def _prefix(self) -> tuple[str, str]:
-        """(what the sources have in front, what the targets have): DataParallel's ``module.``, a checkpoint's ``model.``."""
+        """Find what the sources' names have in front (``module.``, ``model.``), and what the targets' have."""
         names = set(self.plan.targets)
         if names & set(self.targets):
             return "", ""
@@ -125,7 +125,7 @@ class _Matcher:
         return source if source in self.plan.targets else None
 
     def _match_nameless(self) -> None:
-        """Weights of FX function calls and of frozen scripts have lost their names: match by shape where only one fits."""
+        """Match weights of FX function calls and of frozen scripts, which have no names, by shape if only one fits."""
         free = [n for n in self.targets if n not in self.matches]
         nameless = [s for s in self.unused if _NAMELESS.fullmatch(s)]
         for source in nameless:
@@ -170,7 +170,7 @@ class _Matcher:
             for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0)):
                 if f"{norm}.{part}" in self.targets:
                     self._take(f"{norm}.{part}", "", how, value)
-            self._take(f"{norm}.running_var", "", how, identity_variance(float(module.eps)))  # type: ignore[arg-type]
+            self._take(f"{norm}.running_var", "", how, identity_variance(float(module.eps)))
             self.report.note(norm, how)
             if owner in biases and f"{norm}.bias" in self.targets:
                 self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")

@@ -1,7 +1,7 @@
 """From the keys of a quantized checkpoint to the names of the float model it stands for.
 
-Works on names and on what lies behind them, whatever that is: live tensors or tensors in a file. The keys are those that
-torch's quantized modules write (``torch.ao.nn.quantized``, ``.dynamic``, ``.intrinsic``; FX graphs; prepared models):
+Works on names and on what lies behind them, whatever that is: live tensors or tensors in a file. The keys are those
+that torch's quantized modules write (``torch.ao.nn.quantized``, ``.dynamic``, ``.intrinsic``; FX; prepared models):
 
 ============================================  ==========================================================
 key                                           float name
@@ -15,6 +15,7 @@ key                                           float name
 ``P._all_weight_values.N.param``              ``P.weight_ih_l0``, ``P.bias_hh_l1_reverse``, ...
 ``P._packed_weight_ih`` / ``_hh``             ``P.weight_ih``, ``P.bias_ih``, ... (RNN cells)
 ``P.scale`` + ``P.zero_point``, ``_scale_N``  none: the quantization of an activation
+``P.layers.N.layer_fw.cell.igates`` (+ above)  ``P.weight_ih_lN``, ... (static LSTM)
 ``P.activation_post_process.*``, fake quant   none: observers of a prepared model
 ============================================  ==========================================================
 """
@@ -102,6 +103,10 @@ def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
 
 
 _RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
+_LSTM_LINEAR = re.compile(
+    r"(?P<path>.*?)layers\.(?P<at>\d+)\.layer_(?P<way>fw|bw)\.cell\.(?P<gates>[ih]gates)\.(?P<name>weight|bias)"
+)
+_REFERENCE = re.compile(r"(?P<weight>.*weight(_[ih]h.*)?)_(scale|zero_point|axis|axis_int|quant_min|quant_max)")
 _OBSERVER = re.compile(r"(^|\.)(activation_post_process(_\d+)?|weight_fake_quant|fake_quant|observer)\.")
 _ZERO_POINT = re.compile(r"(?P<before>.*(^|[._]))zero_point(?P<number>_\d+)?")
 _GUARD = re.compile(r"(^|\.)_guards?_\d+$")
@@ -142,6 +147,8 @@ def plan_names(
             continue
         if _OBSERVER.search(key):
             plan.dropped[key] = _OBSERVED
+        elif (match := _REFERENCE.fullmatch(key)) and match["weight"] in rest and f"{match['weight']}_scale" in rest:
+            plan.dropped[key] = "of a reference module: its weight is the float one, before quantization"
         elif isinstance(value, Packed):
             _add_packed(where, plan, key, value)
         elif value is None:
@@ -271,7 +278,17 @@ def _float_name(key: str, fused: set[str]) -> str:
         return _join(owner, {"_packed_weight": "weight"}.get(name, name))
     if path.endswith(".0") and path[:-2] in fused:
         return f"{path[:-2]}.{name}"
-    return key
+    return _lstm_name(key)
+
+
+def _lstm_name(name: str) -> str:
+    """Name the weights of the static LSTM, which is made of linears, as ``nn.LSTM`` does; other names stay."""
+    match = _LSTM_LINEAR.fullmatch(name)
+    if match is None:
+        return name
+    part = "ih" if match["gates"] == "igates" else "hh"
+    reverse = "_reverse" if match["way"] == "bw" else ""
+    return f"{match['path']}{match['name']}_{part}_l{match['at']}{reverse}"
 
 
 def _add_packed(where: str, plan: Plan, key: str, packed: Packed) -> None:
@@ -285,6 +302,6 @@ def _add_packed(where: str, plan: Plan, key: str, packed: Packed) -> None:
         weight, bias = f"weight_{name[15:]}", f"bias_{name[15:]}"
     elif name != "_packed_params":
         path = key  # an FX function call's weight, or a constant of a frozen script
-    _add(where, plan, _join(path, weight), Target(packed.weight, key))
+    _add(where, plan, _lstm_name(_join(path, weight)), Target(packed.weight, key))
     if packed.bias is not None:
-        _add(where, plan, _join(path, bias), Target(packed.bias, key))
+        _add(where, plan, _lstm_name(_join(path, bias)), Target(packed.bias, key))

@@ -219,9 +219,15 @@ def use_kernel(name: str | None) -> _KernelChoice:
     return _KernelChoice(previous)
 
 
-def packed_operator(name: str) -> Callable[..., Any]:
-    """Return an operator that the extension for packed weights registers when it loads (csrc/fbgemm_ops.cpp)."""
-    operator: Callable[..., Any] = getattr(torch.ops.qdeq, f"packed_{name}").default
+def packed_operator(name: str, kind: str) -> Callable[..., Any]:
+    """Return an operator that the extension for packed weights registers when it loads (csrc/fbgemm_ops.cpp).
+
+    Args:
+        name: "layout", "dequantize", ...
+        kind: "linear", "conv2d", "conv3d" or "embedding": the overload for that class of objects.
+
+    """
+    operator: Callable[..., Any] = getattr(getattr(torch.ops.qdeq, f"packed_{name}"), kind)
     return operator
 
 

@@ -37,6 +37,7 @@ _CONV2D = _CLASSES + "quantized.Conv2dPackedParamsBase"  # conv1d is packed as c
 _CONV3D = _CLASSES + "quantized.Conv3dPackedParamsBase"
 _EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
 _CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
+_OVERLOADS = {_LINEAR: "linear", _CONV2D: "conv2d", _CONV3D: "conv3d", _EMBEDDING: "embedding"}
 
 # What csrc/fbgemm_ops.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
@@ -79,11 +80,12 @@ def dequantize_packed(
 
     """
     if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
-        if _in_place():
-            status, result = _dequantize_in_place(obj, out, dtype, allow_bad_scales)
+        kind = _in_place(obj)
+        if kind:
+            status, result = _dequantize_in_place(obj, kind, out, dtype, allow_bad_scales)
             if not status:
                 return result
-            _raise_for(status, obj, where, out, dtype)
+            _raise_for(status, obj, kind, where, out, dtype)
     else:
         _check_arguments(obj, where, out, dtype)
     _check_packed(obj, where)
@@ -110,12 +112,13 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
 
     """
     _check_packed(obj, where)
-    if _in_place():
-        layout = _operator("layout")(obj)
-        if layout[0] == _DIRECT_CONV:
+    kind = _in_place(obj)
+    if kind and kind != "embedding":  # an embedding's bytes are those that unpack() copies
+        layout = _Layout(*_operator("layout", kind)(obj))
+        if layout.name == _DIRECT_CONV:
             raise QdeqError(_lost_weight(where))
-        if layout[0]:
-            return _unpack_in_place(obj, _Layout(*layout))
+        if layout.name:
+            return _unpack_in_place(obj, kind, layout)
     weight = _unpack(obj, where)
     if not weight.is_quantized:
         remedy = "Use dequantize: the values are float16 and stand for themselves."
@@ -129,8 +132,9 @@ def is_direct_conv(obj: object) -> bool:
     """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
     if _class_name(obj) != _CONV2D:
         return False
-    if _in_place():
-        return bool(_operator("layout")(obj)[0] == _DIRECT_CONV)
+    kind = _in_place(obj)
+    if kind:
+        return bool(_operator("layout", kind)(obj)[0] == _DIRECT_CONV)
     return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
 
 
@@ -147,14 +151,15 @@ def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
     _check_packed(obj, where)
     if _class_name(obj) == _EMBEDDING:
         return None
-    in_place = _in_place() and _operator("is_fbgemm")(obj)
-    bias = _operator("bias")(obj) if in_place else _call_unpack(obj, where)[1]
+    kind = _in_place(obj)
+    known = kind and _operator("is_fbgemm", kind)(obj)
+    bias = _operator("bias", kind)(obj) if known else _call_unpack(obj, where)[1]
     return None if bias is None else bias.detach().clone()
 
 
 def in_place_status() -> tuple[bool, str]:
     """Say whether packed weights are read in place, and if not, why."""
-    return _in_place(), _why_not()
+    return not _why_not(), _why_not()
 
 
 # ---- the extension, if it may be loaded ------------------------------------------------------------------------------
@@ -176,13 +181,14 @@ def _why_not() -> str:
     return ""
 
 
-def _in_place() -> bool:
-    return not _why_not()
+def _in_place(obj: object) -> str:
+    """Return the operators' overload for ``obj``; empty where there is none or the extension may not be loaded."""
+    return "" if _why_not() else _OVERLOADS.get(_class_name(obj) or "", "")
 
 
 @functools.cache
-def _operator(name: str) -> Callable[..., Any]:
-    return ops.packed_operator(name)
+def _operator(name: str, kind: str) -> Callable[..., Any]:
+    return ops.packed_operator(name, kind)
 
 
 ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
@@ -198,31 +204,31 @@ class _Layout(NamedTuple):
 
 
 def _dequantize_in_place(
-    obj: object, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
+    obj: object, kind: str, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
 ) -> tuple[str, Tensor]:
     """Return a status, empty if all is well, and the result."""
     kernel = ops.current_kernel()
     if out is None:
-        fresh: tuple[str, Tensor] = _operator("dequantize")(obj, dtype, kernel, allow_bad_scales)
+        fresh: tuple[str, Tensor] = _operator("dequantize", kind)(obj, dtype, kernel, allow_bad_scales)
         return fresh
-    return _operator("dequantize_out")(obj, out, dtype, kernel, allow_bad_scales), out
+    return _operator("dequantize_out", kind)(obj, out, dtype, kernel, allow_bad_scales), out
 
 
-def _unpack_in_place(obj: object, layout: _Layout) -> QuantizedWeight:
-    scale, zero_point = _operator("qparams")(obj)
+def _unpack_in_place(obj: object, kind: str, layout: _Layout) -> QuantizedWeight:
+    scale, zero_point = _operator("qparams", kind)(obj)
     axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
-    integers = _operator("int_repr")(obj, ops.current_kernel())
+    integers = _operator("int_repr", kind)(obj, ops.current_kernel())
     return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
 
 
-def _raise_for(status: str, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
+def _raise_for(status: str, obj: object, kind: str, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
     """Raise what a status of the operators stands for; return where unpack() is the way."""
     if status == _DIRECT_CONV:
         raise QdeqError(_lost_weight(where))
     if status == _BAD_SCALE:
-        check_scales(where, _operator("qparams")(obj)[0])
+        check_scales(where, _operator("qparams", kind)(obj)[0])
     if status == _BAD_OUT:
-        check_out(where, out, _operator("layout")(obj)[1], dtype)
+        check_out(where, out, _operator("layout", kind)(obj)[1], dtype)
 
 
 # ---- torch's own unpack() --------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class _PostProcess(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self.scale
-        result = super()._apply(fn, recurse)
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.scale.dtype != torch.float32:
             self.scale = before.to(self.scale.device)
         return result
@@ -110,7 +110,7 @@ class FakeQuantize(_PostProcess):
 def post_process(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: passes the output of a module on through its ``activation_post_process``."""
     del args
-    return module.activation_post_process(output)
+    return module.get_submodule(CHILD)(output)
 
 
 def install(module: nn.Module, child: nn.Module) -> None:

@@ -72,7 +72,9 @@ def _check_result(result: object, module: nn.Module, path: str) -> None:
         raise QdeqTypeError(expected(where, "a torch.nn.Module from its builder", class_name(result), remedy))
     for name, part in result.named_modules():
         if is_quantized_module(part):
-            raise QdeqValueError(expected(join(path, name) or where, "a float module", class_name(part), remedy))
+            raise QdeqValueError(
+                expected(join(path, name) if name else where, "a float module", class_name(part), remedy)
+            )
     for size in _SIZES:
         have, want = getattr(result, size, None), getattr(module, size, None)
         if have is not None and want is not None and have != want:

@@ -52,7 +52,7 @@ def restore(module: nn.Module) -> None:
     if isinstance(module, _Rewritten):
         for name in module._qdeq_children:
             delattr(module, name)
-        module.__class__ = module._qdeq_base
+        cast(Any, module).__class__ = module._qdeq_base
 
 
 class _Module(str):

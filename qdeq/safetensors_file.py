@@ -224,8 +224,8 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     for tensor, shard in weight_map.items():
         if tensor not in shards[shard].places:
             _refuse(f"{name}: {shown(tensor)}", f"it in {shown(shard)}", "no such tensor there")
-    for shard, file in shards.items():
-        if unlisted := file.places.keys() - weight_map.keys():
+    for shard, mapped in shards.items():
+        if unlisted := mapped.places.keys() - weight_map.keys():
             _refuse(f"{name}: {shown(min(unlisted))}", "every tensor in the index", f"none for one of {shown(shard)}")
     return SafetensorsFile(os.fspath(path), list(shards.values()), name)
 

@@ -40,7 +40,8 @@ def dequantize_state_dict(
     Args:
         sd: the state dict; it is not changed, and nothing in the result shares its memory.
         into: a float model to load: every parameter must be written and every source tensor used. It may still have
-            the batch norms that were folded into the weights: they become exact identities. On an error it is unchanged.
+            the batch norms that were folded into the weights: they become exact identities. It is unchanged
+            on an error.
         dtype: of dequantized weights and biases: float32, bfloat16 or float16. Other float tensors keep theirs while
             it is float32.
         strict: with ``into``, raise if a source is unused or a parameter is not written; otherwise the report says so.
@@ -130,16 +131,17 @@ def _activations(plan: Plan, sd: Mapping[str, Any]) -> dict[str, tuple[float, in
 
 
 def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
-    where, value = f"{_WHERE}: {target.source}", target.value
+    where = f"{_WHERE}: {target.source}"
+    value: Any = target.value
     if isinstance(value, Fold):
         return fold_batch_norm(where, value.part, *value.parts).detach().to(dtype)
     if isinstance(value, QuantizedWeight) or value.is_quantized:
         return dequantize_source(value, where=where, dtype=dtype)
-    value = value.detach()
-    keeps = not value.is_floating_point() or dtype == torch.float32
-    if keeps and name.rsplit(".", 1)[-1].startswith("bias") and value.dtype == torch.float64:
+    plain: Tensor = value.detach()
+    keeps = not plain.is_floating_point() or dtype == torch.float32
+    if keeps and name.rsplit(".", 1)[-1].startswith("bias") and plain.dtype == torch.float64:
         keeps = False  # a packed bias is float32 wherever it is used
-    return value.clone() if keeps else value.to(dtype, copy=True)
+    return plain.clone() if keeps else plain.to(dtype, copy=True)
 
 
 def _fill_report(report: Report, plan: Plan, matches: list[Match]) -> None:

@@ -40,7 +40,7 @@ class IntegerType:
 
 
 def _torch_dtype(name: str) -> torch.dtype | None:
-    """torch's quantized dtype; None where torch has dropped it, which reading files must survive."""
+    """Torch's quantized dtype; None where torch has dropped it, which reading files must survive."""
     return getattr(torch, name, None)
 
 

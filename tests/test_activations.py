@@ -213,7 +213,9 @@ def test_clamp_is_nearer_to_int8_than_drop_where_values_leave_the_range():
     x = 4 * torch.randn(16, 3, 16, 16)  # calibrated on values of order 1
     with torch.no_grad():
         expected = model(x)
-        errors = {mode: float((qdeq.dequantize_model(model, activations=mode)(x) - expected).abs().mean()) for mode in MODES}
+        errors = {
+            mode: float((qdeq.dequantize_model(model, activations=mode)(x) - expected).abs().mean()) for mode in MODES
+        }
     assert errors["fake_quant"] < errors["clamp"] < errors["drop"]
 
 

@@ -355,3 +355,38 @@ def test_ranges_match_torch():
     for dtype in INT_DTYPES:
         storage = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}[dtype]
         assert RANGES[dtype] == (torch.iinfo(storage).min, torch.iinfo(storage).max)
+
+
+def test_compile_of_a_function_that_takes_a_quantized_tensor(generator):
+    """Torch has no fake quantized tensors: the graph may break here, the bits may not."""
+    q = random_quantized((4, 6), torch.qint8, 0, generator)
+    compiled = torch.compile(lambda x: qdeq.dequantize(x) * 2, backend="eager")
+    assert_same_bits(compiled(q), q.dequantize() * 2)
+
+
+def available_bytes():
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except OSError:
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(available_bytes() < 12 << 30, reason="needs 12 GB of free memory")
+def test_more_than_2_to_the_31_elements(generator):
+    """Offsets are 64 bits wide: packed 2-bit values to bfloat16, compared at the ends and in the middle."""
+    cols = 1 << 16
+    shape = (2**31 // cols + 3, cols)
+    scale = random_scales(shape[0], generator, true_double=False).float()
+    q = torch._empty_per_channel_affine_quantized(
+        shape, scales=scale, zero_points=torch.ones(shape[0]), axis=0, dtype=torch.quint2x4
+    )
+    packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage())
+    packed.random_(0, 256, generator=generator)
+    got = qdeq.dequantize(q, dtype=torch.bfloat16)
+    rows = packed[: shape[0] * cols // 4].view(shape[0], cols // 4)
+    for row in (0, 1, shape[0] // 2, shape[0] - 4, shape[0] - 1):
+        values = (rows[row][:, None] >> torch.arange(0, 8, 2, dtype=torch.uint8)) & 3
+        want = ((values.reshape(-1).float() - 1) * scale[row]).bfloat16()
+        assert torch.equal(got[row], want), row

@@ -23,7 +23,7 @@ LAYERS = [
     ["modules"],
     ["registry", "mappings", "forms", "slots"],
     ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
-    ["safetensors_format", "safetensors_file", "archive", "state_dict"],
+    ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
     ["convert", "layout", "new_files", "streaming", "writing"],
     ["diagnosis", "plot"],
     ["cli", "cli_explain", "demo", "__main__"],

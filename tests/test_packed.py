@@ -142,6 +142,24 @@ def test_direct_conv_is_refused(way: str, call: Any, width: int) -> None:
         call(obj)
 
 
+@pytest.mark.parametrize("shape", [(16, 8, 1), (8, 40, 2), (64, 32, 6), (24, 16, 3)], ids=str)
+def test_direct_conv_can_be_recovered_from_a_live_object(shape: tuple[int, int, int]) -> None:
+    with cases.engine("fbgemm"):
+        obj, original = cases.direct_conv(random.Random(0), *shape)
+    weight = packed.recover_direct_conv(obj, where="up")
+    assert torch.equal(weight.int_repr, original.int_repr())
+    assert float(weight.scale) == float(torch.tensor(original.q_scale()).float())
+    assert int(weight.zero_point) == original.q_zero_point()
+
+
+def test_recover_refuses_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(QdeqError, match=r"^up: expected fbgemm's direct transposed convolution"):
+        packed.recover_direct_conv(linear(), where="up")
+    monkeypatch.setattr(packed, "_why_not", lambda: "taken away by a test")
+    with pytest.raises(QdeqError, match="taken away by a test"):
+        packed.recover_direct_conv(linear(), where="up")
+
+
 @pytest.mark.parametrize("engine", ["onednn", "qnnpack"])
 def test_direct_shape_of_other_engines_is_read(way: str, engine: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:
@@ -172,6 +190,15 @@ def test_bad_scales(way: str, scale: float) -> None:
         qdeq.dequantize(obj, out=torch.empty(4, 8))
     result = qdeq.dequantize(obj, allow_bad_scales=True)
     assert torch.equal(result.view(torch.int32), obj.unpack()[0].dequantize().view(torch.int32))
+
+
+def test_bad_scale_of_an_embedding(way: str) -> None:
+    scale = torch.tensor([0.5, 0.0, 0.5])
+    q = torch._make_per_channel_quantized_tensor(torch.ones(3, 8, dtype=torch.uint8), scale, torch.zeros(3), 0)
+    obj = Q.embedding_bag_prepack(q)
+    with pytest.raises(QdeqValueError, match=r"^dequantize: expected scales .* in channel 1"):
+        qdeq.dequantize(obj)
+    assert torch.equal(qdeq.dequantize(obj, allow_bad_scales=True), q.dequantize())
 
 
 def test_denormal_scale_is_fine(way: str) -> None:
@@ -284,4 +311,4 @@ def test_works_in_a_forked_child() -> None:
 
 
 def test_operators_live_in_ops() -> None:
-    assert ops.packed_operator("layout")(linear())[0] == "linear"
+    assert ops.packed_operator("layout", "linear")(linear())[0] == "linear"

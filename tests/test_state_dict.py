@@ -113,7 +113,7 @@ def test_into_loads_the_float_class(source: str, tmp_path: Path) -> None:
     case = build("vgg")
     target = poisoned(models.TinyVGG())
     found, report = qdeq.dequantize_state_dict(SOURCES[source](case.model, tmp_path), into=target)
-    check_equal({k: v for k, v in target.state_dict().items()}, case.expected)
+    check_equal(dict(target.state_dict()), case.expected)
     check_equal(found, case.expected)
     assert all(entry.target_class.startswith("torch.nn") for entry in report.entries)
 
@@ -229,7 +229,10 @@ def test_into_tied_weights() -> None:
     assert any("tied to a.weight" in entry.note for entry in report.entries)
     other = dict(model.state_dict())
     weight, bias = other["b._packed_params._packed_params"]
-    other["b._packed_params._packed_params"] = (torch.quantize_per_tensor(weight.dequantize() + 1, 0.1, 0, torch.qint8), bias)
+    other["b._packed_params._packed_params"] = (
+        torch.quantize_per_tensor(weight.dequantize() + 1, 0.1, 0, torch.qint8),
+        bias,
+    )
     with pytest.raises(qdeq.QdeqValueError, match="tied"):
         qdeq.dequantize_state_dict(other, into=poisoned(Tied()))
 
@@ -291,7 +294,13 @@ def test_qat_batch_norms_are_folded() -> None:
     assert set(found) == set(build("vgg_bn").expected)
     layer = prepared.features[0]
     weight, bias = nn.utils.fuse_conv_bn_weights(
-        layer.weight, layer.bias, layer.bn.running_mean, layer.bn.running_var, layer.bn.eps, layer.bn.weight, layer.bn.bias
+        layer.weight,
+        layer.bias,
+        layer.bn.running_mean,
+        layer.bn.running_var,
+        layer.bn.eps,
+        layer.bn.weight,
+        layer.bn.bias,
     )
     assert torch.equal(bits(found["features.0.weight"]), bits(weight))
     assert torch.equal(bits(found["features.0.bias"]), bits(bias))
@@ -300,7 +309,11 @@ def test_qat_batch_norms_are_folded() -> None:
 
 @pytest.mark.parametrize(
     ("state", "error"),
-    [(3, qdeq.QdeqTypeError), ({}, qdeq.QdeqValueError), ({"a._packed_params._packed_params": (1,)}, qdeq.QdeqValueError)],
+    [
+        (3, qdeq.QdeqTypeError),
+        ({}, qdeq.QdeqValueError),
+        ({"a._packed_params._packed_params": (1,)}, qdeq.QdeqValueError),
+    ],
 )
 def test_other_arguments(state: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="dequantize_state_dict"):

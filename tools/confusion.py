@@ -102,10 +102,10 @@ def subjects(cache: Path, names: list[str]) -> list[Subject]:
     return found
 
 
-def single_faults(subject: Subject, trials: int) -> dict[str, Counter[str]]:
+def single_faults(subject: Subject, trials: int, kinds: list[str]) -> dict[str, Counter[str]]:
     """Kind -> what was named first, "right" meaning this kind at this module."""
     table: dict[str, Counter[str]] = {}
-    for kind in MUTATIONS:
+    for kind in kinds:
         named: Counter[str] = Counter()
         for seed in range(trials):
             try:
@@ -154,22 +154,68 @@ def _progress(subject: Subject, what: str, named: Counter[str]) -> None:
     print(f"{subject.name:10} {what:24} {dict(named)}", flush=True)
 
 
+def table(files: list[Path]) -> str:
+    """Return the Markdown table of some result files; counts of the same subject and fault are added up."""
+    single: dict[str, dict[str, Counter[str]]] = {}
+    double: dict[str, Counter[str]] = {}
+    correct: dict[str, Counter[str]] = {}
+    for file in files:
+        for name, result in json.loads(file.read_text())["subjects"].items():
+            double.setdefault(name, Counter()).update(result["double"])
+            correct.setdefault(name, Counter()).update(result["correct"])
+            for kind, named in result["single"].items():
+                single.setdefault(kind, {}).setdefault(name, Counter()).update(named)
+    names = list(double)
+    lines = ["| fault | " + " | ".join(names) + " | named otherwise |", "|---" * (len(names) + 2) + "|"]
+    right = tried = 0
+    for kind in MUTATIONS:
+        row = single.get(kind, {})
+        wrong: Counter[str] = Counter()
+        cells = []
+        for name in names:
+            named = row.get(name, Counter())
+            right, tried = right + named[kind], tried + sum(named.values())
+            wrong.update({other: count for other, count in named.items() if other != kind})
+            cells.append(f"{named[kind]} of {sum(named.values())}" if named else "")
+        others = ", ".join(f"{other} {count}" for other, count in wrong.items())
+        lines.append(f"| `{kind}` | " + " | ".join(cells) + f" | {others} |")
+    both = [f"{double[name]['both']} of {sum(double[name].values())}" for name in names]
+    lines.append("| two faults, both named | " + " | ".join(both) + " | |")
+    agrees = []
+    for name in names:
+        good = sum(count for what, count in correct[name].items() if what.endswith("agrees"))
+        agrees.append(f"{good} of {sum(correct[name].values())}")
+    lines.append("| correct rebuild (drop, clamp, fake_quant) agrees | " + " | ".join(agrees) + " | |")
+    pairs, rebuilds = (sum(sum(c.values()) for c in part.values()) for part in (double, correct))
+    lines.append("")
+    summary = f"{right} of {tried} single faults are named first, at the right module"
+    lines.append(f"{summary}; {tried + pairs + rebuilds} trials in all.")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run the trials; exit 1 if fewer are right than the project promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the trained weights")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these result files and stop")
+    parser.add_argument("--cache", type=Path, default=Path("confusion-cache"), help="folder for the trained weights")
     parser.add_argument("--out", type=Path, help="write the counts as JSON")
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--subjects", default="vgg11,vgg11_bn,resnet18,small")
     parser.add_argument("--parts", default="single,double,correct")
+    parser.add_argument("--kinds", help="only these single faults")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.table))
+        return 0
+    kinds = arguments.kinds.split(",") if arguments.kinds else list(MUTATIONS)
     parts = arguments.parts.split(",")
     warnings.simplefilter("ignore")
     torch.backends.quantized.engine = "fbgemm"
+    torch.set_num_threads(1)  # the layers are small, and several of these scripts may run side by side
     start, results = time.time(), {}
     for subject in subjects(arguments.cache, arguments.subjects.split(",")):
         results[subject.name] = {
-            "single": single_faults(subject, arguments.trials) if "single" in parts else {},
+            "single": single_faults(subject, arguments.trials, kinds) if "single" in parts else {},
             "double": double_faults(subject, arguments.trials) if "double" in parts else Counter(),
             "correct": correct_rebuilds(subject, 9) if "correct" in parts else Counter(),
         }

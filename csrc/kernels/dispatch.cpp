@@ -21,6 +21,8 @@ struct Sets {
         if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
             sets[count++] = &kAvx512Kernels;
         if (avx2) sets[count++] = &kAvx2Kernels;
+#elif defined(__aarch64__)
+        sets[count++] = &kNeonKernels;
 #endif
         sets[count++] = &kScalarKernels;
     }

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/kernels.h"
+#include "kernels/scalar_bytes.h"
 #include "kernels/scalar_math.h"
 
 namespace qdeq {
@@ -23,26 +24,12 @@ void rows(const RowBlock& b) {
     }
 }
 
-void unpack_4bit(const uint8_t* src, uint8_t* dst, int64_t num_values) {
-    for (int64_t i = 0; i < num_values; ++i) dst[i] = (src[i / 2] >> (i % 2 * 4)) & 0xF;
-}
-
-void unpack_2bit(const uint8_t* src, uint8_t* dst, int64_t num_values) {
-    for (int64_t i = 0; i < num_values; ++i) dst[i] = (src[i / 4] >> (i % 4 * 2)) & 0x3;
-}
-
 void to_bfloat16(const float* src, uint16_t* dst, int64_t count, bool) {
     for (int64_t i = 0; i < count; ++i) dst[i] = bfloat16_bits(src[i]);
 }
 
 void to_float16(const float* src, uint16_t* dst, int64_t count, bool) {
     for (int64_t i = 0; i < count; ++i) dst[i] = float16_bits(src[i]);
-}
-
-void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
-                     int64_t num_cols) {
-    for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t c = 0; c < num_cols; ++c) dst[r * dst_stride + c] = src[c * src_stride + r];
 }
 
 void copy(const float* src, float* dst, int64_t count, bool) { std::memcpy(dst, src, count * sizeof(float)); }

@@ -72,5 +72,15 @@ inline uint16_t float16_bits(float x) {
     return static_cast<uint16_t>(sign | ((mantissa + half + ((mantissa >> shift) & 1u)) >> shift));
 }
 
+// Floats to write one by one before p is aligned to kBytes; all of them where p can never be.
+template <int64_t kBytes>
+inline int64_t floats_until_aligned(const float* p, int64_t count) {
+    const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kBytes);
+    if (misaligned == 0) return 0;
+    if (misaligned % 4 != 0) return count;
+    const int64_t head = (kBytes - misaligned) / 4;
+    return head < count ? head : count;
+}
+
 }  // namespace
 }  // namespace qdeq

@@ -81,20 +81,14 @@ void StridedDequantizer::expand_short_channels() {
     const bool one_run = channels.src == run.src * run.size && channels.dst == run.dst * run.size;
     if (channels.channel != 1 || !one_run || run.size >= kShortRun || length > kMaxExpanded || numel_ / length < 8)
         return;
-    expanded_scale_.resize(length);
-    expanded_zero_point_.resize((length + 1) / 2);
-    auto* zeros = reinterpret_cast<float*>(expanded_zero_point_.data());
-    for (int64_t c = 0; c < channels.size; ++c) {
-        for (int64_t i = c * run.size; i < (c + 1) * run.size; ++i) {
-            zeros[i] = static_cast<const float*>(r_.zero_point)[c];
-            if (r_.formula == kDouble)
-                expanded_scale_[i] = static_cast<const double*>(r_.scale)[c];
-            else
-                reinterpret_cast<float*>(expanded_scale_.data())[i] = static_cast<const float*>(r_.scale)[c];
-        }
-    }
-    r_.scale = expanded_scale_.data();
-    r_.zero_point = zeros;
+    const auto expand = [&](const auto* per_channel, auto& expanded) -> const void* {
+        expanded.resize(length);
+        for (int64_t i = 0; i < length; ++i) expanded[i] = per_channel[i / run.size];
+        return expanded.data();
+    };
+    r_.zero_point = expand(static_cast<const float*>(r_.zero_point), expanded_zero_point_);
+    r_.scale = r_.formula == kDouble ? expand(static_cast<const double*>(r_.scale), expanded_double_scale_)
+                                     : expand(static_cast<const float*>(r_.scale), expanded_scale_);
     dims_.pop_back();
     dims_.back() = {length, run.src, run.dst, 1};
 }

@@ -28,6 +28,8 @@ struct Request {
 class StridedDequantizer {
   public:
     explicit StridedDequantizer(const Request& request);
+    StridedDequantizer(const StridedDequantizer&) = delete;  // r_ may point into its own vectors
+    StridedDequantizer& operator=(const StridedDequantizer&) = delete;
 
     int64_t numel() const { return numel_; }
     int64_t out_bytes() const { return numel_ * out_size(); }
@@ -51,7 +53,8 @@ class StridedDequantizer {
     Request r_;
     std::vector<Dim> dims_;  // at least two; outermost first in the output's memory; the last is a row
     int64_t numel_;
-    std::vector<double> expanded_scale_, expanded_zero_point_;  // storage for expand_short_channels
+    std::vector<float> expanded_scale_, expanded_zero_point_;  // filled by expand_short_channels
+    std::vector<double> expanded_double_scale_;
 };
 
 }  // namespace qdeq

@@ -73,16 +73,6 @@ void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64
             dst[r * dst_stride + c] = src[c * src_stride + r];
 }
 
-// Floats to write one by one before p is aligned to kBytes; all of them where p can never be.
-template <int64_t kBytes>
-inline int64_t floats_until_aligned(const float* p, int64_t count) {
-    const auto misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kBytes);
-    if (misaligned == 0) return 0;
-    if (misaligned % 4 != 0) return count;
-    const int64_t head = (kBytes - misaligned) / 4;
-    return head < count ? head : count;
-}
-
 void fence() { _mm_sfence(); }
 
 }  // namespace

@@ -9,7 +9,7 @@
 namespace qdeq::packed {
 namespace {
 
-constexpr int64_t kColsPerTile = 2048;  // 8 rows of them are 16 KB: half of a first-level cache
+constexpr int64_t kTileBytes = 16384;  // half of a first-level cache
 constexpr int64_t kDepthwiseRows = 32;
 constexpr int64_t kBlockedRows = 8;  // one 32-byte register holds a quad of 8 rows
 
@@ -47,20 +47,28 @@ __attribute__((target("avx2"))) inline void transpose_4_quads(const int8_t* quad
 }
 
 // Needs block_rows % 8 == 0, so that eight rows from a multiple of eight lie in one block (rows past the matrix are
-// read from the block's unused end, and never looked at).
+// read from the block's unused end, and never looked at). Walks through a block once, in the order of its memory.
 __attribute__((target("avx2"))) void read_blocked_avx2(const Blocked& m, const Tile& tile, int8_t* rows,
                                                        int64_t row_bytes) {
     const int64_t quad_bytes = m.block_rows * 4;
+    const int64_t row_groups = (tile.rows + kBlockedRows - 1) / kBlockedRows;
     for (int64_t done = 0; done < tile.cols; done += m.block_cols) {
-        const int64_t cols = std::min(m.block_cols, tile.cols - done);
-        const int64_t quads = (cols + 3) / 4;
+        const int64_t quads = (std::min(m.block_cols, tile.cols - done) + 3) / 4;
         const int8_t* block = m.data + m.offset(tile.group, tile.row, tile.col + done);
+        const int8_t* next = block + m.row_blocks() * m.block_rows * m.block_cols;  // the next columns' block
         int64_t q = 0;
         for (; q + 4 <= quads; q += 4) {
-            transpose_4_quads(block + q * quad_bytes, quad_bytes, rows + done + q * 4, row_bytes);
+            // The next block comes from memory while this one is written out. A prefetch never faults.
+            for (int64_t byte = 0; byte < 4 * quad_bytes; byte += 64) {
+                _mm_prefetch(reinterpret_cast<const char*>(next + q * quad_bytes + byte), _MM_HINT_T1);
+            }
+            for (int64_t g = 0; g < row_groups; ++g) {
+                transpose_4_quads(block + q * quad_bytes + g * 32, quad_bytes,
+                                  rows + g * kBlockedRows * row_bytes + done + q * 4, row_bytes);
+            }
         }
         for (; q < quads; ++q) {
-            for (int64_t r = 0; r < kBlockedRows; ++r) {
+            for (int64_t r = 0; r < tile.rows; ++r) {
                 std::memcpy(rows + r * row_bytes + done + q * 4, block + q * quad_bytes + r * 4, 4);
             }
         }
@@ -140,12 +148,14 @@ void read(const Direct& m, const Tile& tile, Isa, int8_t* rows, int64_t row_byte
     }
 }
 
+// A tile is as tall as a block, so that memory is read in its order, and as wide as the cache allows. Complete rows
+// are too wide for that: then eight rows at a time.
 Tiling tiling(const Blocked& m, bool whole_rows) {
-    const int64_t blocks = std::max<int64_t>(kColsPerTile / m.block_cols, 1);
-    const int64_t cols = whole_rows ? m.cols : std::min(m.cols, blocks * m.block_cols);
-    const int64_t band = m.block_rows % kBlockedRows == 0 ? m.block_rows : kBlockedRows;
-    const int64_t all = (m.rows_per_group + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
-    return {m.groups, m.rows_per_group, m.cols, kBlockedRows, cols, std::min(band, all), false};
+    const int64_t all_rows = (m.rows_per_group + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
+    const int64_t band = m.block_rows % kBlockedRows == 0 ? std::min(m.block_rows, all_rows) : kBlockedRows;
+    if (whole_rows) return {m.groups, m.rows_per_group, m.cols, kBlockedRows, m.cols, band, false};
+    const int64_t cols = std::max<int64_t>(kTileBytes / band / m.block_cols, 1) * m.block_cols;
+    return {m.groups, m.rows_per_group, m.cols, band, std::min(m.cols, cols), band, false};
 }
 
 Tiling tiling(const Depthwise& m, bool) { return {1, m.rows, m.taps, kDepthwiseRows, m.taps, kDepthwiseRows, true}; }

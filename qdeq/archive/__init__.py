@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 from qdeq.archive.reader import Archive, Entry, open_archive
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qdeq.safetensors_file import SafetensorsFile
 
 __all__ = ["Archive", "Entry", "open", "open_archive"]
 
 
-def open(path: str | os.PathLike[str]) -> Archive | SafetensorsFile:
+def open(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Archive | SafetensorsFile:
     """Open a file of weights as a mapping from names to :class:`qdeq.QuantizedWeight` or tensors; runs no code of it.
 
     Args:
         path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too.
+        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
+            two forward ones, when input and hidden size are equal).
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -35,4 +39,4 @@ def open(path: str | os.PathLike[str]) -> Archive | SafetensorsFile:
 
         if looks_like_safetensors(path):
             return open_safetensors(path)
-    return open_archive(path)
+    return open_archive(path, like=like)

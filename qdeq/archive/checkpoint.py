@@ -1,4 +1,4 @@
-"""From a read pickle to the tensors it describes, by dotted name: state dicts, nested checkpoints, whole models, scripts.
+"""From a read pickle to the tensors it describes, by dotted name: state dicts, checkpoints, whole models, scripts.
 
 Sources: ``torch.nn.Module.__reduce__`` (the instance dict), ``torch/ao/nn/quantized/modules/conv.py``
 (``__getstate__``), ``torch/fx/graph_module.py`` (``reduce_graph_module``), and for packed parameters
@@ -249,9 +249,9 @@ class _Walk:
                 return self._pair(key, (state[1][1], state[2][0] if state[2] else None))
             if state[0] == 3 and len(state[2]) >= 3:
                 return self._pair(key, tuple(state[2][1:3]))
-        if isinstance(state, tuple) and len(state) >= 6 and isinstance(state[0], Call):
-            return self._pair(key, state[:2])
-        refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout", _DAMAGED)
+        if not isinstance(state, tuple) or len(state) < 6 or not isinstance(state[0], Call):
+            refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout", _DAMAGED)
+        return self._pair(key, state[:2])
 
     def _cell(self, key: str, state: Any) -> Cell:
         """``(type, biases, doubles, integers, [ih, hh])``: ``native/RNN.cpp``, quantized and float16 cells."""

@@ -1,7 +1,7 @@
 """torch's format before zip archives: five pickles, then every storage's bytes.
 
-``torch/serialization.py``, ``_legacy_load``: magic number, protocol version, system information, the object, the list of
-storage keys; then for each key the number of values (int64) and the values. There is no checksum.
+``torch/serialization.py``, ``_legacy_load``: magic number, protocol version, system information, the object, the list
+of storage keys; then for each key the number of values (int64) and the values. There is no checksum.
 """
 
 from __future__ import annotations

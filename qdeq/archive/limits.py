@@ -19,6 +19,7 @@ __all__ = [
     "MAX_PICKLE_BYTES",
     "MAX_RECORDS",
     "MAX_SHARES",
+    "MAX_STACK",
     "MAX_STRING_BYTES",
     "refuse",
     "shown",
@@ -28,6 +29,7 @@ MAX_RECORDS = 200_000
 MAX_PICKLE_BYTES = 64 << 20
 MAX_INFLATED_BYTES = 64 << 20  # one compressed record; torch compresses source code only
 MAX_OPCODES = 1_000_000
+MAX_STACK = 200_000  # values that a pickle may have begun and not yet put anywhere
 MAX_STRING_BYTES = 16 << 20  # one string or bytes object in a pickle
 MAX_NODES = 200_000  # containers and leaves met while a checkpoint is flattened
 MAX_SHARES = 64  # places that one container may stand in

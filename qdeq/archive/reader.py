@@ -187,7 +187,7 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
                     entry.scale_min,
                     entry.scale_max,
                     note=self._plan.targets[entry.name].note,
-                )  # fmt: skip
+                )
             )
         for source, reason in {**self._contents.dropped, **self._plan.dropped}.items():
             report.dropped.append(DroppedSource(source, reason))

@@ -167,7 +167,8 @@ class StoredTensor:
         if len(piece) != (last + 1) * width:  # the file shrank since it was opened
             refuse(where, f"{(last + 1) * width} bytes", f"{len(piece)}", _DAMAGED)
         flat = _tensor_over(piece, self.plain)
-        return flat.as_strided(shape, stride)
+        # a dimension of one value may have any stride in the file, 0 too, which confuses users of the tensor
+        return flat.as_strided(shape, [s if n > 1 else 1 for n, s in zip(shape, stride, strict=True)])
 
     def read(self, where: str) -> Tensor | QuantizedWeight:
         """Read the values.
@@ -237,6 +238,23 @@ def _checked_layout(where: str, storage: Storage, offset: Any, shape: Any, strid
         refuse(where, f"at most {held} values in storage {shown(storage.key)}", f"up to {offset + reach}", _DAMAGED)
 
 
+def _unwrapped(call: object) -> Call | None:
+    """Take the parameters and subclasses off a rebuild call; None if it is none of ``torch._utils``."""
+    for _ in range(4):
+        if not isinstance(call, Call) or call.cls.module not in ("torch._utils", "torch._tensor"):
+            return None
+        name, args = call.cls.name, call.args
+        if name in ("_rebuild_parameter", "_rebuild_parameter_with_state") and args:
+            call = args[0]
+            continue
+        if name != "_rebuild_from_type_v2" or len(args) < 3 or not isinstance(args[0], Global):
+            return call
+        if not isinstance(args[2], tuple):
+            return call
+        call = Call(args[0], args[2])
+    return None
+
+
 def tensor_from(where: str, call: object, reader: StorageReader) -> StoredTensor | None:
     """Describe the tensor that a rebuild call stands for; None where ``call`` is something else.
 
@@ -248,23 +266,12 @@ def tensor_from(where: str, call: object, reader: StorageReader) -> StoredTensor
         QdeqValueError: the tensor does not fit its storage, or its quantization parameters do not fit it.
 
     """
-    for _ in range(4):
-        if not isinstance(call, Call) or call.cls.module not in ("torch._utils", "torch._tensor"):
-            return None
-        name, args = call.cls.name, call.args
-        if name in ("_rebuild_parameter", "_rebuild_parameter_with_state") and args:
-            call = args[0]
-        elif (
-            name == "_rebuild_from_type_v2"
-            and len(args) > 2
-            and isinstance(args[0], Global)
-            and isinstance(args[2], tuple)
-        ):
-            call = Call(args[0], args[2])
-        else:
-            break
+    inner = _unwrapped(call)
+    if inner is None:
+        return None
+    name, args = inner.cls.name, inner.args
     if name not in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor") or len(args) < 4:
-        refuse(where, "a dense tensor", shown(str(call.cls)), "Save it as a plain CPU tensor.")
+        refuse(where, "a dense tensor", shown(str(inner.cls)), "Save it as a plain CPU tensor.")
     storage = reader.storage(where, args[0])
     offset, shape, stride = args[1:4]
     kind = (storage.kind, storage.plain, storage.bits)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STRING_BYTES, refuse, shown
+from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STACK, MAX_STRING_BYTES, refuse, shown
 from qdeq.errors import QdeqError
 
 __all__ = ["Call", "Global", "Instance", "Persistent", "read_pickle"]
@@ -78,9 +78,9 @@ _ALLOWED_CALLS = frozenset(
         "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_floatlist", "torch.jit._pickle.build_doublelist",
         "torch.jit._pickle.build_boollist", "torch.jit._pickle.build_tensorlist",
         "torch.jit._pickle.build_tensor_from_id", "torch.jit._pickle.restore_type_tag",
-        "torch._C._autograd.DeviceType", "torch._C._jit_fbgemm_unused",
+        "torch._C._autograd.DeviceType",
         "torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module",
-        "torch.fx.graph_module.reduce_deploy_graph_module", "torch.fx.graph._PyTreeInfo", "torch.utils._pytree.tree_unflatten",
+        "torch.fx.graph_module.reduce_deploy_graph_module",
         "torch.ao.quantization.observer._with_args", "torch.ao.quantization.qconfig.QConfig",
         "torch.quantization.qconfig.QConfig", "torch.ao.quantization.utils._PartialWrapper",
         "torch.ao.quantization.observer._PartialWrapper",
@@ -170,30 +170,9 @@ class _Mark:
 
 
 _MARK = _Mark()
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_PUSH_ARGUMENT = frozenset(
-    [
-        "INT",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG",
-        "LONG1",
-        "LONG4",
-        "STRING",
-        "BINSTRING",
-        "SHORT_BINSTRING",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "BINBYTES8",
-        "BYTEARRAY8",
-        "UNICODE",
-        "SHORT_BINUNICODE",
-        "BINUNICODE",
-        "BINUNICODE8",
-        "FLOAT",
-        "BINFLOAT",
-    ]
+_PUSH_ARGUMENT = (
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
+    "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT"
 )
 
 
@@ -225,18 +204,6 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is no text")
         return Global(_PYTHON2.get(module, module), name)
-
-    def step(self, op: str, arg: Any) -> None:
-        stack = self.stack
-        if op in _PUSH_ARGUMENT:
-            stack.append(arg)
-        elif op in _CONSTANTS:
-            stack.append(_CONSTANTS[op])
-        else:
-            handler = _HANDLERS.get(op)
-            if handler is None:
-                raise ValueError(f"opcode {op}")
-            handler(self, arg)
 
     def put(self, arg: Any) -> None:
         self.memo[len(self.memo) if arg is None else int(arg)] = self.top()
@@ -346,6 +313,10 @@ class _Machine:
 
 
 _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+    **{name: lambda m, a: m.stack.append(a) for name in _PUSH_ARGUMENT.split()},
+    "NONE": lambda m, a: m.stack.append(None),
+    "NEWTRUE": lambda m, a: m.stack.append(True),
+    "NEWFALSE": lambda m, a: m.stack.append(False),
     "PROTO": lambda m, a: None,
     "FRAME": lambda m, a: None,
     "MARK": lambda m, a: m.stack.append(_MARK),
@@ -389,6 +360,33 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
+# By opcode byte: what it does, and how its argument is read (None: it has none).
+_TABLE: list[tuple[Callable[[_Machine, Any], None], Callable[[Any], Any] | None] | None] = [None] * 256
+for _opcode in pickletools.opcodes:
+    if _opcode.name in _HANDLERS:
+        _TABLE[ord(_opcode.code)] = (_HANDLERS[_opcode.name], _opcode.arg.reader if _opcode.arg else None)
+_STOP = ord(".")
+
+
+def _run(machine: _Machine, reader: _Reader) -> None:
+    buffer, stop = reader.buffer, reader.stop
+    for _ in range(MAX_OPCODES):
+        if reader.position >= stop:
+            raise ValueError("the pickle ends before its STOP")
+        code = buffer[reader.position]
+        reader.position += 1
+        if code == _STOP:
+            return
+        entry = _TABLE[code]
+        if entry is None:
+            raise ValueError(f"no opcode that a checkpoint has: {code:#04x}")
+        handler, read = entry
+        handler(machine, None if read is None else read(reader))
+        if len(machine.stack) > MAX_STACK:
+            refuse(machine.where, f"at most {MAX_STACK} values on the stack", "more", "Save the state_dict() alone.")
+    refuse(machine.where, f"at most {MAX_OPCODES} pickle opcodes", "more", "Save the state_dict() alone.")
+
+
 def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None) -> tuple[Any, int]:
     """Read one pickle out of ``buffer[start:stop]``.
 
@@ -408,10 +406,7 @@ def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None
     reader = _Reader(buffer, start, len(buffer) if stop is None else stop)
     machine = _Machine(where)
     try:
-        for count, (opcode, arg, _) in enumerate(pickletools.genops(reader)):
-            if count >= MAX_OPCODES:
-                refuse(where, f"at most {MAX_OPCODES} pickle opcodes", "more", "Save the state_dict() alone.")
-            machine.step(opcode.name, arg)
+        _run(machine, reader)
         result = machine.pop()
     except QdeqError:
         raise

@@ -179,7 +179,7 @@ class ZipDirectory:
         for local, central in ((local_crc, crc), (local_stored, stored), (local_size, size)):
             if local != central and not (follows and local == 0):
                 refuse(where, f"the local header to say {central}", str(local), _DAMAGED)
-        return data
+        return int(data)
 
     def _check_overlaps(self) -> None:
         before = 0
@@ -245,16 +245,15 @@ def _zip64(where: str, extra: bytes, size: int, stored: int, header: int) -> tup
     if _FULL32 not in (size, stored, header):
         return size, stored, header
     at = 0
+    values: list[int] = []
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, at)
         if kind == 1:
-            values = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            try:
-                size = next(values) if size == _FULL32 else size
-                stored = next(values) if stored == _FULL32 else stored
-                header = next(values) if header == _FULL32 else header
-            except StopIteration:
-                break
-            return size, stored, header
+            values = list(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
+            break
         at += 4 + length
-    refuse(where, "a zip64 extra field with every size", "none", _DAMAGED)
+    fields = [size, stored, header]
+    if len(values) < fields.count(_FULL32):
+        refuse(where, "a zip64 extra field with every size", f"{len(values)} sizes", _DAMAGED)
+    size, stored, header = (values.pop(0) if field == _FULL32 else field for field in fields)
+    return size, stored, header

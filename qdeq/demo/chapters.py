@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from qdeq.demo.data import Images
+from qdeq.diagnosis.explain import explain
 
 __all__ = ["CHAPTERS", "Row", "Run"]
 
@@ -186,5 +187,31 @@ def every_bit(run: Run, console: Console) -> Outcome:
     return Outcome({"bits": facts}, problems)
 
 
+def explained(run: Run, console: Console) -> Outcome:
+    """Ask ``qdeq.explain`` why the loops' networks are wrong, and whether the rebuilt one is right."""
+    data = list(run.images.batches(64))
+    facts: dict[str, Any] = {}
+    problems = []
+    for name, model in (("in place", run.loops[0]), ("through the state dict", run.loops[1])):
+        explanation = explain(run.int8, model, data)
+        console.print(f"qdeq explain, the loop that copies {name}:\n{explanation.verdict}\n", highlight=False)
+        facts[name] = explanation.verdict
+        named = {item.module for item in explanation.findings if item.kind == "weight_not_copied"}
+        never = {key.removesuffix(".weight") for key in _weights(run.rebuilt) if key not in run.copied}
+        if named != never:
+            problems.append(f"explain names {sorted(named)} as never copied, the loop left out {sorted(never)}")
+    rebuilt = explain(run.int8, run.rebuilt, data)
+    console.print(f"qdeq explain, the rebuilt model:\n{rebuilt.verdict}", highlight=False)
+    facts["rebuilt"] = rebuilt.verdict
+    if not rebuilt.agrees:
+        problems.append("explain finds a fault in the rebuilt model")
+    return Outcome({"explained": facts}, problems)
+
+
+def _weights(model: nn.Module) -> list[str]:
+    """Name the weights of the layers, those of batch norm left out."""
+    return [name for name, value in model.named_parameters() if name.endswith("weight") and value.dim() > 1]
+
+
 # Told in this order. A new chapter is a function of the same kind, added at the end.
-CHAPTERS: tuple[Callable[[Run, Console], Outcome], ...] = (accuracy, never_copied, every_bit)
+CHAPTERS: tuple[Callable[[Run, Console], Outcome], ...] = (accuracy, never_copied, every_bit, explained)

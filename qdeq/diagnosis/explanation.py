@@ -24,7 +24,7 @@ class Finding:
         kind: one of :data:`qdeq.diagnosis.kinds.KINDS`.
         message: what is wrong, in one sentence.
         evidence: name -> number, string or list of them.
-        share: share, 0 to 1, of the model's weights that this module holds.
+        share: how many of the model's weights this is about, 0 to 1: the module's weights, or as many as it has biases.
         repair: share of the disagreement (mean squared error of the output) that disappears when only this is put
             right, at most 1 and negative where it grows; None without data.
         remedy: a line of code.

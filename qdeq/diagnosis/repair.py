@@ -24,8 +24,8 @@ __all__ = ["Attribution", "attribute"]
 LEAST_LOSS = 0.02
 # Repairs may cost this many forwards of the float model on all data, together; with the two forwards of each model
 # before them the whole diagnosis stays within four forwards of both.
-GROUP_FORWARDS = 1.0
-SINGLE_FORWARDS = 1.0
+GROUP_FORWARDS = 1.5
+SINGLE_FORWARDS = 0.5
 _WEIGHT_KINDS = ("weight", "channels", "other_", "scale", "zero_point", "flatten", "not_finite")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdeq.archive import open as open_archive
 from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.forms import is_quantized_module, quantized_sources
@@ -163,23 +164,20 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
 
 
 def _load(path: Path, where: str, trust: bool) -> object:
+    """Read a checkpoint: by :func:`qdeq.open`, which runs no code of the file, or with trust the model in it."""
     if not path.is_file():
         raise QdeqValueError(expected(where, "an existing file", str(path), "Check the path."))
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with warnings.catch_warnings():
-            # torch warns about its own TypedStorage whenever it reads a quantized tensor.
-            warnings.filterwarnings("ignore", "TypedStorage is deprecated")
-            return torch.load(path, weights_only=not trust, map_location="cpu")
-    except Exception as error:
-        remedy = "Save the state_dict, or pass trust=True for a file that you made yourself."
-        got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise QdeqValueError(
-            expected(str(path), "a state_dict that loads without running code", got, remedy)
-        ) from error
+    if not trust or path.suffix == ".safetensors":
+        return open_archive(path)
+    with warnings.catch_warnings():
+        # torch warns about its own TypedStorage whenever it reads a quantized tensor.
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        try:
+            return torch.load(path, weights_only=False, map_location="cpu")
+        except Exception as error:
+            got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            remedy = "Pass a file that torch.save wrote."
+            raise QdeqValueError(expected(str(path), "a checkpoint that torch.load reads", got, remedy)) from error
 
 
 _FUSED_ACTIVATIONS = {
@@ -248,9 +246,12 @@ _WEIGHT_SUFFIXES = (
 
 def _layers_of_state(state: Mapping[str, Any] | None) -> list[IntegerLayer]:
     layers = []
+    qparams = getattr(state, "activation_qparams", {})
     for name, value in (state or {}).items():
         quantized, bias = (value[0], value[1]) if isinstance(value, tuple) and len(value) == 2 else (value, None)
-        if not (isinstance(quantized, Tensor) and quantized.is_quantized):
+        if not isinstance(quantized, QuantizedWeight) and not (
+            isinstance(quantized, Tensor) and quantized.is_quantized
+        ):
             continue
         path = next((name.removesuffix(end) for end in _WEIGHT_SUFFIXES if name.endswith(end)), name)
         scale, zero_point = (state or {}).get(join(path, "scale")), (state or {}).get(join(path, "zero_point"))
@@ -259,9 +260,11 @@ def _layers_of_state(state: Mapping[str, Any] | None) -> list[IntegerLayer]:
             IntegerLayer(
                 path=path,
                 class_name="",
-                ints=_read(quantized, path),
+                ints=Integers.of(quantized) if isinstance(quantized, QuantizedWeight) else _read(quantized, path),
                 bias=None if bias is None else bias.detach().clone(),
-                output=None if scale is None or zero_point is None else (float(scale), int(zero_point)),
+                output=qparams.get(
+                    path, None if scale is None or zero_point is None else (float(scale), int(zero_point))
+                ),
             )
         )
     return layers

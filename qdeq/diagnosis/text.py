@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["comparison_text", "explanation_text", "join_names", "percent"]
 
 COLUMNS = 80
-MOST_SHOWN = 12
+MOST_SHOWN = 6
+MOST_STEPS = 12
 
 
 def join_names(names: list[str], most: int = 3) -> str:
@@ -30,6 +31,8 @@ def percent(share: float) -> str:
     value = 100 * share
     if 99.5 <= value < 100:
         return f"{min(value, 99.9):.1f} %"
+    if abs(value) < 0.0095:
+        return "<0.01 %" if value > 0 else "0 %"
     return f"{value:.2g} %" if 0 < abs(value) < 0.95 else f"{value:.0f} %"
 
 
@@ -55,7 +58,7 @@ def _explanation_lines(explanation: Explanation) -> Iterator[str]:
     if explanation.cumulative:
         yield ""
         yield "Put right one after the other, the share of the error that is gone:"
-        for name, gone in explanation.cumulative[:MOST_SHOWN]:
+        for name, gone in explanation.cumulative[:MOST_STEPS]:
             yield f"  {_clip(name, 64):<64}  {percent(gone):>8}"
     if explanation.outcome is not None:
         yield ""

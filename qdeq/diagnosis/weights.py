@@ -54,7 +54,7 @@ def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding
         row.weight_error_steps = scan.max_steps
         histograms[pair.layer.path] = _histogram(ints, rows)
         findings.append(_judge_weight(pair, ints, rows, scan, pairs, share))
-        bias = _judge_bias(pair, pairs, share)
+        bias = _judge_bias(pair, pairs, pair.layer.ints.scale.numel() / max(1, total_weights))
         if bias is not None:
             findings.append(bias)
     _find_swaps(findings)

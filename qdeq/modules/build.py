@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qdeq import ops
 from qdeq.dequant import dequantize_source, unpack_source
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.packed import packed_bias
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
@@ -143,7 +143,13 @@ class Build:
     ) -> None:
         """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
         self.use_bias(packed)
-        self.biases([(source_name or name, packed_bias(packed, where=join(path, source_name or name)))], module, path, target, name)
+        self.biases(
+            [(source_name or name, packed_bias(packed, where=join(path, source_name or name)))],
+            module,
+            path,
+            target,
+            name,
+        )
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
@@ -217,7 +223,15 @@ class Build:
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
         if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
-        dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+        try:
+            dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+        except QdeqError as error:
+            shape = _shape_of(source, where)
+            if shape is None or shape == tuple(out.shape):
+                raise
+            remedy = "The module was changed after its weight was packed: convert the model again."
+            wanted = f"shape {tuple(out.shape)}, as its module declares"
+            raise QdeqValueError(expected(where, wanted, str(shape), remedy)) from error
         return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
@@ -260,6 +274,14 @@ class Rule:
     builder: Builder
     becomes: str
     note: str = ""
+
+
+def _shape_of(source: Any, where: str) -> tuple[int, ...] | None:
+    """The shape of a source, None where it cannot be unpacked."""
+    try:
+        return tuple(unpack_source(source, where=where).shape)
+    except QdeqError:
+        return None
 
 
 def _is_float_tensor(source: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch.ao.nn.quantized as nnq
@@ -13,10 +14,10 @@ __all__ = ["RULES"]
 
 
 def build_qfunctional(module: Any, path: str, build: Build) -> nn.Module:
-    """Rebuild ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, stays."""
+    """Rebuild ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
     build.output_qparams(module, path)
     functional = nnq.FloatFunctional()
-    functional.activation_post_process = module.activation_post_process
+    functional.activation_post_process = copy.deepcopy(module.activation_post_process)
     return functional
 
 

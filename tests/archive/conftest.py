@@ -42,7 +42,7 @@ def live_weights(model: nn.Module) -> dict[str, Tensor]:
             if callable(getattr(module, "bias", None)) and module.bias() is not None:
                 found[prefix + "bias"] = module.bias()
         else:
-            own = {n: p for n, p in module.named_parameters(recurse=False)}
+            own = dict(module.named_parameters(recurse=False))
             found.update({prefix + n: p for n, p in own.items()})
     return {name: value.detach().clone() for name, value in found.items()}
 
@@ -146,5 +146,3 @@ def case(request: pytest.FixtureRequest) -> Case:
 def build_case() -> Callable[[str], Case]:
     """Build one model by name."""
     return build
-
-

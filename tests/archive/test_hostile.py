@@ -43,7 +43,9 @@ def refused(path: Path, match: str) -> None:
 
 def test_fuzz_slice() -> None:
     script = ROOT / "fuzz" / "fuzz_archive.py"
-    done = subprocess.run([sys.executable, script, "--count", "300", "--seed", "7"], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, script, "--count", "300", "--seed", "7"], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "300 files, 0 failures" in done.stdout
 

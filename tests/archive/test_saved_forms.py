@@ -161,3 +161,28 @@ def test_report_names_every_source(build_case, tmp_path: Path) -> None:
         "classifier.0._packed_params._packed_params"
     }
     assert "features.0" in report.to_json()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_every_version_of_packed_convolutions(version: int) -> None:
+    """The state is replaced in the pickle's description: torch itself writes version 2 only."""
+    from qdeq.archive import checkpoint
+    from qdeq.archive.storages import StorageReader
+    from qdeq.archive.unpickler import Call, Global, Instance, Persistent
+
+    def tensor(key: str, shape: tuple[int, ...]) -> Call:
+        storage = Persistent(("storage", Global("torch", "FloatStorage"), key, "cpu", 16))
+        strides = tuple(torch.empty(shape).stride())
+        return Call(Global("torch._utils", "_rebuild_tensor_v2"), (storage, 0, shape, strides, False, {}))
+
+    weight, bias = tensor("0", (2, 2, 2, 2)), tensor("1", (2,))
+    states = {
+        1: (weight, bias, [], [], [], [], []),
+        2: ("2", [tensor("2", (11,)), weight], [bias]),
+        3: (3, [2, 1, 1], [None, weight, bias]),
+    }
+    top = {"conv": Instance(Global("__torch__.torch.classes.quantized", "Conv2dPackedParamsBase"), (), states[version])}
+    reader = StorageReader("file", lambda key: 64, lambda key: bytearray(64))
+    packed = checkpoint.collect("file", top, reader).sources["conv"]
+    assert packed.weight.shape == (2, 2, 2, 2)
+    assert packed.bias.shape == (2,)

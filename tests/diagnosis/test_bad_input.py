@@ -87,12 +87,15 @@ def test_files_that_cannot_be_read(small, tmp_path):
     with pytest.raises(qdeq.QdeqValueError, match="expected an existing file"):
         qdeq.explain(small.int8, tmp_path / "missing.pt")
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(qdeq.QdeqValueError, match=r"broken\.pt: expected a state_dict"):
-        qdeq.explain(small.int8, tmp_path / "broken.pt")
+    for trust in (False, True):
+        with pytest.raises(qdeq.QdeqValueError, match=r"broken\.pt"):
+            qdeq.explain(small.int8, tmp_path / "broken.pt", trust=trust)
+
+
+def test_a_pickled_model_is_read_without_running_it_and_run_with_trust(small, images, tmp_path):
     torch.save(small.rebuilt, tmp_path / "model.pt")
-    with pytest.raises(qdeq.QdeqValueError, match="trust=True"):
-        qdeq.explain(small.int8, tmp_path / "model.pt")
-    assert qdeq.explain(small.int8, tmp_path / "model.pt", trust=True).agrees
+    assert qdeq.explain(small.int8, tmp_path / "model.pt").agrees
+    assert qdeq.explain(small.int8, tmp_path / "model.pt", images[:8], trust=True).outcome.samples == 8
 
 
 def test_a_state_dict_cannot_run(small, images):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -10,17 +12,15 @@ from tests.helpers.models import engine, tq
 # name -> side of the square input: the smallest that the architecture takes without empty feature maps.
 SIDES = {
     "googlenet": 64,
-    "inception_v3": 96,
+    "inception_v3": 80,
     "mobilenet_v2": 64,
     "mobilenet_v3_large": 64,
     "resnet18": 64,
-    "resnet50": 64,
-    "resnext101_32x8d": 64,
-    "resnext101_64x4d": 64,
+    "resnet50": 32,
+    "resnext101_32x8d": 32,
+    "resnext101_64x4d": 32,
     "shufflenet_v2_x0_5": 64,
     "shufflenet_v2_x1_0": 64,
-    "shufflenet_v2_x1_5": 64,
-    "shufflenet_v2_x2_0": 64,
 }
 _AUXILIARY = ("googlenet", "inception_v3")
 
@@ -43,7 +43,7 @@ def example(name: str, batch: int = 2) -> Tensor:
 
 
 def converted_model(name: str, *, seven_bits: bool = True, num_classes: int = 10, backend: str = "fbgemm") -> nn.Module:
-    """Fused, calibrated on random data and converted; ``seven_bits`` keeps activations in 0..127, free of saturation."""
+    """Fused, calibrated on random data and converted; ``seven_bits``: activations in 0..127, free of saturation."""
     torch.manual_seed(sum(map(ord, name)))
     models = torchvision_models()
     options = {"aux_logits": False, "init_weights": False} if name in _AUXILIARY else {}
@@ -58,7 +58,10 @@ def converted_model(name: str, *, seven_bits: bool = True, num_classes: int = 10
         tq.prepare(model, inplace=True)
         with torch.no_grad():
             model(example(name, 4))
-        tq.convert(model, inplace=True)
+        with warnings.catch_warnings():
+            # mobilenet_v2's blocks without a shortcut hold a FloatFunctional that nothing calls.
+            warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
+            tq.convert(model, inplace=True)
     return model
 
 

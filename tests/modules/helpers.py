@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qdeq import dequantize_model
+from qdeq.modules.build import Build, Fused
+from qdeq.registry import find_builder
 from tests.helpers.models import assert_same_bits, engine
 
 ENGINES = [
@@ -48,7 +50,15 @@ def rebuilt_and_report(module: nn.Module):
     owner = nn.Sequential(module)
     rebuilt, report = dequantize_model(owner, return_report=True)
     assert owner[0] is module
+    assert not _leftovers(module, rebuilt[0]), "attributes of the quantized class in the float module"
     return rebuilt[0], report
+
+
+def _leftovers(module: nn.Module, rebuilt: nn.Module) -> set[str]:
+    """Attributes that the rebuilt module has beyond those its builder gave it."""
+    built = find_builder(type(module))(module, "", Build(recover_direct_conv=True))
+    built = built.hold() if isinstance(built, Fused) else built
+    return set(rebuilt.__dict__) - set(built.__dict__)
 
 
 def check_weight_and_bias(module: nn.Module, rebuilt: nn.Module, *, backend: str) -> None:

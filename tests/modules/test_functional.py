@@ -59,6 +59,16 @@ def test_a_residual_model():
     assert (rebuilt(x) >= 0).all()
 
 
+def test_what_runs_after_it_is_a_copy():
+    module = nnq.QFunctional()
+    rebuilt, _ = rebuilt_and_report(module)
+    assert rebuilt.activation_post_process is not module.activation_post_process
+    module.activation_post_process = nn.Hardtanh(-1.0, 1.0)
+    rebuilt, _ = rebuilt_and_report(module)
+    assert rebuilt.add(torch.tensor(3.0), torch.tensor(4.0)) == 1
+    assert rebuilt.activation_post_process is not module.activation_post_process
+
+
 def test_fx_functional_and_stubs():
     rebuilt, _ = rebuilt_and_report(nnq.FXFloatFunctional())
     assert type(rebuilt) is nnq.FloatFunctional

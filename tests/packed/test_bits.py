@@ -45,6 +45,10 @@ def nan_strided(rng: random.Random, shape: torch.Size, dtype: torch.dtype) -> Te
     return whole[tuple(slice(size) for size in shape)]
 
 
+def layout_name(obj: Any) -> str:
+    return str(packed._operator("layout", packed._in_place(obj))(obj)[0])
+
+
 def check(rng: random.Random, obj: Any) -> None:
     unpacked = obj.unpack()[0]
     reference = unpacked.dequantize()
@@ -110,7 +114,7 @@ def test_every_packing_of_fbgemm_is_read_in_place() -> None:
     with cases.engine("fbgemm"):
         for _, make in MAKERS:
             for seed in range(CASES):
-                seen.add(packed._operator("layout")(make(random.Random(seed)))[0])
+                seen.add(layout_name(make(random.Random(seed))))
     assert seen == {"linear", "im2col", "pointwise", "depthwise", "groupwise"}
 
 
@@ -125,7 +129,7 @@ def test_depthwise_remainders(per_channel: bool, channels: int, copies: int, ker
             shape = (channels * copies, 1, *[kernel] * dims)
             q = cases.random_quantized(rng, shape, per_channel=per_channel)
             obj = prepack(q, None, [1] * dims, [kernel // 2] * dims, [1] * dims, channels)
-            assert packed._operator("layout")(obj)[0] == "depthwise"
+            assert layout_name(obj) == "depthwise"
             check(rng, obj)
 
 
@@ -142,3 +146,42 @@ def test_larger_than_the_cache(way: str) -> None:
     assert_bits(packed.dequantize_packed(obj, where="test"), reference)
     shifted = torch.full((rows * cols + 1,), float("nan"))[1:].view(rows, cols)
     assert_bits(packed.dequantize_packed(obj, where="test", out=shifted), reference)
+
+
+@pytest.mark.parametrize("kernel", qdeq.kernels())
+@pytest.mark.parametrize("blocking", [(512, 8), (512, 48), (256, 32), (512, 16), (128, 24), (64, 4), (4, 2)], ids=str)
+def test_blockings_of_other_machines(kernel: str, blocking: tuple[int, int]) -> None:
+    """(columns, rows) of a block: AVX2, AVX-512 VNNI, AVX-512, and some that no machine uses."""
+    assert packed.in_place_status()[0]
+    rng = random.Random(str(blocking))
+    for _ in range(12):
+        rows, cols = (rng.choice([rng.randint(1, 100), rng.randint(1, 1100), blocking[0] + 1]) for _ in range(2))
+        weight = torch.randint(-128, 128, (rows, cols), dtype=torch.int8)
+        obj = torch.ops.qdeq.linear_packed_for_test(weight, *blocking)
+        reference = (weight.int() - 3).float() * 0.25
+        with qdeq.use_kernel(kernel):
+            assert_bits(qdeq.dequantize(obj), reference)
+            out = nan_strided(rng, reference.shape, torch.float32)
+            assert_bits(qdeq.dequantize(obj, out=out), reference)
+            assert torch.equal(qdeq.unpack(obj).int_repr, weight)
+
+
+@pytest.mark.parametrize("kernel", qdeq.kernels())
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.quint4x2])
+def test_embeddings(way: str, kernel: str, dtype: torch.dtype) -> None:
+    with qdeq.use_kernel(kernel):
+        for seed in range(20):
+            rng = random.Random(seed)
+            rows, cols = rng.randint(1, 70), 2 * rng.randint(1, 70)
+            scale, zero_point = torch.rand(rows) + 1e-3, torch.randn(rows)
+            q = torch.quantize_per_channel(torch.randn(rows, cols), scale, zero_point, 0, dtype)
+            obj = cases.Q.embedding_bag_prepack(q)
+            assert way == "unpack()" or layout_name(obj) == "embedding"
+            reference = cases.Q.embedding_bag_unpack(obj).dequantize()
+            assert_bits(reference, q.dequantize())
+            assert_bits(qdeq.dequantize(obj), reference)
+            assert qdeq.dequantize(obj).stride() == reference.stride()
+            for out_dtype in (torch.float32, torch.bfloat16, torch.float16):
+                out = nan_strided(rng, reference.shape, out_dtype)
+                assert_bits(qdeq.dequantize(obj, out=out, dtype=out_dtype), reference.to(out_dtype))
+            assert_bits(qdeq.unpack(obj).dequantize(), reference)

@@ -1,0 +1,86 @@
+// NEON kernels: 4 floats at a time. Every aarch64 CPU has NEON. There are no non-temporal vector stores to ask for:
+// "stream" stores normally.
+#if defined(__aarch64__)
+
+#include <arm_neon.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/kernels.h"
+#include "kernels/scalar_bytes.h"
+#include "kernels/scalar_math.h"
+
+namespace qdeq {
+namespace {
+
+struct V {
+    static constexpr int64_t kLanes = 4;
+    using F = float32x4_t;
+    struct Scales {
+        float64x2_t low, high;
+    };
+    static F set1(float x) { return vdupq_n_f32(x); }
+    static F loadu(const float* p) { return vld1q_f32(p); }
+    // Four bytes, no more: a wider load could read past the end.
+    static int32x4_t widen(const int8_t* p) {
+        int32_t four;
+        std::memcpy(&four, p, sizeof(four));
+        return vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)))));
+    }
+    static int32x4_t widen(const uint8_t* p) {
+        uint32_t four;
+        std::memcpy(&four, p, sizeof(four));
+        return vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four))))));
+    }
+    static int32x4_t widen(const int32_t* p) { return vld1q_s32(p); }
+    template <typename T>
+    static F load(const T* p) {
+        return vcvtq_f32_s32(widen(p));
+    }
+    template <typename T>
+    static F load_sub(const T* p, int32_t z) {
+        return vcvtq_f32_s32(vsubq_s32(widen(p), vdupq_n_s32(z)));
+    }
+    static F sub(F a, F b) { return vsubq_f32(a, b); }
+    static F mul(F a, F b) { return vmulq_f32(a, b); }
+    static Scales broadcast(double s) { return {vdupq_n_f64(s), vdupq_n_f64(s)}; }
+    static Scales load_doubles(const double* p) { return {vld1q_f64(p), vld1q_f64(p + 2)}; }
+    static F mul_double(F x, const Scales& s) {
+        const float64x2_t low = vmulq_f64(vcvt_f64_f32(vget_low_f32(x)), s.low);
+        const float64x2_t high = vmulq_f64(vcvt_high_f64_f32(x), s.high);
+        return vcvt_high_f32_f64(vcvt_f32_f64(low), high);
+    }
+    static void storeu(float* p, F x) { vst1q_f32(p, x); }
+    static void stream(float* p, F x) { vst1q_f32(p, x); }
+};
+
+#include "kernels/vector_rows.inl"
+
+void to_bfloat16(const float* src, uint16_t* dst, int64_t count, bool stream) {
+    to_16bit<bfloat16_bits>(src, dst, count, stream, [](const float* in, uint16_t* out, bool) {
+        const float32x4_t x = vld1q_f32(in);
+        const uint32x4_t bits = vreinterpretq_u32_f32(x);
+        const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        const uint32x4_t rounded = vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd), 16);
+        vst1_u16(out, vmovn_u32(vbslq_u32(vceqq_f32(x, x), rounded, vdupq_n_u32(0x7FC0))));
+    });
+}
+
+void to_float16(const float* src, uint16_t* dst, int64_t count, bool stream) {
+    to_16bit<float16_bits>(src, dst, count, stream, [](const float* in, uint16_t* out, bool) {
+        vst1_u16(out, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(in))));
+    });
+}
+
+void fence() {}
+
+}  // namespace
+
+#include "kernels/vector_table.inl"
+
+const KernelSet kNeonKernels = QDEQ_KERNEL_SET("neon");
+
+}  // namespace qdeq
+
+#endif

@@ -1,0 +1,60 @@
+"""The example scripts run, and say what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def run(name: str) -> str:
+    command = [sys.executable, str(EXAMPLES / name)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_export_onnx():
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} of the extra [onnx] is not installed")
+    out = run("export_onnx.py")
+    assert "'QuantizeLinear': 5" in out
+    assert float(re.search(r"at most ([0-9.e+-]+)", out)[1]) < 1e-4
+    assert float(re.search(r"model: ([0-9.]+) %", out)[1]) >= 99
+
+
+def test_fine_tune_and_requantize():
+    out = run("fine_tune_and_requantize.py")
+    assert len(re.findall(r": 0 of \d+ integers differ", out)) == 3
+    first, last = (float(loss) for loss in re.findall(r"loss ([0-9.]+)", out))
+    assert last < first
+
+
+def test_run_on_gpu():
+    out = run("run_on_gpu.py")
+    means = [float(value) for value in re.findall(r"int8 ([0-9.e+-]+)", out)]
+    assert len(means) == 3
+    assert means[2] < means[0]
+    assert "bfloat16" in out
+
+
+def test_change_engine():
+    out = run("change_engine.py")
+    assert "fbgemm: 0 integers differ, outputs by at most 0 steps" in out
+    assert "qnnpack: 0 integers differ" in out or "qnnpack: not in this build" in out
+
+
+def test_every_example_is_run():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"common"}
+    assert scripts == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
+        "every_example_is_run"
+    }
