@@ -406,6 +406,19 @@ def test_tensors_outlive_the_file_and_do_not_write_to_it(tmp_path):
         back["a"]
 
 
+def test_released_memory_is_read_again(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights = {"a": torch.randn(5000), "b": torch.randn(5000)}
+    qdeq.save_safetensors(weights, path)
+    torch.save(weights, tmp_path / "model.pth")
+    for name in ("model.safetensors", "model.pth"):
+        with qdeq.open(tmp_path / name) as back:
+            a = back["a"]
+            back.release()
+            assert torch.equal(a, weights["a"])
+            assert torch.equal(back["b"], weights["b"])
+
+
 def test_header_begins_data_at_a_multiple_of_8():
     for length in range(9):
         assert len(encode_header([], {"x": "y" * length})) % 8 == 0

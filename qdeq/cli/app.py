@@ -39,8 +39,8 @@ A first round:
 """
 
 EPILOG = """\b
-Exit status: 0 done, or equal; 1 different (diff, verify, explain); 2 an error;
-130 stopped by Ctrl-C.
+Exit status: 0 done, or equal; 1 different (diff, verify, explain);
+2 an error; 130 stopped by Ctrl-C.
 
 \b
 Shell completion (put the line into ~/.bashrc or ~/.zshrc to keep it):
