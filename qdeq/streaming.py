@@ -1,4 +1,4 @@
-"""Two threads and a few buffers: one reads and computes a block while the other writes the one before."""
+"""A few buffers between threads: one reads and computes a block, one writes the block before, one wakes the disk."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
         written: called in this thread when a piece has been handed to the system.
 
     Raises:
-        Exception: whatever ``pieces``, ``fill`` or a write raised. The other thread has ended by then.
+        Exception: whatever ``pieces``, ``fill`` or a write raised. The other threads have ended by then.
 
     """
     full: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -55,22 +55,27 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
         free.put(torch.empty(0, dtype=torch.uint8))
     stop = threading.Event()
     reader = threading.Thread(target=_read, args=(pieces, full, free, stop), name="qdeq-read")
+    handed_over: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
+    flusher = threading.Thread(target=_flush, args=(handed_over,), name="qdeq-flush")
     try:
         reader.start()
+        flusher.start()
         while (got := full.get()) is not _DONE:
             if isinstance(got, BaseException):
                 raise got
             assert isinstance(got, tuple)
             piece, buffer = got
             _write_all(piece, buffer)
-            _start_writeback(piece)
+            handed_over.put(piece)
             free.put(buffer)
             written(piece)
     finally:
         stop.set()
         free.put(None)  # wakes a reader that waits
-        if reader.is_alive():
-            reader.join()
+        handed_over.put(None)
+        for thread in (reader, flusher):
+            if thread.is_alive():
+                thread.join()
 
 
 def _read(
@@ -95,6 +100,11 @@ def _read(
 
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _sync_file_range = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+
+
+def _flush(handed_over: queue.SimpleQueue[Piece | None]) -> None:
+    while (piece := handed_over.get()) is not None:
+        _start_writeback(piece)
 
 
 def _start_writeback(piece: Piece) -> None:

@@ -212,7 +212,7 @@ def test_an_interrupt_leaves_nothing_and_no_thread(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         qdeq.save_safetensors({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "model.safetensors")
     assert os.listdir(tmp_path) == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "qdeq-read"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("qdeq-")]
 
 
 def test_a_failed_rename_takes_back_the_files_before_it(tmp_path, monkeypatch):
