@@ -61,10 +61,15 @@ def verdict(
             shares.append(f"{percent(lost[kind])} of the {what} lost")
         elif group_repair.get(kind, 0.0) > 0 and not lost:
             shares.append(f"{percent(group_repair[kind])} of the error")
-        names = join_names([item.module for item in items])
+        names = join_names(sorted((item.module for item in items), key=_place))
         parts.append(f"{names}: {KINDS[kind].phrase}" + (f" ({', '.join(shares)})" if shares else ""))
     more = len(groups) - MOST_GROUPS
     return "; ".join(parts) + (f"; and {more} more kinds of finding" if more > 0 else "")
+
+
+def _place(path: str) -> list[tuple[int, str]]:
+    """Order paths as a reader counts: features.2 before features.10."""
+    return [(int(part) if part.isdigit() else 0, part) for part in path.split(".")]
 
 
 def _agreement(findings: list[Finding], outcome: Outcome | None) -> str:
