@@ -142,24 +142,6 @@ def test_direct_conv_is_refused(way: str, call: Any, width: int) -> None:
         call(obj)
 
 
-@pytest.mark.parametrize("shape", [(16, 8, 1), (8, 40, 2), (64, 32, 6), (24, 16, 3)], ids=str)
-def test_direct_conv_can_be_recovered_from_a_live_object(shape: tuple[int, int, int]) -> None:
-    with cases.engine("fbgemm"):
-        obj, original = cases.direct_conv(random.Random(0), *shape)
-    weight = packed.recover_direct_conv(obj, where="up")
-    assert torch.equal(weight.int_repr, original.int_repr())
-    assert float(weight.scale) == float(torch.tensor(original.q_scale()).float())
-    assert int(weight.zero_point) == original.q_zero_point()
-
-
-def test_recover_refuses_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(QdeqError, match=r"^up: expected fbgemm's direct transposed convolution"):
-        packed.recover_direct_conv(linear(), where="up")
-    monkeypatch.setattr(packed, "_why_not", lambda: "taken away by a test")
-    with pytest.raises(QdeqError, match="taken away by a test"):
-        packed.recover_direct_conv(linear(), where="up")
-
-
 @pytest.mark.parametrize("engine", ["onednn", "qnnpack"])
 def test_direct_shape_of_other_engines_is_read(way: str, engine: str) -> None:
     if engine not in torch.backends.quantized.supported_engines:

@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -118,17 +116,3 @@ def test_engine_is_restored(short_run):
     with story._engine():
         assert torch.backends.quantized.engine == "fbgemm"
     assert torch.backends.quantized.engine == before
-
-
-@pytest.mark.slow
-def test_quick_run_as_a_user_starts_it():
-    done = subprocess.run(
-        [sys.executable, "-m", "qdeq.demo", "--quick"], capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    rows = parsed_table(done.stdout)
-    assert rows["int8 (fbgemm)"][0] >= 95
-    assert abs(rows["qdeq.dequantize_model"][0] - rows["int8 (fbgemm)"][0]) <= 0.5
-    assert rows["qdeq.dequantize_model"][1] >= 99
-    assert max(rows["copy by name, load_state_dict"][0], rows["copy by name, in place"][0]) < 30

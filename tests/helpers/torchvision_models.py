@@ -21,6 +21,8 @@ SIDES = {
     "resnext101_64x4d": 32,
     "shufflenet_v2_x0_5": 64,
     "shufflenet_v2_x1_0": 64,
+    "shufflenet_v2_x1_5": 64,
+    "shufflenet_v2_x2_0": 64,
 }
 _AUXILIARY = ("googlenet", "inception_v3")
 
