@@ -53,7 +53,8 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
             except RuntimeError as error:
                 if not ext.optional:
                     raise
-                Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+                for stale in (self.get_ext_fullpath(ext.name), ROOT / self.get_ext_filename(ext.name)):
+                    Path(stale).unlink(missing_ok=True)
                 print(
                     f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}",
                     file=sys.stderr,

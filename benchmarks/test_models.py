@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.harness import Case, assert_same_bits, measure
+from benchmarks.harness import LIMITS, Case, assert_same_bits, measure
 from benchmarks.models import hand_loop, quantized_vgg11, torchvision_model
 from qdeq import dequantize_model
 
@@ -24,6 +24,7 @@ def compare(benchmark, name, model, goal, rounds):
         name,
         lambda: dequantize_model(model),
         peers={"torch": lambda: hand_loop(model)},
+        limits={"fresh memset": lambda: LIMITS.fresh_memset(4 * weights)},
         out_bytes=4 * weights,
         goal={"torch": goal},
     )

@@ -2,9 +2,14 @@
 //
 // Formulas (all float32 unless said otherwise; round to nearest even; no fused multiply-add anywhere):
 //
-//   kSubFloat   y = (float(q) - z) * s                     8-bit values of every scheme, int32 per channel, float
-//   qparams kSubInt32   y = float(int32(q) - int32(z)) * s         int32 per tensor; the subtraction wraps kDouble y =
-//   float(double(float(q) - z) * sd)       per channel, when some scale is not a float32
+//   kSubFloat   y = (float(q) - z) * s
+//               8-bit values of every scheme, int32 per channel, float qparams
+//
+//   kSubInt32   y = float(int32(q) - int32(z)) * s
+//               int32 per tensor; the subtraction wraps
+//
+//   kDouble     y = float(double(float(q) - z) * sd)
+//               per channel, when some scale is not a float32
 //
 // For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z, so kSubFloat is torch's per tensor
 // formula too. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat gives
