@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -12,47 +11,15 @@ from torch import Tensor, nn
 
 from qdeq.activations import check_mode, imitate
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.forms import is_packed_object, is_quantized_module, plain_values, quantized_sources, unsupported_form
+from qdeq.forms import is_packed_object, is_quantized_module, plain_values, unsupported_form
 from qdeq.modules.build import Build, Fused, class_name, join
-from qdeq.packed import is_packed_weight, packed_bias
+from qdeq.rebuilt import Rebuilt, carry_over, check_account
 from qdeq.registry import find_builder
 from qdeq.report import Report, Unconverted
 from qdeq.slots import find_slots
 from qdeq.unfold import check_unfold, unfold
 
 __all__ = ["dequantize_model"]
-
-# Attributes of quantized modules that describe their quantization; everything else a user put there is kept.
-_QUANTIZATION_ATTRIBUTES = {
-    *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
-    *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
-    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
-    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
-}
-# What reference RNNs call the same, after the name of each weight.
-_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
-_HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
-)
-# Hooks on a state_dict know the names and objects of the quantized module.
-_LOST_HOOKS = (
-    *("_state_dict_hooks", "_state_dict_pre_hooks"),
-    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-)
-
-
-@dataclass
-class _Rebuilt:
-    """One rebuilt module: where it came from and, once placed, what it became."""
-
-    path: str
-    source: nn.Module
-    parent: nn.Module
-    item: nn.Module | Fused
-    target: nn.Module | None = None
-    # What gives the output of the quantized module: the target, or what follows it in its own place.
-    carrier: nn.Module | None = None
 
 
 @overload
@@ -151,7 +118,7 @@ def dequantize_model(
     )
     rebuilt = _rebuild_all(model, build, strict)
     result = _assemble(model, rebuilt, build, unfold_bn)
-    _check_account(result, rebuilt, build)
+    check_account(result, rebuilt, build)
     placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
     imitate(result, placed, activations, build.report)
     result = _cast(result, dtype, device)
@@ -173,16 +140,16 @@ def _check_arguments(model: object, dtype: torch.dtype) -> None:
             raise QdeqValueError(expected(name, "a tensor with data", "one on the meta device", remedy))
 
 
-def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[_Rebuilt]:
+def _rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[Rebuilt]:
     """Rebuild every known quantized module once; collect everything that cannot be rebuilt into one error."""
-    rebuilt: list[_Rebuilt] = []
+    rebuilt: list[Rebuilt] = []
     unknown: list[Unconverted] = []
     failures: list[QdeqError] = []
     for path, module, parent in _walk(model):
         builder = find_builder(type(module))
         if builder is not None:
             try:
-                rebuilt.append(_Rebuilt(path, module, parent, builder(module, path, build)))
+                rebuilt.append(Rebuilt(path, module, parent, builder(module, path, build)))
             except QdeqError as error:
                 failures.append(_named(error, path))
             except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
@@ -242,7 +209,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Module]]:
                 yield from visit(join(path, name), value, module)
 
 
-def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build, unfold_bn: bool | float) -> nn.Module:
+def _assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: bool | float) -> nn.Module:
     """Copy everything that is float around the rebuilt modules.
 
     deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
@@ -267,13 +234,13 @@ def _assemble(model: nn.Module, rebuilt: list[_Rebuilt], build: Build, unfold_bn
         _unfold_all(model, rebuilt, unfold_bn, memo, build.report)
     result = _deepcopy(model, memo)
     for part in rebuilt:
-        _carry_over(part, memo, build.report)
+        carry_over(part, memo, build.report)
     _refuse_hidden(memo, build.report)
     return result
 
 
 def _unfold_all(
-    model: nn.Module, rebuilt: list[_Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
+    model: nn.Module, rebuilt: list[Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
 ) -> None:
     """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
     names = {id(module): path for path, module in model.named_modules()}
@@ -308,7 +275,7 @@ def _refuse_hidden(memo: dict[int, Any], report: Report) -> None:
         raise QdeqValueError(expected("model", what, f"{names} inside another object", remedy))
 
 
-def _place(part: _Rebuilt, slot: nn.Module | None, reason: str, report: Report) -> tuple[nn.Module, nn.Module | None]:
+def _place(part: Rebuilt, slot: nn.Module | None, reason: str, report: Report) -> tuple[nn.Module, nn.Module | None]:
     item = part.item
     if not isinstance(item, Fused):
         return item, None
@@ -321,27 +288,6 @@ def _place(part: _Rebuilt, slot: nn.Module | None, reason: str, report: Report) 
     if part.source._forward_hooks:
         report.note(part.path, f"its forward hooks now see the value before the {name}")
     return item.layer, activation
-
-
-def _carry_over(part: _Rebuilt, memo: dict[int, Any], report: Report) -> None:
-    """Give the rebuilt module the user's attributes and hooks, bound to the new modules."""
-    source, target = part.source, part.target
-    assert target is not None  # set by _assemble
-    own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
-    known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
-    for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
-            setattr(target, name, copy.deepcopy(value, memo))
-    for name in _HOOKS:
-        hooks = getattr(source, name)
-        getattr(target, name).update(copy.deepcopy(hooks, memo))
-        if hooks and "_with_" not in name and "_always_" not in name:
-            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
-    target._is_full_backward_hook = source._is_full_backward_hook
-    for name in _LOST_HOOKS:
-        hooks = getattr(source, name)
-        if hooks:
-            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
 
 
 def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -359,44 +305,6 @@ def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         if not parameter.is_contiguous():
             parameter.data = parameter.data.contiguous()
     return copied
-
-
-def _check_account(result: nn.Module, rebuilt: list[_Rebuilt], build: Build) -> None:
-    """Every source tensor used or named, every target parameter written: anything else is an error."""
-    accounted = build.report.accounted_sources()
-    written = {entry.target for entry in build.report.entries}
-    unused: list[str] = []
-    unwritten = {name for name, parameter in result.named_parameters() if parameter.is_meta}
-    for part in rebuilt:
-        assert part.target is not None  # set by _assemble
-        unused += [name for name in _plain_sources(part.source, part.path) if name not in accounted]
-        unused += _unread(part.source, part.path, build)
-        names = (join(part.path, name) for name, _ in part.target.named_parameters())
-        unwritten |= {name for name in names if name not in written}
-    if unused or unwritten:
-        got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
-        message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
-        raise QdeqValueError(message)
-
-
-def _unread(module: nn.Module, path: str, build: Build) -> Iterator[str]:
-    """Names of packed weights and quantized tensors, and of biases packed with them, that no builder read."""
-    for prefix, part in module.named_modules():
-        for name, value in quantized_sources(part):
-            if not build.is_used(value):
-                yield join(path, join(prefix, name))
-            elif is_packed_weight(value) and not build.is_bias_used(value) and packed_bias(value) is not None:
-                yield f"{join(path, join(prefix, name))} (its bias)"
-
-
-def _plain_sources(module: nn.Module, path: str) -> Iterator[str]:
-    """Names of parameters, buffers and output scales, which the report must have."""
-    for prefix, part in module.named_modules():
-        held = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
-        names = [name for name, value in held if not value.is_quantized]
-        if hasattr(part, "scale") and hasattr(part, "zero_point"):
-            names += ["scale", "zero_point"]
-        yield from dict.fromkeys(join(path, join(prefix, name)) for name in names)
 
 
 def _cast(result: nn.Module, dtype: torch.dtype, device: torch.device | str | None) -> nn.Module:

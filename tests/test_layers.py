@@ -21,7 +21,7 @@ LAYERS = [
     ["dequant"],
     ["blocks"],
     ["modules"],
-    ["registry", "mappings", "forms", "slots"],
+    ["registry", "mappings", "forms", "slots", "rebuilt"],
     ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
     ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
     ["convert", "layout", "new_files", "streaming", "writing"],

@@ -1,0 +1,109 @@
+"""One rebuilt module: the user's attributes and hooks carried over, every source and target tensor accounted for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qdeq.errors import QdeqValueError, expected
+from qdeq.forms import quantized_sources
+from qdeq.modules.build import Build, Fused, join
+from qdeq.packed import is_packed_weight, packed_bias
+from qdeq.report import Report
+
+__all__ = ["Rebuilt", "carry_over", "check_account"]
+
+# Attributes of quantized modules that describe their quantization; everything else a user put there is kept.
+_QUANTIZATION_ATTRIBUTES = {
+    *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
+    *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
+}
+# What reference RNNs call the same, after the name of each weight.
+_QUANTIZATION_SUFFIXES = ("_qscheme", "_dtype", "_axis_int")
+_HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+)
+# Hooks on a state_dict know the names and objects of the quantized module.
+_LOST_HOOKS = (
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+
+
+@dataclass
+class Rebuilt:
+    """One rebuilt module: where it came from and, once placed, what it became."""
+
+    path: str
+    source: nn.Module
+    parent: nn.Module
+    item: nn.Module | Fused
+    target: nn.Module | None = None
+    # What gives the output of the quantized module: the target, or what follows it in its own place.
+    carrier: nn.Module | None = None
+
+
+def carry_over(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
+    """Give the rebuilt module the user's attributes and hooks, bound to the new modules."""
+    source, target = part.source, part.target
+    assert target is not None  # set by _assemble
+    own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
+    known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
+    for name, value in source.__dict__.items():
+        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
+            setattr(target, name, copy.deepcopy(value, memo))
+    for name in _HOOKS:
+        hooks = getattr(source, name)
+        getattr(target, name).update(copy.deepcopy(hooks, memo))
+        if hooks and "_with_" not in name and "_always_" not in name:
+            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+    target._is_full_backward_hook = source._is_full_backward_hook
+    for name in _LOST_HOOKS:
+        hooks = getattr(source, name)
+        if hooks:
+            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
+
+
+def check_account(result: nn.Module, rebuilt: list[Rebuilt], build: Build) -> None:
+    """Every source tensor used or named, every target parameter written: anything else is an error."""
+    accounted = build.report.accounted_sources()
+    written = {entry.target for entry in build.report.entries}
+    unused: list[str] = []
+    unwritten = {name for name, parameter in result.named_parameters() if parameter.is_meta}
+    for part in rebuilt:
+        assert part.target is not None  # set by _assemble
+        unused += [name for name in _plain_sources(part.source, part.path) if name not in accounted]
+        unused += _unread(part.source, part.path, build)
+        names = (join(part.path, name) for name, _ in part.target.named_parameters())
+        unwritten |= {name for name in names if name not in written}
+    if unused or unwritten:
+        got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
+        message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
+        raise QdeqValueError(message)
+
+
+def _unread(module: nn.Module, path: str, build: Build) -> Iterator[str]:
+    """Names of packed weights and quantized tensors, and of biases packed with them, that no builder read."""
+    for prefix, part in module.named_modules():
+        for name, value in quantized_sources(part):
+            if not build.is_used(value):
+                yield join(path, join(prefix, name))
+            elif is_packed_weight(value) and not build.is_bias_used(value) and packed_bias(value) is not None:
+                yield f"{join(path, join(prefix, name))} (its bias)"
+
+
+def _plain_sources(module: nn.Module, path: str) -> Iterator[str]:
+    """Names of parameters, buffers and output scales, which the report must have."""
+    for prefix, part in module.named_modules():
+        held = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        names = [name for name, value in held if not value.is_quantized]
+        if hasattr(part, "scale") and hasattr(part, "zero_point"):
+            names += ["scale", "zero_point"]
+        yield from dict.fromkeys(join(path, join(prefix, name)) for name in names)
