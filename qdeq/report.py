@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered"]
+__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered", "jsonable"]
 
 TEXT_COLUMNS = 100
 
@@ -122,7 +122,7 @@ class Report:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as strict JSON; infinities and NaN become strings."""
-        return json.dumps(_jsonable(self.to_dict()), indent=indent, allow_nan=False)
+        return json.dumps(jsonable(self.to_dict()), indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -199,11 +199,12 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str
         yield "  ".join(cells).rstrip()
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """The value as strict JSON takes it: keys are strings, tuples are lists, infinities and NaN are strings."""
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value

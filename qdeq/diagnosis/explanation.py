@@ -9,6 +9,7 @@ from typing import Any
 
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.errors import QdeqValueError, expected
+from qdeq.report import jsonable
 
 __all__ = ["Comparison", "Explanation", "Finding", "Layer", "Outcome"]
 
@@ -133,7 +134,7 @@ class _Result:
             indent: spaces per level, None for one line.
 
         """
-        text = json.dumps(_jsonable(self.to_dict()), indent=indent, allow_nan=False)
+        text = json.dumps(jsonable(self.to_dict()), indent=indent, allow_nan=False)
         if path is not None:
             _write(path, text + "\n")
         return text
@@ -234,13 +235,3 @@ def _write(path: str | Path, text: str) -> Path:
         remedy = "Name a file in an existing folder."
         raise QdeqValueError(expected(str(path), "a path that can be written", str(error), remedy)) from error
     return target
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
