@@ -11,6 +11,7 @@ A file is made from a real one and a number: ``--seed S --only N`` repeats file 
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import random
@@ -124,6 +125,8 @@ def worker(seed: int, start: int, stop: int, corpus: str) -> None:
     originals = {path: path.read_bytes() for path in seeds}
     right = {path: read_everything(str(path)) for path in seeds}
     signal.signal(signal.SIGALRM, _alarm)
+    # pickletools decodes the UNICODE opcode with this codec, which Python imports on first use, whatever the file.
+    codecs.lookup("raw_unicode_escape")
     guard = Guard()
     qdeq.open(seeds[0]).report.to_json()
     with tempfile.TemporaryDirectory() as folder:
