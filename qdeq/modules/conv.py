@@ -69,21 +69,28 @@ def _output_qparams(module: Any, path: str, build: Build) -> None:
     build.output_qparams(module, path)
 
 
+def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
+    """A float convolution on the meta device with the geometry of a quantized or reference one, transposed or not."""
+    transposed = {"output_padding": module.output_padding} if module.transposed else {}
+    return layer_class(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        stride=module.stride,
+        padding=module.padding,
+        dilation=module.dilation,
+        groups=module.groups,
+        bias=has_bias,
+        padding_mode=module.padding_mode,
+        device="meta",
+        **transposed,
+    )
+
+
 def _conv_builder(layer_class: Any, qparams: _Account = _output_qparams) -> Callable[[Any, str, Build], Any]:
     def build_conv(module: Any, path: str, build: Build) -> Any:
         packed = module._packed_params
-        layer = layer_class(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            bias=packed_bias(packed, where=join(path, "bias")) is not None,
-            padding_mode=module.padding_mode,
-            device="meta",
-        )
+        layer = empty_conv(layer_class, module, packed_bias(packed, where=join(path, "bias")) is not None)
         build.weight(packed, module, path, layer)
         build.packed_bias(packed, module, path, layer)
         qparams(module, path, build)

@@ -11,7 +11,7 @@ from torch import nn
 
 from qdeq.errors import QdeqValueError
 from qdeq.modules.build import Build, Rule, join
-from qdeq.modules.conv import unused_qparams
+from qdeq.modules.conv import empty_conv, unused_qparams
 from qdeq.modules.conv_transpose_direct import lost_weight, recover_weight
 from qdeq.packed import is_direct_conv, packed_bias
 
@@ -35,19 +35,7 @@ def _source(packed: Any, shape: tuple[int, ...], path: str, build: Build) -> Any
 def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], Any]:
     def build_conv_transpose(module: Any, path: str, build: Build) -> Any:
         packed = module._packed_params
-        layer = layer_class(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            output_padding=module.output_padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            bias=packed_bias(packed, where=join(path, "bias")) is not None,
-            padding_mode=module.padding_mode,
-            device="meta",
-        )
+        layer = empty_conv(layer_class, module, packed_bias(packed, where=join(path, "bias")) is not None)
         build.weight(_source(packed, tuple(layer.weight.shape), path, build), module, path, layer)
         build.packed_bias(packed, module, path, layer)
         if dynamic:

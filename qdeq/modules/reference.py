@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.ao.nn.quantized.reference.modules.rnn import get_quantized_weight
 
 from qdeq.modules.build import Build, Rule
+from qdeq.modules.conv import empty_conv
 from qdeq.modules.rnn import make_rnn
 
 __all__ = ["RULES"]
@@ -56,20 +57,7 @@ def build_linear(module: Any, path: str, build: Build) -> nn.Linear:
 
 def _conv(layer_class: Any) -> Callable[[Any, str, Build], Any]:
     def build_conv(module: Any, path: str, build: Build) -> Any:
-        transposed = {"output_padding": module.output_padding} if module.transposed else {}
-        layer = layer_class(
-            module.in_channels,
-            module.out_channels,
-            module.kernel_size,
-            stride=module.stride,
-            padding=module.padding,
-            dilation=module.dilation,
-            groups=module.groups,
-            bias=module.bias is not None,
-            padding_mode=module.padding_mode,
-            device="meta",
-            **transposed,
-        )
+        layer = empty_conv(layer_class, module, module.bias is not None)
         return _fill(module, path, build, layer, ["weight"])
 
     return build_conv
