@@ -142,14 +142,17 @@ class Build:
         self, packed: Any, module: nn.Module, path: str, target: nn.Module, name: str = "bias", source_name: str = ""
     ) -> None:
         """Copy the bias of a packed weight into ``target``'s ``name``; see :meth:`biases`."""
+        bias = self.read_bias(packed, path, source_name or name)
+        self.biases([(source_name or name, bias)], module, path, target, name)
+
+    def read_bias(self, packed: Any, path: str, name: str = "bias") -> Tensor | None:
+        """A copy of the bias of a packed weight, counted as read; None where it has none.
+
+        A builder that must know whether there is one reads it once and hands it to :meth:`biases`: most engines
+        unpack the whole weight to give it.
+        """
         self.use_bias(packed)
-        self.biases(
-            [(source_name or name, packed_bias(packed, where=join(path, source_name or name)))],
-            module,
-            path,
-            target,
-            name,
-        )
+        return packed_bias(packed, where=join(path, name))
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str

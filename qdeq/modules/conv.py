@@ -11,8 +11,7 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.modules.build import Build, Fused, Rule, join
-from qdeq.packed import packed_bias
+from qdeq.modules.build import Build, Fused, Rule
 
 __all__ = ["RULES", "ConvAdd2d", "ConvAddReLU2d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "unused_qparams"]
 
@@ -90,9 +89,10 @@ def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
 def _conv_builder(layer_class: Any, qparams: _Account = _output_qparams) -> Callable[[Any, str, Build], Any]:
     def build_conv(module: Any, path: str, build: Build) -> Any:
         packed = module._packed_params
-        layer = empty_conv(layer_class, module, packed_bias(packed, where=join(path, "bias")) is not None)
+        bias = build.read_bias(packed, path)
+        layer = empty_conv(layer_class, module, bias is not None)
         build.weight(packed, module, path, layer)
-        build.packed_bias(packed, module, path, layer)
+        build.biases([("bias", bias)], module, path, layer, "bias")
         qparams(module, path, build)
         return layer
 

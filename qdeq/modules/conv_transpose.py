@@ -13,7 +13,7 @@ from qdeq.errors import QdeqValueError
 from qdeq.modules.build import Build, Rule, join
 from qdeq.modules.conv import empty_conv, unused_qparams
 from qdeq.modules.conv_transpose_direct import lost_weight, recover_weight
-from qdeq.packed import is_direct_conv, packed_bias
+from qdeq.packed import is_direct_conv
 
 __all__ = ["RULES"]
 
@@ -35,9 +35,10 @@ def _source(packed: Any, shape: tuple[int, ...], path: str, build: Build) -> Any
 def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], Any]:
     def build_conv_transpose(module: Any, path: str, build: Build) -> Any:
         packed = module._packed_params
-        layer = empty_conv(layer_class, module, packed_bias(packed, where=join(path, "bias")) is not None)
+        bias = build.read_bias(packed, path)
+        layer = empty_conv(layer_class, module, bias is not None)
         build.weight(_source(packed, tuple(layer.weight.shape), path, build), module, path, layer)
-        build.packed_bias(packed, module, path, layer)
+        build.biases([("bias", bias)], module, path, layer, "bias")
         if dynamic:
             unused_qparams(module, path, build)
         else:

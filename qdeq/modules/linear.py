@@ -15,9 +15,8 @@ import torch.ao.nn.sparse.quantized.dynamic as nnsqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.modules.build import Build, Fused, Rule, join
+from qdeq.modules.build import Build, Fused, Rule
 from qdeq.modules.conv import unused_qparams
-from qdeq.packed import packed_bias
 
 __all__ = ["RULES", "LinearLeakyReLU", "LinearReLU", "LinearTanh", "packed_or_half"]
 
@@ -74,10 +73,10 @@ def packed_or_half(packed: Any, dtype: torch.dtype, build: Build) -> Any:
 
 def _linear(module: Any, path: str, build: Build) -> nn.Linear:
     packed = module._packed_params._packed_params
-    has_bias = packed_bias(packed, where=join(path, "bias")) is not None
-    layer = nn.Linear(module.in_features, module.out_features, bias=has_bias, device="meta")
+    bias = build.read_bias(packed, path)
+    layer = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
     build.weight(packed_or_half(packed, module._packed_params.dtype, build), module, path, layer)
-    build.packed_bias(packed, module, path, layer)
+    build.biases([("bias", bias)], module, path, layer, "bias")
     return layer
 
 
