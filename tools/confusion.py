@@ -1,6 +1,6 @@
 """Makes the confusion table of docs/explain.md: faults put into correct rebuilds, and what qdeq.explain calls them.
 
-    python tools/confusion.py --cache /tmp/qdeq-confusion --out confusion.json
+    python tools/confusion.py --workers 2 --cache /tmp/qdeq-confusion --out confusion.json
 
 Subjects: VGG11 on scikit-learn's digits, the same with batch norm (fused), torchvision's resnet18 converted, each
 trained briefly and once more from another seed, and a small network for what those three cannot show. The trained
@@ -10,11 +10,15 @@ weights are kept in the cache folder.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import multiprocessing
 import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -30,14 +34,16 @@ from tests.helpers.mutations import MUTATIONS, NotApplicable, Subject, mutate, m
 from tests.helpers.small import small_subject
 
 TRIALS = 20
-PAIRS = [
-    ("weight_not_copied", "bias_zeroed"),
-    ("scale_missing", "activation_lost"),
-    ("scale_mean", "weight_partly_copied"),
-    ("channels_permuted", "bias_missing"),
-    ("weights_swapped", "scale_divided"),
-    ("bn_applied_twice", "weight_not_copied"),
-]
+SUBJECTS = ("vgg11", "vgg11_bn", "resnet18", "small")
+PAIRS = (
+    "weight_not_copied+bias_zeroed",
+    "scale_missing+activation_lost",
+    "scale_mean+weight_partly_copied",
+    "channels_permuted+bias_missing",
+    "weights_swapped+scale_divided",
+    "bn_applied_twice+weight_not_copied",
+    "quant_stub_lost+weight_of_other_layer",
+)
 
 
 def _train(model: nn.Module, seed: int) -> None:
@@ -88,156 +94,149 @@ def _trained(name: str, seed: int, cache: Path) -> nn.Module:
     return model.eval()
 
 
-def subjects(cache: Path, names: list[str]) -> list[Subject]:
-    """Train or load, convert and rebuild every subject."""
+@functools.cache
+def subject(name: str, cache: Path) -> Subject:
+    """Train or load, convert and rebuild a subject."""
+    if name == "small":
+        return small_subject(0)
     cache.mkdir(parents=True, exist_ok=True)
-    found = []
-    for name in names:
-        if name == "small":
-            found.append(small_subject(0))
+    models = [_convert(_trained(name, seed, cache), name) for seed in (1, 2)]
+    rebuilt = [qdeq.dequantize_model(model) for model in models]
+    images = load_digits()[0].batch(torch.arange(8))[0]
+    return Subject(name, models[0], rebuilt[0], rebuilt[1], images)
+
+
+def single_faults(subject: Subject, kind: str, trials: int) -> Counter[str]:
+    """What was named first: the kind itself, if at the right module; "no place: why" where the fault cannot be."""
+    named: Counter[str] = Counter()
+    for seed in range(trials):
+        try:
+            mutant = mutate(kind, subject, seed)
+        except NotApplicable as error:
+            named[f"no place: {error}"] += 1
             continue
-        models = [_convert(_trained(name, seed, cache), name) for seed in (1, 2)]
-        rebuilt = [qdeq.dequantize_model(model) for model in models]
-        found.append(Subject(name, models[0], rebuilt[0], rebuilt[1]))
-    return found
+        explanation = qdeq.explain(mutant.int8, mutant.float_model, mutant.data)
+        # A layer that clips gives its successor the largest integers there are: where that saturates, it is said first.
+        findings = [item for item in explanation.findings if kind == "saturation" or item.kind != "saturation"]
+        right = findings[0].module in mutant.modules and (kind == "clipping" or not explanation.agrees)
+        named[findings[0].kind if right else f"{findings[0].kind} elsewhere"] += 1
+    return named
 
 
-def single_faults(subject: Subject, trials: int, kinds: list[str]) -> dict[str, Counter[str]]:
-    """Kind -> what was named first, "right" meaning this kind at this module."""
-    table: dict[str, Counter[str]] = {}
-    for kind in kinds:
-        named: Counter[str] = Counter()
-        for seed in range(trials):
-            try:
-                mutant = mutate(kind, subject, seed)
-            except NotApplicable:
-                continue
-            finding = qdeq.explain(mutant.int8, mutant.float_model).findings[0]
-            right_module = finding.module in mutant.modules
-            named[finding.kind if right_module else f"{finding.kind} elsewhere"] += 1
-        if named:
-            table[kind] = named
-        _progress(subject, kind, named)
-    return table
-
-
-def double_faults(subject: Subject, trials: int) -> Counter[str]:
+def double_faults(subject: Subject, pair: str, trials: int) -> Counter[str]:
     """How often both of two faults were named at their modules."""
     named: Counter[str] = Counter()
-    for kinds in PAIRS:
-        for seed in range(trials):
-            try:
-                first, second = mutate_twice(kinds, subject, seed)
-            except NotApplicable:
-                continue
-            found = {(item.kind, item.module) for item in qdeq.explain(second.int8, second.float_model).findings}
-            hits = sum(any((m.kind, path) in found for path in m.modules) for m in (first, second))
-            named["both" if hits == 2 else f"{'+'.join(kinds)}: {hits}"] += 1
-    _progress(subject, "two faults", named)
+    for seed in range(trials):
+        try:
+            first, second = mutate_twice(tuple(pair.split("+")), subject, seed)
+        except NotApplicable as error:
+            named[f"no place: {error}"] += 1
+            continue
+        found = {(item.kind, item.module) for item in qdeq.explain(second.int8, second.float_model).findings}
+        hits = sum(any((m.kind, path) in found for path in m.modules) for m in (first, second))
+        named["both" if hits == 2 else f"{pair}: {hits}"] += 1
     return named
 
 
-def correct_rebuilds(subject: Subject, trials: int) -> Counter[str]:
-    """Count what is found in a correct rebuild, with activations dropped, clamped and fake-quantized."""
+def correct_rebuilds(subject: Subject, mode: str, trials: int) -> Counter[str]:
+    """Count what is found in a correct rebuild, with data in every second trial."""
     named: Counter[str] = Counter()
-    for index in range(trials):
-        mode = ("drop", "clamp", "fake_quant")[index % 3]
+    for seed in range(trials):
         model = qdeq.dequantize_model(subject.int8, activations=mode)
-        explanation = qdeq.explain(subject.int8, model)
+        explanation = qdeq.explain(subject.int8, model, subject.images if seed % 2 else None)
         faults = {item.kind for item in explanation.findings if item.is_fault}
-        named[f"{mode}: {'agrees' if explanation.agrees else ', '.join(sorted(faults))}"] += 1
-    _progress(subject, "correct", named)
+        named["agrees" if explanation.agrees else ", ".join(sorted(faults))] += 1
     return named
 
 
-def _progress(subject: Subject, what: str, named: Counter[str]) -> None:
-    print(f"{subject.name:10} {what:24} {dict(named)}", flush=True)
+_PARTS = {"single": single_faults, "double": double_faults, "correct": correct_rebuilds}
 
 
-def table(files: list[Path]) -> str:
-    """Return the Markdown table of some result files; counts of the same subject and fault are added up."""
-    single: dict[str, dict[str, Counter[str]]] = {}
-    double: dict[str, Counter[str]] = {}
-    correct: dict[str, Counter[str]] = {}
-    for file in files:
-        for name, result in json.loads(file.read_text())["subjects"].items():
-            double.setdefault(name, Counter()).update(result["double"])
-            correct.setdefault(name, Counter()).update(result["correct"])
-            for kind, named in result["single"].items():
-                single.setdefault(kind, {}).setdefault(name, Counter()).update(named)
-    names = list(double)
-    lines = ["| fault | " + " | ".join(names) + " | named otherwise |", "|---" * (len(names) + 2) + "|"]
-    right = tried = 0
+def _run(task: tuple[str, str, str], cache: Path, trials: int) -> Counter[str]:
+    name, part, what = task
+    warnings.simplefilter("ignore")
+    torch.backends.quantized.engine = "fbgemm"
+    torch.set_num_threads(1)  # the layers are small, and the workers run side by side
+    return _PARTS[part](subject(name, cache), what, trials if part != "correct" else max(1, trials // 5))
+
+
+def _places(named: Counter[str]) -> Counter[str]:
+    """Leave out the trials for which the network had no place."""
+    return Counter({what: count for what, count in named.items() if not what.startswith("no place: ")})
+
+
+def table(results: dict[str, dict[str, dict[str, Counter[str]]]]) -> str:
+    """Return the Markdown table of results: subject -> part -> fault -> what was named."""
+    lines = ["| fault | " + " | ".join(results) + " | named otherwise |", "|---" * (len(results) + 2) + "|"]
+    notes: dict[str, str] = {}
     for kind in MUTATIONS:
-        row = single.get(kind, {})
-        wrong: Counter[str] = Counter()
-        cells = []
-        for name in names:
-            named = row.get(name, Counter())
-            right, tried = right + named[kind], tried + sum(named.values())
-            wrong.update({other: count for other, count in named.items() if other != kind})
-            cells.append(f"{named[kind]} of {sum(named.values())}" if named else "")
-        others = ", ".join(f"{other} {count}" for other, count in wrong.items())
-        lines.append(f"| `{kind}` | " + " | ".join(cells) + f" | {others} |")
-    both = [f"{double[name]['both']} of {sum(double[name].values())}" for name in names]
-    lines.append("| two faults, both named | " + " | ".join(both) + " | |")
-    agrees = []
-    for name in names:
-        good = sum(count for what, count in correct[name].items() if what.endswith("agrees"))
-        agrees.append(f"{good} of {sum(correct[name].values())}")
-    lines.append("| correct rebuild (drop, clamp, fake_quant) agrees | " + " | ".join(agrees) + " | |")
-    pairs, rebuilds = (sum(sum(c.values()) for c in part.values()) for part in (double, correct))
-    lines.append("")
-    summary = f"{right} of {tried} single faults are named first, at the right module"
-    lines.append(f"{summary}; {tried + pairs + rebuilds} trials in all.")
+        cells, wrong = [], Counter()
+        for parts in results.values():
+            named = parts["single"].get(kind, Counter())
+            tried = _places(named)
+            reason = next((what for what in named if what not in tried), "")
+            if reason and not tried:
+                notes.setdefault(reason.removeprefix("no place: "), chr(ord("a") + len(notes)))
+                cells.append(f"({notes[reason.removeprefix('no place: ')]})")
+                continue
+            cells.append(f"{tried[kind]} of {tried.total()}")
+            wrong.update({other: count for other, count in tried.items() if other != kind})
+        lines.append(f"| `{kind}` | {' | '.join(cells)} | {', '.join(f'{k} {n}' for k, n in wrong.items())} |")
+    for part, right, title in (
+        ("double", "both", "two faults, both named"),
+        ("correct", "agrees", "correct rebuild (drop, clamp, fake_quant): agrees"),
+    ):
+        sums = [_places(sum(parts[part].values(), Counter())) for parts in results.values()]
+        wrong = sum(sums, Counter())
+        del wrong[right]
+        cells = [f"{named[right]} of {named.total()}" for named in sums]
+        lines.append(f"| {title} | {' | '.join(cells)} | {', '.join(f'{k} {n}' for k, n in wrong.items())} |")
+    lines += ["", *(f"({letter}) no place for it: {reason}." for reason, letter in notes.items())]
     return "\n".join(lines)
+
+
+def totals(results: dict[str, dict[str, dict[str, Counter[str]]]]) -> dict[str, list[int]]:
+    """Part -> [right, tried]."""
+    found = {}
+    for part in _PARTS:
+        right = tried = 0
+        for parts in results.values():
+            for what, named in parts[part].items():
+                right += named[{"single": what, "double": "both", "correct": "agrees"}[part]]
+                tried += _places(named).total()
+        found[part] = [right, tried]
+    return found
 
 
 def main() -> int:
     """Run the trials; exit 1 if fewer are right than the project promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, nargs="+", help="print the table of these result files and stop")
     parser.add_argument("--cache", type=Path, default=Path("confusion-cache"), help="folder for the trained weights")
     parser.add_argument("--out", type=Path, help="write the counts as JSON")
-    parser.add_argument("--trials", type=int, default=TRIALS)
-    parser.add_argument("--subjects", default="vgg11,vgg11_bn,resnet18,small")
-    parser.add_argument("--parts", default="single,double,correct")
-    parser.add_argument("--kinds", help="only these single faults")
+    parser.add_argument("--trials", type=int, default=TRIALS, help="trials of each fault on each subject")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--subjects", default=",".join(SUBJECTS))
+    parser.add_argument("--kinds", default=",".join(MUTATIONS), help="these single faults")
+    parser.add_argument("--parts", default=",".join(_PARTS))
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(arguments.table))
-        return 0
-    kinds = arguments.kinds.split(",") if arguments.kinds else list(MUTATIONS)
-    parts = arguments.parts.split(",")
-    warnings.simplefilter("ignore")
-    torch.backends.quantized.engine = "fbgemm"
-    torch.set_num_threads(1)  # the layers are small, and several of these scripts may run side by side
-    start, results = time.time(), {}
-    for subject in subjects(arguments.cache, arguments.subjects.split(",")):
-        results[subject.name] = {
-            "single": single_faults(subject, arguments.trials, kinds) if "single" in parts else {},
-            "double": double_faults(subject, arguments.trials) if "double" in parts else Counter(),
-            "correct": correct_rebuilds(subject, 9) if "correct" in parts else Counter(),
-        }
-    single = Counter()
-    for result in results.values():
-        for kind, named in result["single"].items():
-            single["right"] += named[kind]
-            single["all"] += sum(named.values())
-    double = sum((result["double"] for result in results.values()), Counter())
-    correct = sum((result["correct"] for result in results.values()), Counter())
-    agrees = sum(count for name, count in correct.items() if name.endswith("agrees"))
-    totals = {
-        "single faults": [single["right"], single["all"]],
-        "two faults": [double["both"], sum(double.values())],
-        "correct rebuilds": [agrees, sum(correct.values())],
-        "seconds": round(time.time() - start),
-    }
-    print(totals)
+    names = arguments.subjects.split(",")
+    whats = {"single": arguments.kinds.split(","), "double": PAIRS, "correct": ("drop", "clamp", "fake_quant")}
+    tasks = [(name, part, what) for name in names for part in arguments.parts.split(",") for what in whats[part]]
+    start = time.time()
+    results: dict = {name: {part: {} for part in _PARTS} for name in names}
+    with ProcessPoolExecutor(arguments.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = pool.map(_run, tasks, repeat(arguments.cache), repeat(arguments.trials))
+        for (name, part, what), named in zip(tasks, jobs, strict=True):
+            results[name][part][what] = named
+            print(f"{time.time() - start:6.0f} s  {name:10} {part:8} {what:40} {dict(named)}", flush=True)
+    sums = totals(results)
+    print(f"\n{table(results)}\n")
+    print(", ".join(f"{part}: {right} of {tried}" for part, (right, tried) in sums.items()), end="; ")
+    print(f"{sum(tried for _, tried in sums.values())} trials in {time.time() - start:.0f} s")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"totals": totals, "subjects": results}, indent=1) + "\n")
-    good = single["right"] >= 0.95 * single["all"] and double["both"] >= 0.9 * sum(double.values())
-    return 0 if good and agrees == sum(correct.values()) else 1
+        arguments.out.write_text(json.dumps({"totals": sums, "subjects": results}, indent=1) + "\n")
+    (single, singles), (double, doubles), (correct, corrects) = sums.values()
+    return 0 if single >= 0.95 * singles and double >= 0.9 * doubles and correct == corrects else 1
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from qdeq.diagnosis.explanation import Finding, Layer
-from qdeq.diagnosis.graph import light_copy
+from qdeq.diagnosis.graph import fused_activation, light_copy
 from qdeq.diagnosis.pairs import Pair
-from qdeq.diagnosis.running import Batch, OutputSums, Sums, as_float, forward
+from qdeq.diagnosis.running import Batch, OutputSums, Sums, as_float, forward, squared_error
 from qdeq.diagnosis.saturation import Saturation, measure_saturation
-from qdeq.diagnosis.sides import fused_activation
 from qdeq.diagnosis.weights import finding
 
-__all__ = ["Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
+__all__ = ["Answer", "Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
 
 # Clipping is worth a line when this share of a layer's values is outside what int8 represents.
 CLIPPED_SHARE = 1e-3
@@ -27,12 +26,26 @@ DIVERGED_DB = 10.0
 
 @dataclass
 class Watch:
-    """What is kept about one pair of layers while both models run."""
+    """What is kept about one pair of layers while both models run.
+
+    Attributes:
+        pair: the layers.
+        total: over the outputs of both.
+        own: sum of squared differences between the float layer on the int8 layer's input and the int8 layer.
+        before: sum of squared differences between the float layer on its own input and on the int8 layer's.
+        outside: values of the float layer that int8 cannot represent.
+        low: smallest value of the float layer.
+        high: largest value of the float layer.
+        calls: arguments and output of the int8 layer in this batch, quantized as they are.
+        next_call: which of them the float layer answers next.
+        saturation: of the first batch.
+
+    """
 
     pair: Pair
     total: Sums = field(default_factory=Sums)
-    own: Sums = field(default_factory=Sums)
-    before: Sums = field(default_factory=Sums)
+    own: float = 0.0
+    before: float = 0.0
     outside: int = 0
     low: float = float("inf")
     high: float = float("-inf")
@@ -41,32 +54,44 @@ class Watch:
     saturation: Saturation | None = None
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A batch and what both models made of it, float32."""
+
+    batch: Batch
+    ours: Tensor
+    theirs: Tensor
+
+
 def run_side_by_side(
-    int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], data: Callable[[], Any]
-) -> tuple[list[Watch], OutputSums]:
+    int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], data: Iterable[Batch], keep: int
+) -> tuple[list[Watch], OutputSums, list[Answer]]:
     """Run both models once on all data and each float layer once more on the int8 model's own input.
 
-    Both models are copies that may be run; their hooks are removed again.
+    Both are run as copies that share their parameters.
 
     Args:
         int8_model: the model with quantized modules.
         float_model: the float model.
-        pairs: layers to watch.
-        data: gives an iterator over batches.
+        pairs: layers to watch, each a module of its own.
+        data: batches.
+        keep: how many samples' answers to return.
 
     """
     watches = [Watch(pair) for pair in pairs]
     outputs = OutputSums()
+    answers: list[Answer] = []
     int8_model, float_model = light_copy(int8_model), light_copy(float_model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for batch in data():
-            _run_batch(int8_model, float_model, watches, outputs, batch)
-    return watches, outputs
+        for batch in data:
+            answer = _run_batch(int8_model, float_model, watches, batch)
+            outputs.add(answer.ours, answer.theirs, batch.labels)
+            if sum(len(item.batch) for item in answers) < keep:
+                answers.append(answer)
+    return watches, outputs, answers
 
 
-def _run_batch(
-    int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], outputs: OutputSums, batch: Batch
-) -> None:
+def _run_batch(int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], batch: Batch) -> Answer:
     handles = [int8_model.get_submodule(watch.pair.layer.path).register_forward_hook(_keep(watch)) for watch in watches]
     try:
         ours = forward(int8_model, batch.inputs, "int8_model")
@@ -82,17 +107,17 @@ def _run_batch(
         for watch in watches:
             watch.calls.clear()
             watch.next_call = 0
-    outputs.add(ours, theirs, batch.labels)
+    return Answer(batch, ours, theirs)
 
 
 def _keep(watch: Watch) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
-        value = as_float(output)
-        if value is None:
+        if not isinstance(output, Tensor):
             return
-        if watch.saturation is None and isinstance(args[0], Tensor):
+        if watch.saturation is None and args and isinstance(args[0], Tensor):
             watch.saturation = measure_saturation(module, args[0], watch.pair.layer)
-        watch.calls.append((tuple(as_float(item) if isinstance(item, Tensor) else item for item in args), value))
+        # Copies: an activation that works in place may follow. Quantized ones are a quarter of the floats.
+        watch.calls.append((tuple(item.clone() if isinstance(item, Tensor) else item for item in args), output.clone()))
 
     return hook
 
@@ -106,19 +131,25 @@ def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
         value = as_float(output)
         if value is None or watch.next_call >= len(watch.calls):
             return
-        own_args, ours = watch.calls[watch.next_call]
+        args_kept, kept = watch.calls[watch.next_call]
+        watch.calls[watch.next_call] = ((), output)  # what is kept is needed once
         watch.next_call += 1
+        ours = as_float(kept)
         value = after(value)
-        if value.shape != ours.shape:
+        if ours is None or value.shape != ours.shape:
             return
         _count_range(watch, value)
         watch.total.add(ours, value)
-        local = layer.forward(*own_args)
+        local = layer.forward(*(_dequantized(item) for item in args_kept))
         local = after(norm.forward(local) if norm is not None else local)
-        watch.own.add(ours, local)
-        watch.before.add(local, value)
+        watch.own += squared_error(ours, local)
+        watch.before += squared_error(local, value)
 
     return (norm or layer).register_forward_hook(hook)
+
+
+def _dequantized(value: Any) -> Any:
+    return value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value
 
 
 def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -162,8 +193,8 @@ def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
         total = watch.total
         row.sqnr_db, row.cosine, row.max_abs = total.sqnr_db, total.cosine, total.largest
         row.mean_abs = total.absolute / total.count
-        row.introduced = watch.own.relative
-        row.inherited = (watch.before.error / total.aa) ** 0.5 if total.aa > 0 else None
+        row.introduced = total.relative(watch.own)
+        row.inherited = total.relative(watch.before)
         row.clipped = watch.outside / total.count
         row.low, row.high = watch.low, watch.high
         limits = representable(watch.pair)

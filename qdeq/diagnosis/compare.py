@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.activations import own_activation
 from qdeq.diagnosis.explanation import Comparison, Layer
-from qdeq.diagnosis.graph import light_copy
-from qdeq.diagnosis.pairs import norms_behind
+from qdeq.diagnosis.graph import fused_activation, light_copy
+from qdeq.diagnosis.batch_norm import norms_behind
 from qdeq.diagnosis.running import OutputSums, Sums, as_float, batches, forward
-from qdeq.diagnosis.sides import fused_activation
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.forms import is_quantized_module
 from qdeq.modules.build import class_name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from qdeq.convert import dequantize_model
 from qdeq.diagnosis.activations import fill_table, run_side_by_side, runtime_findings
+from qdeq.diagnosis.float_side import float_tensors
 from qdeq.diagnosis.explanation import Explanation, Finding, Layer, Outcome
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.pairs import Pair, match_layers
-from qdeq.diagnosis.repair import Attribution, attribute
-from qdeq.diagnosis.running import Batch, batches
-from qdeq.diagnosis.sides import IntegerLayer, Side, integer_layers, open_side
+from qdeq.diagnosis.attribution import Attribution, attribute
+from qdeq.diagnosis.repair import Repairs
+from qdeq.diagnosis.running import batches
+from qdeq.diagnosis.integers import Int8Side, IntegerLayer
+from qdeq.diagnosis.plain import plain_findings, unread_findings
+from qdeq.diagnosis.sides import Side, open_side
+from qdeq.diagnosis.int8_side import read_int8_side
 from qdeq.diagnosis.structure import structure_findings
 from qdeq.diagnosis.verdict import order, verdict
 from qdeq.diagnosis.weights import weight_findings
@@ -58,20 +63,22 @@ def explain(
 
     """
     ours, theirs = open_side(int8_model, "int8_model", trust=trust), open_side(float_model, "float_model", trust=trust)
-    quantized = integer_layers(ours)
-    if not quantized:
+    held = read_int8_side(ours)
+    quantized = held.layers
+    if not quantized and not held.unread:
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
     pairs, alone = match_layers(quantized, theirs)
     total = sum(layer.numel for layer in quantized)
     findings, table, histograms = weight_findings(pairs, total)
     findings += [_no_partner(layer, total) for layer in alone]
+    findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
         findings += structure_findings(ours.model, theirs.model, pairs, right, total)
     outcome, first, repaired = None, None, Attribution()
     if data is not None:
-        outcome, first, repaired = _run(ours, theirs, pairs, table, findings, data, total)
+        outcome, first, repaired = _run(ours, held, theirs, pairs, table, findings, data, total)
     findings = order(findings, repaired.groups)
     return Explanation(
         findings,
@@ -87,6 +94,7 @@ def explain(
 
 def _run(
     ours: Side,
+    held: Int8Side,
     theirs: Side,
     pairs: list[Pair],
     table: dict[str, Layer],
@@ -99,32 +107,31 @@ def _run(
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
     float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
-    kept: list[Batch] = []
-
-    def parts() -> Iterator[Batch]:
-        for batch in batches(data):
-            if sum(len(item.inputs) for item in kept) < MOST_REPAIR_SAMPLES:
-                kept.append(batch)
-            yield batch
-
-    watches, outputs = run_side_by_side(ours.model, float_model, same_shape, parts)
+    runnable = [pair for pair in same_shape if pair.layer.alone and pair.partner.alone]
+    watches, outputs, answers = run_side_by_side(ours.model, float_model, runnable, batches(data), MOST_REPAIR_SAMPLES)
     first = fill_table(watches, table)
     findings += runtime_findings(watches, total)
-    return outputs.outcome(), first, attribute(findings, same_shape, ours.model, float_model, kept)
+    sides = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
+    return outputs.outcome(), first, attribute(findings, sides, float_model, answers)
 
 
 def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.Module:
     """Return the rebuilt model with the state_dict's weights in it."""
     model = dequantize_model(int8_model)
+    own = {name: value.shape for name, value in model.state_dict().items()}
+    fitting = {name: value for name, value in float_tensors(side).items() if own.get(name) == value.shape}
+    model.load_state_dict(fitting, strict=False)
     for pair in pairs:
-        module: Any = model.get_submodule(pair.layer.path)
+        module: Any = model.get_submodule(pair.layer.module)
         if not pair.same_shape:
             remedy = "Leave data out, or pass a model."
             raise QdeqValueError(
                 expected(pair.layer.path, "a weight that fits", str(pair.partner.weight.shape), remedy)
             )
-        module.weight = nn.Parameter(pair.partner.weight.clone())
-        module.bias = None if pair.bias is None else nn.Parameter(pair.bias.clone())
+        name = pair.layer.parameter
+        setattr(module, name, nn.Parameter(pair.partner.weight.clone()))
+        if hasattr(module, bias_name := name.replace("weight", "bias")):
+            setattr(module, bias_name, None if pair.bias is None else nn.Parameter(pair.bias.clone()))
     return model
 
 

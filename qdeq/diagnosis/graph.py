@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from qdeq.diagnosis.sides import fused_activation
 from qdeq.forms import is_quantized_module
 
-__all__ = ["Activation", "activation_name", "activations_behind", "light_copy", "trace"]
+__all__ = ["Activation", "activation_name", "activations_behind", "fused_activation", "light_copy", "trace"]
 
 _ACTIVATIONS = (
     "ReLU6", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish",
@@ -22,6 +21,26 @@ _FUNCTIONS = {"relu": "ReLU", "relu_": "ReLU", "relu6": "ReLU6", "leaky_relu": "
     name.lower(): name for name in ("Sigmoid", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid")
 }
 _TRANSPARENT = ("Identity", "Dropout", "QuantStub", "DeQuantStub", "Quantize", "DeQuantize", "FakeQuantize")
+
+
+_FUSED_ACTIVATIONS = {
+    "ConvReLU": "ReLU",
+    "LinearReLU": "ReLU",
+    "LinearLeakyReLU": "LeakyReLU",
+    "LinearTanh": "Tanh",
+    "ConvAddReLU": "ReLU",
+}
+
+
+def fused_activation(module: nn.Module) -> str:
+    """Class name of the activation that a fused (quantized, QAT or held) layer applies itself."""
+    for cls in type(module).__mro__:
+        name = cls.__name__.rstrip("123d")
+        if name in ("ConvBnReLU", "BNReLU"):
+            return "ReLU"
+        if name in _FUSED_ACTIVATIONS:
+            return _FUSED_ACTIVATIONS[name]
+    return ""
 
 
 def light_copy(model: nn.Module) -> nn.Module:

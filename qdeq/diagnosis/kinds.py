@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "REBUILD", "Kind"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ _BIAS = (
     "float_model.get_submodule('{module}').bias = "
     "torch.nn.Parameter(int8_model.get_submodule('{source}').bias().detach().clone())"
 )
-_REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
+REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
 
 KINDS: dict[str, Kind] = {
     "not_finite": Kind("NaN or infinite values", _COPY, urgency=5),
-    "shape_mismatch": Kind("weights of another shape", _REBUILD, urgency=5),
-    "no_partner": Kind("quantized modules without a partner in the float model", _REBUILD, urgency=4),
-    "run_failed": Kind("a module fails in forward", _REBUILD, urgency=6),
+    "shape_mismatch": Kind("weights of another shape", REBUILD, urgency=5),
+    "no_partner": Kind("quantized modules without a partner in the float model", REBUILD, urgency=4),
+    "not_compared": Kind("quantized, and not compared: nothing is known about it", REBUILD, urgency=0),
+    "parameter_wrong": Kind("parameters that are not quantized differ", REBUILD, urgency=2),
     "weight_not_copied": Kind("weights never copied", _COPY, urgency=4),
     "weight_partly_copied": Kind("weights copied in part", _COPY, urgency=3),
     "weight_of_other_layer": Kind("weights copied from another layer", _COPY, urgency=3),
@@ -47,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "weight_transposed": Kind("weights transposed", _COPY, urgency=3),
     "weight_altered": Kind("weights changed after the copy", _COPY, urgency=2),
     "channels_permuted": Kind("channels in another order", _COPY, urgency=3),
-    "other_checkpoint": Kind("weights of a different checkpoint", _REBUILD, urgency=3),
+    "other_checkpoint": Kind("weights of a different checkpoint", REBUILD, urgency=3),
     "scale_missing": Kind("integers copied without their scale", _COPY, urgency=3),
     "scale_of_activation": Kind("multiplied by the scale of the output, not of the weight", _COPY, urgency=3),
     "scale_of_one_channel": Kind("one channel's scale used for all channels", _COPY, urgency=3),
@@ -69,10 +70,15 @@ KINDS: dict[str, Kind] = {
     "activation_doubled": Kind(
         "activation applied twice", "float_model.set_submodule('{extra}', torch.nn.Identity())", urgency=2
     ),
-    "activation_added": Kind("an activation that the int8 model has not", _REBUILD, urgency=2),
+    "activation_added": Kind("an activation that the int8 model has not", REBUILD, urgency=2),
     "bn_applied_twice": Kind(
         "batch norm applied again to weights that contain it",
         "float_model.set_submodule('{norm}', torch.nn.Identity())",
+        urgency=4,
+    ),
+    "quant_stub_lost": Kind(
+        "no identity where the int8 model has its stub",
+        "float_model.set_submodule('{module}', torch.nn.Identity())",
         urgency=4,
     ),
     "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),

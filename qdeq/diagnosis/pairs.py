@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides import FloatLayer, IntegerLayer, Side, batch_norm_affine, float_layers, fold_batch_norm
+from qdeq.diagnosis.batch_norm import batch_norm_affine, fold_batch_norm, norms_behind
+from qdeq.diagnosis.float_side import float_layers
+from qdeq.diagnosis.integers import FloatLayer, IntegerLayer
+from qdeq.diagnosis.sides import Side
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["Pair", "match_layers", "norms_behind"]
+__all__ = ["Pair", "match_layers"]
 
 # A fresh batch norm multiplies by 1 / sqrt(1 + eps), which is within this of 1.
 NEARLY_ONE = 1e-3
@@ -75,7 +77,7 @@ def match_layers(layers: list[IntegerLayer], side: Side) -> tuple[list[Pair], li
         same = next((path for path, other in theirs.items() if tuple(other.weight.shape) == layer.shape), None)
         if same is not None:
             chosen[layer.path] = theirs.pop(same)
-    if not chosen:
+    if layers and not chosen:
         names = ", ".join(layer.path for layer in layers[:5])
         remedy = "Pass the float form of the same network; no layer agrees in name or shape."
         raise QdeqValueError(expected("float_model", f"layers like {names}", ", ".join(theirs) or "none", remedy))
@@ -98,15 +100,3 @@ def _attach_norms(pairs: list[Pair], model: nn.Module) -> None:
             continue
         pair.norm, pair.norm_factor = path, (factor, shift)
         pair.folded = fold_batch_norm(weight, pair.partner.bias, norm, transposed=transposed)
-
-
-def norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.batchnorm._BatchNorm]]]:
-    """Layer -> the batch norm that is registered right behind it, before the next layer."""
-    before = ""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if before and not path.startswith(before + "."):
-                yield before, (path, module)
-            before = ""
-        elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2:
-            before = path

@@ -14,10 +14,13 @@ from qdeq.diagnosis.explanation import Outcome
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
 from qdeq.modules.build import class_name
 
-__all__ = ["Batch", "OutputSums", "Sums", "as_float", "batches", "first_tensor", "forward"]
+__all__ = ["Batch", "OutputSums", "Sums", "as_float", "batches", "first_tensor", "forward", "squared_error"]
 
-# A tensor of data is run in parts of this many samples, so that the layers' outputs of one part fit in memory.
+# Data is run in parts of this many samples and about this many bytes, so that the layers' outputs of one part stay small.
 BATCH_SAMPLES = 64
+BATCH_BYTES = 4 << 20
+# Sums are taken over this many values at once: they stay in the second-level cache.
+CHUNK_VALUES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Batch:
 
     inputs: Tensor
     labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
 
     def first(self, count: int) -> Batch:
         """Return the first ``count`` samples."""
@@ -44,8 +50,10 @@ def batches(data: object) -> Iterator[Batch]:
     for batch in _parts(data):
         if batch.inputs.ndim == 0:
             raise QdeqValueError(expected("data", "batches of samples", "a scalar", "Pass a tensor (n, ...)."))
-        for start in range(0, len(batch.inputs), BATCH_SAMPLES):
-            part = slice(start, start + BATCH_SAMPLES)
+        sample_bytes = batch.inputs[:1].numel() * batch.inputs.element_size()
+        size = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(1, sample_bytes)))
+        for start in range(0, len(batch.inputs), size):
+            part = slice(start, start + size)
             yield Batch(batch.inputs[part], None if batch.labels is None else batch.labels[part])
         count += len(batch.inputs)
     if count == 0:
@@ -161,16 +169,15 @@ class Sums:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Count two float32 tensors of one shape in."""
-        a, b = a.flatten(), b.flatten()
-        difference = b - a
-        size = difference.abs()
         self.count += a.numel()
-        self.aa += float(torch.dot(a, a))
-        self.bb += float(torch.dot(b, b))
-        self.ab += float(torch.dot(a, b))
-        self.error += float(torch.dot(difference, difference))
-        self.absolute += float(size.sum())
-        self.largest = max(self.largest, float(size.max())) if size.numel() else self.largest
+        for x, y in _chunks(a, b):
+            size = (y - x).abs_()
+            self.aa += float(torch.dot(x, x))
+            self.bb += float(torch.dot(y, y))
+            self.ab += float(torch.dot(x, y))
+            self.error += float(torch.dot(size, size))
+            self.absolute += float(size.sum())
+            self.largest = max(self.largest, float(size.max()))
 
     @property
     def sqnr_db(self) -> float | None:
@@ -187,10 +194,22 @@ class Sums:
         size = (self.aa * self.bb) ** 0.5
         return self.ab / size if size > 0 else 0.0
 
-    @property
-    def relative(self) -> float:
-        """Root mean square of the difference relative to a's."""
-        return (self.error / self.aa) ** 0.5 if self.aa > 0 else float(self.error > 0)
+    def relative(self, error: float) -> float:
+        """Root of a sum of squared differences relative to a's."""
+        return (error / self.aa) ** 0.5 if self.aa > 0 else float(error > 0)
+
+
+def squared_error(a: Tensor, b: Tensor) -> float:
+    """Sum of the squared differences of two float32 tensors of one shape."""
+    total = 0.0
+    for x, y in _chunks(a, b):
+        difference = y - x
+        total += float(torch.dot(difference, difference))
+    return total
+
+
+def _chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(a.reshape(-1).split(CHUNK_VALUES), b.reshape(-1).split(CHUNK_VALUES), strict=True)
 
 
 class OutputSums:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides import IntegerLayer
+from qdeq.diagnosis.integers import IntegerLayer
 
 __all__ = ["Saturation", "measure_saturation", "pair_sums"]
 

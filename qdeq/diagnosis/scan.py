@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdeq.diagnosis.sides import FloatLayer, IntegerLayer, Integers
+from qdeq.diagnosis.integers import FloatLayer, IntegerLayer, Integers
 
 __all__ = ["Case", "Scan", "open_case", "scan_weight"]
 

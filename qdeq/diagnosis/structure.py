@@ -10,6 +10,7 @@ from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.graph import Activation, activation_name, activations_behind, trace
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.pairs import Pair
+from qdeq.diagnosis.stubs import stub_findings
 from qdeq.diagnosis.weights import finding
 
 __all__ = ["structure_findings"]
@@ -36,6 +37,7 @@ def structure_findings(
         found for pair in pairs if (found := _norm_twice(pair, pair.layer.path in right, total_weights)) is not None
     ]
     if int8_model is not None:
+        findings += stub_findings(int8_model, float_model)
         findings += _activations(int8_model, float_model, pairs, total_weights)
     return findings
 
@@ -70,6 +72,8 @@ def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair
     for pair in pairs:
         if ours is None or theirs is None:
             break
+        if not (pair.layer.alone and pair.partner.alone):
+            continue
         wanted = activations_behind(ours, int8_model, pair.layer.path)
         actual = activations_behind(theirs, float_model, pair.partner.path)
         if wanted is None or actual is None:

@@ -9,6 +9,8 @@ from qdeq.diagnosis.text import join_names, percent
 __all__ = ["group_by_kind", "order", "verdict"]
 
 MOST_GROUPS = 3
+# What in the evidence says how much of its module a finding is about, 0 to 1.
+_HOW_BAD = ("relative_error", "wrong_outputs", "clipped_share")
 
 
 def group_by_kind(findings: list[Finding]) -> dict[str, list[Finding]]:
@@ -24,7 +26,7 @@ def order(findings: list[Finding], group_repair: dict[str, float]) -> list[Findi
     """Worst first: by what repairing the kind brings, then its urgency, then the error and share of each finding."""
 
     def badness(item: Finding) -> tuple[float, ...]:
-        error = item.evidence.get("relative_error", 1.0)
+        error = next((item.evidence[name] for name in _HOW_BAD if name in item.evidence), 1.0)
         error = min(1.0, error) if isinstance(error, float) and error == error else 1.0
         # Shares of repair are measured on samples: differences of a few percent do not order findings.
         repaired = round(max(0.0, group_repair.get(item.kind, 0.0)), 1)

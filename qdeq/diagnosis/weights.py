@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdeq.diagnosis.explanation import Finding, Layer
-from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.kinds import KINDS, REBUILD
 from qdeq.diagnosis.pairs import Pair
 from qdeq.diagnosis.recognise import FROM_INTEGERS, Verdict
 from qdeq.diagnosis.scan import Case, Scan, open_case, scan_weight
-from qdeq.diagnosis.sides import Integers
+from qdeq.diagnosis.integers import FloatLayer, Integers
 
 __all__ = ["finding", "weight_findings"]
 
@@ -25,7 +26,7 @@ PLOTTED = 4096
 def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float) -> Finding:
     """Return a finding at a pair, with the remedy of its kind."""
     names = {"module": pair.partner.path, "source": pair.layer.path, **evidence}
-    remedy = KINDS[kind].remedy.format_map(names)
+    remedy = (KINDS[kind].remedy if pair.layer.alone and pair.partner.alone else REBUILD).format_map(names)
     return Finding(pair.layer.path, kind, f"{pair.layer.path}: {sentence}", evidence, share, None, remedy)
 
 
@@ -120,7 +121,7 @@ def _of_other_layer(case: Case, pairs: list[Pair]) -> Verdict:
 
 
 def _never_copied(case: Case) -> Verdict:
-    initial = initial_distribution(case.partner.weight)
+    initial = initial_distribution(case.partner.weight, rnn_bounds(case.partner))
     # The start of the very training run may still be correlated with its end, but then it is sharply bounded; a bell
     # curve alone says nothing.
     if initial is None or (abs(case.scan.correlation) >= CORRELATED and not initial.startswith("uniform")):
@@ -142,11 +143,24 @@ def _other_values(case: Case) -> tuple[str, str, dict[str, Any]]:
     return "other_checkpoint", text, {}
 
 
-def initial_distribution(weight: Tensor) -> str | None:
+def rnn_bounds(layer: FloatLayer) -> list[float]:
+    """Bounds within which torch's RNNs and cells draw their weights and biases: 1 / sqrt(hidden_size)."""
+    if "weight_ih" not in layer.parameter and "weight_hh" not in layer.parameter:
+        return []
+    gates = [count for name, count in (("LSTM", 4), ("GRU", 3), ("RNN", 1)) if name in layer.class_name]
+    return [(layer.weight.shape[0] / count) ** -0.5 for count in gates or (4, 3, 1)]
+
+
+def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | None:
     """Name the initialisation whose distribution ``weight`` still has; None for trained weights.
 
     Tested are a constant, torch's default (uniform, bound 1 / sqrt(fan_in)), and the uniform and normal forms of
     Kaiming's and Xavier's rules, and the normal ones of torchvision, by Kolmogorov's distance.
+
+    Args:
+        weight: of any shape.
+        bounds: other bounds of a uniform distribution to test.
+
     """
     if weight.numel() < 2:
         return None
@@ -161,7 +175,8 @@ def initial_distribution(weight: Tensor) -> str | None:
     # Distance that a sample of the right distribution exceeds once in about 2000 tries.
     limit = 2.0 / len(values) ** 0.5
     bound = max(-low, high)
-    for size in (1 / fan_in**0.5, (6 / fan_in) ** 0.5, (6 / fan_out) ** 0.5, (6 / (fan_in + fan_out)) ** 0.5):
+    kaiming = (1 / fan_in**0.5, (6 / fan_in) ** 0.5, (6 / fan_out) ** 0.5, (6 / (fan_in + fan_out)) ** 0.5)
+    for size in (*bounds, *kaiming):
         if 0.5 * size < bound <= size * (1 + 1e-6) and _distance(values, (values / size + 1) / 2) < limit:
             return f"uniform within {size:.3g}, as initialised"
     for std in (
@@ -225,7 +240,7 @@ def _judge_bias(pair: Pair, pairs: list[Pair], share: float) -> Finding | None:
             text = f"the bias is the one of {other.layer.path}"
             return finding(pair, "bias_wrong", text, {**evidence, "holds": other.layer.path}, share)
     if _initial_bias(bias, pair):
-        text = "the bias was never copied: it is still uniform within 1 / sqrt(fan_in), as initialised"
+        text = "the bias was never copied: it is still uniform, as initialised"
         return finding(pair, "bias_not_copied", text, evidence, share)
     text = f"the bias differs by up to {error:.3g} (largest value {size:.3g})"
     return finding(pair, "bias_wrong", text, evidence, share)
@@ -236,11 +251,12 @@ def _folded_note(pair: Pair) -> str:
 
 
 def _initial_bias(bias: Tensor, pair: Pair) -> bool:
-    fan_in = math.prod(pair.partner.weight.shape[1:])
-    bound = fan_in**-0.5
-    values = bias.double().sort().values
-    inside = bool(bias.abs().max() <= bound * (1 + 1e-6))
-    return inside and _distance(values, (values / bound + 1) / 2) < 2.0 / len(values) ** 0.5
+    values, largest = bias.double().sort().values, float(bias.abs().max())
+    bounds = rnn_bounds(pair.partner) or [math.prod(pair.partner.weight.shape[1:]) ** -0.5]
+    return any(
+        largest <= bound * (1 + 1e-6) and _distance(values, (values / bound + 1) / 2) < 2.0 / len(values) ** 0.5
+        for bound in bounds
+    )
 
 
 def _find_swaps(findings: list[Finding]) -> None:

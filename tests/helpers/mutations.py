@@ -13,12 +13,13 @@ from torch import nn
 
 @dataclass
 class Subject:
-    """An int8 model, its correct rebuild, and a rebuild of another training run of the same network."""
+    """An int8 model, its correct rebuild, a rebuild of another training run of the same network, and inputs."""
 
     name: str
     int8: nn.Module
     rebuilt: nn.Module
     other: nn.Module | None = None
+    images: torch.Tensor | None = None
 
 
 @dataclass
@@ -29,10 +30,11 @@ class Mutant:
     float_model: nn.Module
     kind: str
     modules: tuple[str, ...]  # any of them is right
+    data: torch.Tensor | None = None  # what both have to be run on for it to show
 
 
 class NotApplicable(Exception):
-    """This subject has no place for the fault."""
+    """This subject has no place for the fault; says why."""
 
 
 def layers(subject: Subject) -> list[str]:
@@ -49,9 +51,9 @@ def integers(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return q.int_repr().int(), scale.clone().view(view), zero.clone().view(view)
 
 
-def pick(rng: random.Random, items: list[str]) -> str:
+def pick(rng: random.Random, items: list[str], what: str = "such layer") -> str:
     if not items:
-        raise NotApplicable
+        raise NotApplicable(f"no {what}")
     return rng.choice(items)
 
 
@@ -61,7 +63,9 @@ def with_weight(
     where: Callable[..., bool] | None = None,
 ) -> Callable[[random.Random, Subject], Mutant]:
     def mutate(rng: random.Random, subject: Subject) -> Mutant:
-        path = pick(rng, [p for p in layers(subject) if where is None or where(subject.int8.get_submodule(p))])
+        path = pick(
+            rng, [p for p in layers(subject) if where is None or where(subject.int8.get_submodule(p))], "square weight"
+        )
         model = copy.deepcopy(subject.rebuilt)
         target = model.get_submodule(path)
         with torch.no_grad():
@@ -97,6 +101,13 @@ def _wrong_axis(rng, q, ints, s, z):
     return (ints - z) * s.reshape(view)
 
 
+def _wrong_scale(rng, q, ints, s, z):
+    other = (
+        s.roll(rng.randint(1, len(s) - 1), 0) if rng.random() < 0.5 else s * rng.choice([0.25, 0.5, 1.5, 2.0, 127.0])
+    )
+    return (ints - z) * other
+
+
 def _square(q) -> bool:
     return q.weight().dim() >= 2 and q.weight().shape[0] == q.weight().shape[1] > 1
 
@@ -130,7 +141,7 @@ def bias(kind: str) -> Callable[[random.Random, Subject], Mutant]:
         have = [
             p for p in layers(subject) if (b := subject.int8.get_submodule(p).bias()) is not None and b.abs().max() > 0
         ]
-        path = pick(rng, have)
+        path = pick(rng, have, "bias")
         model = copy.deepcopy(subject.rebuilt)
         target = model.get_submodule(path)
         with torch.no_grad():
@@ -167,7 +178,7 @@ def affine(kind: str) -> Callable[[random.Random, Subject], Mutant]:
         ints, s, z = integers(layer.weight())
         wrapped = (ints - z + 128).remainder(256) - 128
         if kind == "zero_point_wrapped" and torch.equal(wrapped, ints - z):
-            raise NotApplicable
+            raise NotApplicable("no difference that wraps")
         with torch.no_grad():
             target.weight.copy_(ints * s if kind == "zero_point_ignored" else wrapped * s)
         return Mutant(int8, model, kind, (path,))
@@ -180,7 +191,7 @@ def swapped(both: bool) -> Callable[[random.Random, Subject], Mutant]:
         shapes = {path: subject.rebuilt.get_submodule(path).weight.shape for path in layers(subject)}
         pairs = [(a, b) for a in shapes for b in shapes if a < b and shapes[a] == shapes[b]]
         if not pairs:
-            raise NotApplicable
+            raise NotApplicable("no two layers of one shape")
         one, two = rng.choice(pairs)
         model = copy.deepcopy(subject.rebuilt)
         a, b = model.get_submodule(one), model.get_submodule(two)
@@ -217,7 +228,8 @@ def activation(kind: str) -> Callable[[random.Random, Subject], Mutant]:
         model = copy.deepcopy(subject.rebuilt)
         # In a residual block's tail the ReLU belongs to the addition, not to a layer.
         names = ("LeakyReLU",) if double else _NAMES
-        path = pick(rng, [p for p, m in model.named_modules() if type(m).__name__ in names])
+        what = "activation that changes values when applied twice: only ReLU" if double else "activation"
+        path = pick(rng, [p for p, m in model.named_modules() if type(m).__name__ in names], what)
         owner = path
         if type(subject.int8.get_submodule(path)) is nn.Identity:
             order = [p for p, _ in subject.int8.named_modules()]
@@ -252,7 +264,7 @@ def _norm_slot(rng: random.Random, model: nn.Module) -> tuple[str, str]:
         elif not isinstance(module, nn.Sequential):
             before = ""
     if not slots:
-        raise NotApplicable
+        raise NotApplicable("no batch norm was folded in")
     return rng.choice(slots)
 
 
@@ -263,7 +275,10 @@ def training_mode(rng: random.Random, subject: Subject) -> Mutant:
         path = rng.choice(drops)
         model.get_submodule(path).train()
         return Mutant(subject.int8, model, "training_mode", (path,))
-    path, slot = _norm_slot(rng, model)
+    try:
+        path, slot = _norm_slot(rng, model)
+    except NotApplicable:
+        raise NotApplicable("neither dropout nor batch norm") from None
     model.set_submodule(slot, nn.BatchNorm2d(model.get_submodule(path).weight.shape[0]).train())
     return Mutant(subject.int8, model, "training_mode", (slot,))
 
@@ -276,10 +291,113 @@ def flatten_order(rng: random.Random, subject: Subject) -> Mutant:
     weight = model.get_submodule(linear).weight
     channels = model.get_submodule(convs[-1]).weight.shape[0]
     if weight.shape[1] == channels or weight.shape[1] % channels:
-        raise NotApplicable
+        raise NotApplicable("the features are one pixel: no order to mistake")
     with torch.no_grad():
         weight.copy_(weight.view(len(weight), channels, -1).transpose(1, 2).reshape(weight.shape))
     return Mutant(subject.int8, model, "flatten_order", (linear,))
+
+
+def not_finite(rng: random.Random, subject: Subject) -> Mutant:
+    path, model = rng.choice(layers(subject)), copy.deepcopy(subject.rebuilt)
+    target = model.get_submodule(path)
+    value = target.bias if target.bias is not None and rng.random() < 0.3 else target.weight
+    with torch.no_grad():
+        places = torch.randperm(value.numel())[: rng.choice([1, 5, value.numel()])]
+        value.view(-1)[places] = rng.choice([float("nan"), float("inf"), -float("inf")])
+    return Mutant(subject.int8, model, "not_finite", (path,))
+
+
+def no_partner(rng: random.Random, subject: Subject) -> Mutant:
+    path, model = rng.choice(layers(subject)), copy.deepcopy(subject.rebuilt)
+    model.set_submodule(path, nn.Identity())
+    return Mutant(subject.int8, model, "no_partner", (path,))
+
+
+def shape_mismatch(rng: random.Random, subject: Subject) -> Mutant:
+    path, model = rng.choice(layers(subject)), copy.deepcopy(subject.rebuilt)
+    weight = model.get_submodule(path).weight
+    rows, columns = weight.shape[0] + rng.choice([-3, 1, 16]), weight.shape[1]
+    kernel = weight.shape[2:]
+    other = nn.Conv2d(columns, rows, kernel, padding=1) if kernel else nn.Linear(columns, rows)
+    model.set_submodule(path, other)
+    return Mutant(subject.int8, model, "shape_mismatch", (path,))
+
+
+def activation_added(rng: random.Random, subject: Subject) -> Mutant:
+    path, model = rng.choice(layers(subject)), copy.deepcopy(subject.rebuilt)
+    extra = rng.choice([nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU])()
+    model.set_submodule(path, nn.Sequential(model.get_submodule(path), extra))
+    return Mutant(subject.int8, model, "activation_added", (path,))
+
+
+class Affine(nn.Module):
+    """``factor * x + shift``: what is left where somebody took a stub for more, or less, than an identity."""
+
+    def __init__(self, factor: float, shift: float = 0.0) -> None:
+        super().__init__()
+        self.factor, self.shift = factor, shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x + self.shift
+
+
+def quant_stub_lost(rng: random.Random, subject: Subject) -> Mutant:
+    stubs = {type(m).__name__: (p, m) for p, m in subject.int8.named_modules()}
+    model = copy.deepcopy(subject.rebuilt)
+    path, stub = stubs[rng.choice(["Quantize", "DeQuantize"])]
+    scale, zero_point = float(stubs["Quantize"][1].scale), int(stubs["Quantize"][1].zero_point)
+    ways = [Affine(1 / scale, zero_point), Affine(1 / scale), Affine(scale), Affine(rng.uniform(1.5, 4), 0.3)]
+    model.set_submodule(path, rng.choice(ways))
+    return Mutant(subject.int8, model, "quant_stub_lost", (path,))
+
+
+def clipping(rng: random.Random, subject: Subject) -> Mutant:
+    """No fault: one int8 layer represents a part of its values only."""
+    path, int8 = rng.choice(layers(subject)), copy.deepcopy(subject.int8)
+    int8.get_submodule(path).scale /= rng.uniform(6, 12)
+    return Mutant(int8, copy.deepcopy(subject.rebuilt), "clipping", (path,), subject.images)
+
+
+def saturation(rng: random.Random, subject: Subject) -> Mutant:
+    """Full 8-bit inputs to one int8 layer of large weights; the float model holds the same weights."""
+    before = _producers(subject)
+    path = pick(rng, list(before), "layer whose input one other module makes")
+    int8, model = copy.deepcopy(subject.int8), copy.deepcopy(subject.rebuilt)
+    layer, target, producer = int8.get_submodule(path), model.get_submodule(path), int8.get_submodule(before[path])
+    quantizes = type(producer).__name__ == "Quantize"
+    if quantizes:
+        producer.scale, producer.zero_point = producer.scale / 2, producer.zero_point * 2
+    else:
+        producer.scale, producer.zero_point = producer.scale / 8, 0
+    ints, scale, _ = integers(layer.weight())
+    large = torch.where(ints < 0, ints.clamp(max=-rng.randint(110, 127)), ints.clamp(min=rng.randint(110, 127)))
+    weight = torch.quantize_per_channel(
+        (large * scale).float(), scale.flatten().double(), torch.zeros(len(scale), dtype=torch.int64), 0, torch.qint8
+    )
+    layer.set_weight_bias(weight, layer.bias())
+    with torch.no_grad():
+        target.weight.copy_(layer.weight().dequantize())
+    seen: list[torch.Tensor] = []
+    handle = target.register_forward_hook(lambda m, x, y: seen.append(y))
+    with torch.no_grad():
+        model(subject.images)
+    handle.remove()
+    low, high = (0.0 if "ReLU" in type(layer).__name__ else min(0.0, float(seen[0].min()))), float(seen[0].max())
+    layer.scale = max(high - low, 1e-3) / 127  # so that the layers behind it see a reduced range, as before
+    layer.zero_point = round(-low / layer.scale)
+    return Mutant(int8, model, "saturation", (path,), subject.images)
+
+
+def _producers(subject: Subject) -> dict[str, str]:
+    """Layer -> the module that alone makes its input: the stub, or the layer and ReLU in front of it."""
+    stub = next(p for p, m in subject.int8.named_modules() if type(m).__name__ == "Quantize")
+    chain = layers(subject)
+    found = {chain[0]: stub}
+    for before, path in zip(chain, chain[1:], strict=False):
+        # In a residual network only layers of one block follow each other and nothing else.
+        if before.startswith("features.") or before.rpartition(".")[0] == path.rpartition(".")[0]:
+            found[path] = before
+    return found
 
 
 def _fresh(rng, q, target):
@@ -304,6 +422,7 @@ MUTATIONS: dict[str, Callable[[random.Random, Subject], Mutant]] = {
     "scale_mean": with_weight(_formula(lambda rng, q, i, s, z: (i - z) * s.mean()), "scale_mean"),
     "scale_wrong_axis": with_weight(_formula(_wrong_axis), "scale_wrong_axis", _square),
     "scale_divided": with_weight(_formula(lambda rng, q, i, s, z: (i - z) / s), "scale_divided"),
+    "scale_wrong": with_weight(_formula(_wrong_scale), "scale_wrong"),
     "zero_point_ignored": affine("zero_point_ignored"),
     "zero_point_wrapped": affine("zero_point_wrapped"),
     "bias_missing": bias("bias_missing"),
@@ -312,9 +431,16 @@ MUTATIONS: dict[str, Callable[[random.Random, Subject], Mutant]] = {
     "bias_wrong": bias("bias_wrong"),
     "activation_lost": activation("activation_lost"),
     "activation_doubled": activation("activation_doubled"),
+    "activation_added": activation_added,
     "bn_applied_twice": norm_twice,
     "training_mode": training_mode,
     "flatten_order": flatten_order,
+    "quant_stub_lost": quant_stub_lost,
+    "not_finite": not_finite,
+    "no_partner": no_partner,
+    "shape_mismatch": shape_mismatch,
+    "clipping": clipping,
+    "saturation": saturation,
 }
 
 
@@ -331,4 +457,4 @@ def mutate_twice(kinds: tuple[str, str], subject: Subject, seed: int) -> tuple[M
         second = mutate(kinds[1], Subject(subject.name, first.int8, first.float_model), seed * 100 + attempt + 50)
         if not set(first.modules) & set(second.modules):
             return first, second
-    raise NotApplicable
+    raise NotApplicable("no two places")

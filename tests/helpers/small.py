@@ -82,4 +82,5 @@ def small_subject(seed: int = 0, batch_norm: bool = True) -> Subject:
 
     int8 = small_int8(seed, batch_norm)
     other = qdeq.dequantize_model(small_int8(seed + 1000, batch_norm))
-    return Subject(f"small network{' with batch norm' if batch_norm else ''}", int8, qdeq.dequantize_model(int8), other)
+    images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return Subject("small network", int8, qdeq.dequantize_model(int8), other, images)
