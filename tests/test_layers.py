@@ -25,8 +25,8 @@ LAYERS = [
     ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
     ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
     ["convert", "layout", "new_files", "streaming", "writing"],
-    ["diagnosis", "plot"],
-    ["cli", "cli_explain", "demo", "__main__"],
+    ["diagnosis"],
+    ["cli", "demo", "__main__"],
     ["__init__"],
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

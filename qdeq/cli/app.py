@@ -21,7 +21,7 @@ COMMANDS = {
     "convert": "qdeq.cli.convert:convert",
     "verify": "qdeq.cli.verify:verify",
     "diff": "qdeq.cli.diff:diff",
-    "explain": "qdeq.cli_explain:explain",
+    "explain": "qdeq.cli.explain:explain",
     "info": "qdeq.cli.info:info",
 }
 DIFFERENT, ERROR, STOPPED, TERMINATED = 1, 2, 130, 143

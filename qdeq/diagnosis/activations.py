@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.explanation import Finding, Layer
 from qdeq.diagnosis.graph import fused_activation, light_copy
 from qdeq.diagnosis.pairs import Pair
+from qdeq.diagnosis.results import Finding, Layer
 from qdeq.diagnosis.running import Batch, OutputSums, Sums, as_float, forward, squared_error
 from qdeq.diagnosis.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.weights import finding
@@ -33,6 +33,7 @@ class Watch:
         total: over the outputs of both.
         own: sum of squared differences between the float layer on the int8 layer's input and the int8 layer.
         before: sum of squared differences between the float layer on its own input and on the int8 layer's.
+        split_signal: sum of the int8 layer's squares where ``own`` and ``before`` were measured.
         outside: values of the float layer that int8 cannot represent.
         low: smallest value of the float layer.
         high: largest value of the float layer.
@@ -46,6 +47,7 @@ class Watch:
     total: Sums = field(default_factory=Sums)
     own: float = 0.0
     before: float = 0.0
+    split_signal: float = 0.0
     outside: int = 0
     low: float = float("inf")
     high: float = float("-inf")
@@ -66,7 +68,7 @@ class Answer:
 def run_side_by_side(
     int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], data: Iterable[Batch], keep: int
 ) -> tuple[list[Watch], OutputSums, list[Answer]]:
-    """Run both models once on all data and each float layer once more on the int8 model's own input.
+    """Run both models once on all data, and in every second batch each float layer once more on the int8 one's input.
 
     Both are run as copies that share their parameters.
 
@@ -83,22 +85,24 @@ def run_side_by_side(
     answers: list[Answer] = []
     int8_model, float_model = light_copy(int8_model), light_copy(float_model)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for batch in data:
-            answer = _run_batch(int8_model, float_model, watches, batch)
+        for number, batch in enumerate(data):
+            answer = _run_batch(int8_model, float_model, watches, batch, split=number % 2 == 0)
             outputs.add(answer.ours, answer.theirs, batch.labels)
             if sum(len(item.batch) for item in answers) < keep:
                 answers.append(answer)
     return watches, outputs, answers
 
 
-def _run_batch(int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], batch: Batch) -> Answer:
+def _run_batch(
+    int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], batch: Batch, *, split: bool
+) -> Answer:
     handles = [int8_model.get_submodule(watch.pair.layer.path).register_forward_hook(_keep(watch)) for watch in watches]
     try:
         ours = forward(int8_model, batch.inputs, "int8_model")
     finally:
         for handle in handles:
             handle.remove()
-    handles = [_judge(watch, float_model, int8_model) for watch in watches]
+    handles = [_judge(watch, float_model, int8_model, split=split) for watch in watches]
     try:
         theirs = forward(float_model, batch.inputs, "float_model")
     finally:
@@ -122,7 +126,7 @@ def _keep(watch: Watch) -> Callable[[nn.Module, Any, Any], None]:
     return hook
 
 
-def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
+def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module, *, split: bool) -> Any:
     layer = float_model.get_submodule(watch.pair.partner.path)
     norm = float_model.get_submodule(watch.pair.norm) if watch.pair.norm and watch.pair.use_folded else None
     after = own_activation(int8_model.get_submodule(watch.pair.layer.path), layer)
@@ -139,9 +143,13 @@ def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module) -> Any:
         if ours is None or value.shape != ours.shape:
             return
         _count_range(watch, value)
+        signal = watch.total.aa
         watch.total.add(ours, value)
+        if not split:
+            return
         local = layer.forward(*(_dequantized(item) for item in args_kept))
         local = after(norm.forward(local) if norm is not None else local)
+        watch.split_signal += watch.total.aa - signal
         watch.own += squared_error(ours, local)
         watch.before += squared_error(local, value)
 
@@ -183,6 +191,10 @@ def _count_range(watch: Watch, value: Tensor) -> None:
             watch.outside += int(((value < limits[0] - half) | (value > limits[1] + half)).sum())
 
 
+def _relative(error: float, signal: float) -> float:
+    return (error / signal) ** 0.5 if signal > 0 else float(error > 0)
+
+
 def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
     """Write the numbers into the rows; the first layer where the outputs part, if any."""
     first = None
@@ -193,8 +205,8 @@ def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
         total = watch.total
         row.sqnr_db, row.cosine, row.max_abs = total.sqnr_db, total.cosine, total.largest
         row.mean_abs = total.absolute / total.count
-        row.introduced = total.relative(watch.own)
-        row.inherited = total.relative(watch.before)
+        row.introduced = _relative(watch.own, watch.split_signal)
+        row.inherited = _relative(watch.before, watch.split_signal)
         row.clipped = watch.outside / total.count
         row.low, row.high = watch.low, watch.high
         limits = representable(watch.pair)

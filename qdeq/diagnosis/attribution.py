@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from qdeq.diagnosis.activations import Answer
-from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.graph import light_copy
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.repair import Repairs
+from qdeq.diagnosis.results import Finding
 from qdeq.diagnosis.running import OutputSums, forward
-from qdeq.diagnosis.text import join_names
 from qdeq.diagnosis.verdict import group_by_kind, order
+from qdeq.diagnosis.wording import join_names
 
 __all__ = ["Attribution", "attribute"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qdeq.diagnosis.activations import own_activation
-from qdeq.diagnosis.explanation import Comparison, Layer
-from qdeq.diagnosis.graph import fused_activation, light_copy
 from qdeq.diagnosis.batch_norm import norms_behind
+from qdeq.diagnosis.explanation import Comparison
+from qdeq.diagnosis.graph import fused_activation, light_copy
+from qdeq.diagnosis.results import Layer
 from qdeq.diagnosis.running import OutputSums, Sums, as_float, batches, forward
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.forms import is_quantized_module

@@ -1,122 +1,22 @@
-"""What a diagnosis returns: findings, the table of layers, the verdict."""
+"""What :func:`qdeq.explain` and :func:`qdeq.compare` return: the results with the ways to write them out."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qdeq.diagnosis.kinds import KINDS
-from qdeq.errors import QdeqValueError, expected
+from qdeq.diagnosis.html import explanation_html
+from qdeq.diagnosis.plot import picture
+from qdeq.diagnosis.results import ComparisonData, ExplanationData
+from qdeq.diagnosis.text import comparison_text, explanation_text
+from qdeq.new_files import NewFiles
 from qdeq.report import jsonable
 
-__all__ = ["Comparison", "Explanation", "Finding", "Layer", "Outcome"]
+__all__ = ["Comparison", "Explanation"]
 
 SCHEMA_VERSION = 1
-
-
-@dataclass
-class Finding:
-    """One thing that is wrong, or one layer that is right.
-
-    Attributes:
-        module: dotted path in the int8 model; empty for the model itself.
-        kind: one of :data:`qdeq.diagnosis.kinds.KINDS`.
-        message: what is wrong, in one sentence.
-        evidence: name -> number, string or list of them.
-        share: how many of the model's weights this is about, 0 to 1: the module's weights, or as many as it has biases.
-        repair: share of the disagreement (mean squared error of the output) that disappears when only this is put
-            right, at most 1 and negative where it grows; None without data.
-        remedy: a line of code.
-
-    """
-
-    module: str
-    kind: str
-    message: str
-    evidence: dict[str, Any] = field(default_factory=dict)
-    share: float = 0.0
-    repair: float | None = None
-    remedy: str = ""
-
-    @property
-    def is_fault(self) -> bool:
-        """False for rounding and clipping, which every int8 model has."""
-        return not KINDS[self.kind].benign
-
-
-@dataclass
-class Layer:
-    """One layer of both models; numbers from running them are None without data.
-
-    Attributes:
-        module: dotted path in the first model.
-        partner: dotted path in the second model.
-        class_a: class of the module in the first (int8) model.
-        class_b: class of the module in the second (float) model.
-        weights: how many weights the layer has.
-        weight_equal: share of the weights that are equal bit for bit; None where it was not counted.
-        weight_error_steps: largest difference of a weight, in units of its channel's scale.
-        sqnr_db: signal to quantization noise ratio of the output in dB: 10 log10(sum a^2 / sum (a - b)^2).
-        mean_abs: mean absolute difference of the output.
-        max_abs: largest absolute difference of the output.
-        cosine: cosine of the angle between both outputs.
-        clipped: share of the second model's values outside what the first model's output can represent.
-        introduced: error that the layer itself makes on the first model's input, as root mean square relative to
-            the root mean square of the first model's output.
-        inherited: error that arrives with the second model's own input and passes the layer, in the same unit.
-        low: smallest value of the second model's output.
-        high: largest value of the second model's output.
-        low_representable: smallest value that the first model's output can represent.
-        high_representable: largest value that the first model's output can represent.
-
-    """
-
-    module: str
-    partner: str
-    class_a: str = ""
-    class_b: str = ""
-    weights: int = 0
-    weight_equal: float | None = None
-    weight_error_steps: float | None = None
-    sqnr_db: float | None = None
-    mean_abs: float | None = None
-    max_abs: float | None = None
-    cosine: float | None = None
-    clipped: float | None = None
-    introduced: float | None = None
-    inherited: float | None = None
-    low: float | None = None
-    high: float | None = None
-    low_representable: float | None = None
-    high_representable: float | None = None
-
-
-@dataclass
-class Outcome:
-    """The outputs of both models on the data.
-
-    Attributes:
-        samples: how many samples were run.
-        sqnr_db: signal to quantization noise ratio in dB, the first model being the signal.
-        mean_abs: mean absolute difference.
-        max_abs: largest absolute difference.
-        cosine: cosine of the angle between both outputs.
-        top1_agreement: share of rows whose largest value is at the same place; None for outputs that are not (n, c).
-        accuracy_a: share of right rows of the first model; None without labels.
-        accuracy_b: the same of the second model.
-
-    """
-
-    samples: int
-    sqnr_db: float | None
-    mean_abs: float
-    max_abs: float
-    cosine: float
-    top1_agreement: float | None = None
-    accuracy_a: float | None = None
-    accuracy_b: float | None = None
 
 
 class _Result:
@@ -126,22 +26,27 @@ class _Result:
         """Return the result as plain dicts, lists, strings, numbers, booleans and None."""
         raise NotImplementedError
 
-    def to_json(self, path: str | Path | None = None, *, indent: int | None = 2) -> str:
+    def to_json(self, path: str | Path | None = None, *, indent: int | None = 2, force: bool = False) -> str:
         """Return the result as strict JSON; infinities and NaN become strings.
 
         Args:
-            path: file to write the text to as well; an existing file is replaced.
+            path: file to write the text to as well; it appears complete or not at all.
             indent: spaces per level, None for one line.
+            force: replace a file that is there.
+
+        Raises:
+            QdeqValueError: a file is in the way.
+            QdeqError: the file cannot be written.
 
         """
         text = json.dumps(jsonable(self.to_dict()), indent=indent, allow_nan=False)
         if path is not None:
-            _write(path, text + "\n")
+            _write(path, f"{text}\n".encode(), force)
         return text
 
 
 @dataclass
-class Comparison(_Result):
+class Comparison(_Result, ComparisonData):
     """The table of :func:`qdeq.compare`.
 
     Attributes:
@@ -151,22 +56,16 @@ class Comparison(_Result):
 
     """
 
-    layers: list[Layer]
-    outcome: Outcome
-    unmatched: list[str] = field(default_factory=list)
-
     def to_dict(self) -> dict[str, Any]:
         """Return schema: ``schema``, ``layers`` (fields of Layer), ``outcome`` (fields of Outcome), ``unmatched``."""
         return {"schema": f"qdeq.comparison/{SCHEMA_VERSION}", **asdict(self)}
 
     def __str__(self) -> str:
-        from qdeq.diagnosis.text import comparison_text
-
         return comparison_text(self)
 
 
 @dataclass
-class Explanation(_Result):
+class Explanation(_Result, ExplanationData):
     """The answer of :func:`qdeq.explain`.
 
     Attributes:
@@ -181,57 +80,48 @@ class Explanation(_Result):
 
     """
 
-    findings: list[Finding]
-    layers: list[Layer]
-    verdict: str
-    outcome: Outcome | None = None
-    first_divergence: str | None = None
-    cumulative: list[tuple[str, float]] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    # What the pictures need: module -> histogram of the weights; kept out of to_dict().
-    histograms: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether nothing but rounding and clipping was found."""
-        return not any(finding.is_fault for finding in self.findings)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the explanation as plain data; ``docs/explain.md`` gives the schema."""
         content = asdict(self)
         del content["histograms"]
-        cumulative = [{"repaired": name, "gone": gone} for name, gone in self.cumulative]
-        content["cumulative"] = cumulative
+        content["cumulative"] = [{"repaired": name, "gone": gone} for name, gone in self.cumulative]
         return {"schema": f"qdeq.explanation/{SCHEMA_VERSION}", "agrees": self.agrees, **content}
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: sortable tables and the plots, nothing loaded from elsewhere."""
-        from qdeq.diagnosis.html import explanation_html
+    def to_html(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write one self-contained HTML file: sortable tables and the plots, nothing loaded from elsewhere.
 
-        return _write(path, explanation_html(self))
-
-    def plot(self, path: str | Path) -> Path:
-        """Write the plots as one picture; the suffix gives the format (.png, .svg, .pdf). Needs matplotlib.
+        Args:
+            path: the file; it appears complete or not at all.
+            force: replace a file that is there.
 
         Raises:
-            QdeqError: matplotlib is not installed.
+            QdeqValueError: a file is in the way.
+            QdeqError: the file cannot be written.
 
         """
-        from qdeq.plot import plot_explanation
+        return _write(path, explanation_html(self).encode(), force)
 
-        return plot_explanation(self, path)
+    def plot(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the plots as one picture; needs matplotlib.
+
+        Args:
+            path: the file; the suffix gives the format (.png, .svg, .pdf).
+            force: replace a file that is there.
+
+        Raises:
+            QdeqValueError: a file is in the way, or its suffix is no picture format.
+            QdeqError: matplotlib is not installed, or the file cannot be written.
+
+        """
+        return _write(path, picture(self, Path(path).suffix), force)
 
     def __str__(self) -> str:
-        from qdeq.diagnosis.text import explanation_text
-
         return explanation_text(self)
 
 
-def _write(path: str | Path, text: str) -> Path:
+def _write(path: str | Path, content: bytes, force: bool) -> Path:
     target = Path(path)
-    try:
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        remedy = "Name a file in an existing folder."
-        raise QdeqValueError(expected(str(path), "a path that can be written", str(error), remedy)) from error
+    with NewFiles([target], force=force, size=len(content)) as new:
+        new.write(target, content, 0)
+        new.commit()
     return target

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
-from qdeq.diagnosis.text import percent
+from qdeq.diagnosis.plot import svg_of
+from qdeq.diagnosis.results import ExplanationData
+from qdeq.diagnosis.wording import percent
 from qdeq.errors import QdeqError
-
-if TYPE_CHECKING:
-    from qdeq.diagnosis.explanation import Explanation
 
 __all__ = ["explanation_html"]
 
@@ -37,7 +35,7 @@ for (const head of document.querySelectorAll("th")) head.addEventListener("click
 """
 
 
-def explanation_html(explanation: Explanation) -> str:
+def explanation_html(explanation: ExplanationData) -> str:
     """Return the whole page."""
     parts = [
         "<!doctype html>",
@@ -80,7 +78,7 @@ def _plain(value: float | None) -> str:
     return _number(value, "" if value is None else f"{value:.3g}")
 
 
-def _outcome(explanation: Explanation) -> str:
+def _outcome(explanation: ExplanationData) -> str:
     outcome = explanation.outcome
     if outcome is None:
         return ""
@@ -92,7 +90,7 @@ def _outcome(explanation: Explanation) -> str:
     return "<h2>Output</h2>" + _table(header, [cells])
 
 
-def _findings(explanation: Explanation) -> str:
+def _findings(explanation: ExplanationData) -> str:
     header = ("module", "kind", "what is wrong", "share of weights", "repair: error gone", "remedy")
     rows = [
         [
@@ -108,14 +106,14 @@ def _findings(explanation: Explanation) -> str:
     return _table(header, rows)
 
 
-def _cumulative(explanation: Explanation) -> str:
+def _cumulative(explanation: ExplanationData) -> str:
     if not explanation.cumulative:
         return ""
     rows = [[_plain(place), _text(name), _share(gone)] for place, (name, gone) in enumerate(explanation.cumulative, 1)]
     return "<h2>Put right one after the other</h2>" + _table(("step", "finding", "error gone"), rows)
 
 
-def _layers(explanation: Explanation) -> str:
+def _layers(explanation: ExplanationData) -> str:
     if not explanation.layers:
         return ""
     header = (
@@ -150,9 +148,7 @@ def _layers(explanation: Explanation) -> str:
     return "<h2>Layers</h2>" + _table(header, rows) + note
 
 
-def _plots(explanation: Explanation) -> str:
-    from qdeq.plot import svg_of
-
+def _plots(explanation: ExplanationData) -> str:
     try:
         return svg_of(explanation)
     except QdeqError as error:

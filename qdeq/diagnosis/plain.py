@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.float_side import float_tensors
 from qdeq.diagnosis.integers import PlainTensor
 from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.results import Finding
 from qdeq.diagnosis.sides import Side
 
 __all__ = ["plain_findings", "unread_findings"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.graph import fused_activation
 from qdeq.diagnosis.integers import PlainTensor
 from qdeq.diagnosis.pairs import Pair
+from qdeq.diagnosis.results import Finding
 
 __all__ = ["Repair", "Repairs"]
 

@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.explanation import Outcome
+from qdeq.diagnosis.results import Outcome
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
 from qdeq.modules.build import class_name
 
 __all__ = ["Batch", "OutputSums", "Sums", "as_float", "batches", "first_tensor", "forward", "squared_error"]
 
-# Data is run in parts of this many samples and about this many bytes, so that the layers' outputs of one part stay small.
+# Data is run in parts of this many samples, and about this many bytes: the layers' outputs of one part stay small.
 BATCH_SAMPLES = 64
 BATCH_BYTES = 4 << 20
-# Sums are taken over this many values at once: they stay in the second-level cache.
-CHUNK_VALUES = 1 << 16
+# Sums are taken over this many values at once: they stay in the cache, and torch starts no threads for so few.
+CHUNK_VALUES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -194,10 +194,6 @@ class Sums:
         size = (self.aa * self.bb) ** 0.5
         return self.ab / size if size > 0 else 0.0
 
-    def relative(self, error: float) -> float:
-        """Root of a sum of squared differences relative to a's."""
-        return (error / self.aa) ** 0.5 if self.aa > 0 else float(error > 0)
-
 
 def squared_error(a: Tensor, b: Tensor) -> float:
     """Sum of the squared differences of two float32 tensors of one shape."""
@@ -209,7 +205,7 @@ def squared_error(a: Tensor, b: Tensor) -> float:
 
 
 def _chunks(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(a.reshape(-1).split(CHUNK_VALUES), b.reshape(-1).split(CHUNK_VALUES), strict=True)
+    return zip(torch.split(a.reshape(-1), CHUNK_VALUES), torch.split(b.reshape(-1), CHUNK_VALUES), strict=True)
 
 
 class OutputSums:

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.graph import Activation, activation_name, activations_behind, trace
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.pairs import Pair
+from qdeq.diagnosis.results import Finding
 from qdeq.diagnosis.stubs import stub_findings
 from qdeq.diagnosis.weights import finding
 

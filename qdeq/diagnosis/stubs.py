@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.explanation import Finding
 from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.results import Finding
 
 __all__ = ["stub_findings"]
 
@@ -59,7 +59,7 @@ def _largest_change(module: nn.Module, low: float, high: float) -> float | None:
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 output = copy.deepcopy(module)(values.clone())
-        except Exception:  # noqa: BLE001, S112 (the user's forward may raise anything; the next shape may suit it)
+        except Exception:  # noqa: BLE001 (the user's forward may raise anything; the next shape may suit it)
             continue
         if isinstance(output, Tensor) and output.shape == values.shape:
             return float((output - values).abs().max())

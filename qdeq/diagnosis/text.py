@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.results import ComparisonData, ExplanationData, Finding, Layer, Outcome
+from qdeq.diagnosis.wording import join_names, percent
 
-if TYPE_CHECKING:
-    from qdeq.diagnosis.explanation import Comparison, Explanation, Finding, Layer, Outcome
-
-__all__ = ["comparison_text", "explanation_text", "join_names", "percent"]
+__all__ = ["comparison_text", "explanation_text"]
 
 COLUMNS = 80
 MOST_SHOWN = 6
 MOST_STEPS = 12
 
 
-def join_names(names: list[str], most: int = 3) -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``; beyond ``most`` names the rest is counted."""
-    shown = [name or "the model" for name in names]
-    if len(shown) > most:
-        shown = [*shown[: most - 1], f"{len(shown) - most + 1} more"]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def percent(share: float) -> str:
-    """Return a share as a percentage: two digits at the ends of the scale, whole numbers between."""
-    value = 100 * share
-    if 99.5 <= value < 100:
-        return f"{min(value, 99.9):.1f} %"
-    if abs(value) < 0.0095:
-        return "<0.01 %" if value > 0 else "0 %"
-    return f"{value:.2g} %" if 0 < abs(value) < 0.95 else f"{value:.0f} %"
-
-
-def explanation_text(explanation: Explanation) -> str:
+def explanation_text(explanation: ExplanationData) -> str:
     """Return the whole explanation."""
     return "\n".join(line.rstrip() for line in _explanation_lines(explanation))
 
 
-def _explanation_lines(explanation: Explanation) -> Iterator[str]:
+def _explanation_lines(explanation: ExplanationData) -> Iterator[str]:
     yield from textwrap.wrap(explanation.verdict, COLUMNS)
     faults = [item for item in explanation.findings if item.is_fault]
     for number, item in enumerate(faults[:MOST_SHOWN], 1):
@@ -115,7 +95,7 @@ def _clip(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: ComparisonData) -> str:
     """Return the table of a comparison."""
     lines = [*_outcome_lines(comparison.outcome), "", *_layer_table(comparison.layers)]
     if comparison.unmatched:

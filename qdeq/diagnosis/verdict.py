@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qdeq.diagnosis.explanation import Finding, Outcome
 from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.text import join_names, percent
+from qdeq.diagnosis.results import Finding, Outcome
+from qdeq.diagnosis.wording import join_names, percent
 
 __all__ = ["group_by_kind", "order", "verdict"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeq.diagnosis.explanation import Finding, Layer
+from qdeq.diagnosis.integers import FloatLayer, Integers
 from qdeq.diagnosis.kinds import KINDS, REBUILD
 from qdeq.diagnosis.pairs import Pair
 from qdeq.diagnosis.recognise import FROM_INTEGERS, Verdict
+from qdeq.diagnosis.results import Finding, Layer
 from qdeq.diagnosis.scan import Case, Scan, open_case, scan_weight
-from qdeq.diagnosis.integers import FloatLayer, Integers
 
 __all__ = ["finding", "weight_findings"]
 

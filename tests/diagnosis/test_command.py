@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq.cli_explain import explain
+from qdeq.cli.explain import explain
 from tests.helpers.mutations import mutate
 
 

@@ -38,8 +38,22 @@ def test_json_is_strict_and_complete(explanation, tmp_path):
     assert set(content["findings"][0]) == {"module", "kind", "message", "evidence", "share", "repair", "remedy"}
     assert content["findings"][0]["kind"] == "weight_not_copied"
     assert content == json.loads(json.dumps(explanation.to_dict()))
-    with pytest.raises(qdeq.QdeqValueError, match="expected a path that can be written"):
-        explanation.to_json(tmp_path / "missing" / "out.json")
+
+
+@pytest.mark.parametrize("way", ["to_json", "to_html", "plot"])
+def test_a_file_is_replaced_only_when_asked(explanation, tmp_path, way):
+    if way == "plot":
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install 'qdeq[plot]')")
+    write, path = getattr(explanation, way), tmp_path / "out.svg"
+    path.write_text("mine")
+    with pytest.raises(qdeq.QdeqValueError, match=r"out\.svg: expected no file of this name yet"):
+        write(path)
+    assert path.read_text() == "mine"
+    write(path, force=True)
+    assert path.stat().st_size > 1000
+    with pytest.raises(qdeq.QdeqError, match="expected a folder to write to"):
+        write(tmp_path / "missing" / "out.svg")
+    assert [item.name for item in tmp_path.iterdir()] == ["out.svg"]
 
 
 def test_html_loads_nothing_from_elsewhere(explanation, tmp_path):
@@ -80,8 +94,8 @@ def test_html_opens_in_a_browser(explanation, tmp_path):
 def test_plot_writes_a_picture(explanation, small, tmp_path, suffix):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (pip install 'qdeq[plot]')")
     for item in (explanation, qdeq.explain(small.int8, small.rebuilt)):
-        assert item.plot(tmp_path / f"out.{suffix}").stat().st_size > 10_000
-    with pytest.raises(qdeq.QdeqValueError, match="expected a picture that can be written"):
+        assert item.plot(tmp_path / f"out.{suffix}", force=True).stat().st_size > 10_000
+    with pytest.raises(qdeq.QdeqValueError, match="expected a suffix of a picture, got .unknown"):
         explanation.plot(tmp_path / "out.unknown")
 
 

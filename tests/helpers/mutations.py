@@ -6,6 +6,7 @@ import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -344,7 +345,7 @@ class Affine(nn.Module):
 def quant_stub_lost(rng: random.Random, subject: Subject) -> Mutant:
     stubs = {type(m).__name__: (p, m) for p, m in subject.int8.named_modules()}
     model = copy.deepcopy(subject.rebuilt)
-    path, stub = stubs[rng.choice(["Quantize", "DeQuantize"])]
+    path = stubs[rng.choice(["Quantize", "DeQuantize"])][0]
     scale, zero_point = float(stubs["Quantize"][1].scale), int(stubs["Quantize"][1].zero_point)
     ways = [Affine(1 / scale, zero_point), Affine(1 / scale), Affine(scale), Affine(rng.uniform(1.5, 4), 0.3)]
     model.set_submodule(path, rng.choice(ways))
@@ -393,7 +394,7 @@ def _producers(subject: Subject) -> dict[str, str]:
     stub = next(p for p, m in subject.int8.named_modules() if type(m).__name__ == "Quantize")
     chain = layers(subject)
     found = {chain[0]: stub}
-    for before, path in zip(chain, chain[1:], strict=False):
+    for before, path in pairwise(chain):
         # In a residual network only layers of one block follow each other and nothing else.
         if before.startswith("features.") or before.rpartition(".")[0] == path.rpartition(".")[0]:
             found[path] = before

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from qdeq.diagnosis.results import ExplanationData, Layer
 from qdeq.errors import QdeqError, QdeqValueError, expected
 
-if TYPE_CHECKING:
-    from qdeq.diagnosis.explanation import Explanation, Layer
-
-__all__ = ["plot_explanation", "svg_of"]
+__all__ = ["picture", "svg_of"]
 
 # Okabe and Ito's colours, told apart with every common colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
@@ -23,31 +20,31 @@ SHOWN_PERCENT = 150
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "qdeq"}
 
 
-def plot_explanation(explanation: Explanation, path: str | Path) -> Path:
-    """Write the plots as one picture.
+def picture(explanation: ExplanationData, suffix: str) -> bytes:
+    """Return the plots as one picture file.
 
     Error per layer, the weights of the worst layer against the integer grid, and, where the models were run, the
     range of every layer's output against what int8 represents.
 
     Args:
         explanation: what to draw.
-        path: file; the suffix gives the format (.png, .svg, .pdf).
+        suffix: of the file, which gives the format: .png, .svg, .pdf.
 
     Raises:
         QdeqError: matplotlib is not installed.
-        QdeqValueError: the path cannot be written, or its suffix is no picture format.
+        QdeqValueError: the suffix is no picture format.
 
     """
-    figure = _figure(explanation)
+    buffer = io.BytesIO()
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        remedy = "Name a .png, .svg or .pdf file in an existing folder."
-        raise QdeqValueError(expected(str(path), "a picture that can be written", str(error), remedy)) from error
-    return Path(path)
+        _figure(explanation).savefig(buffer, format=suffix.removeprefix(".") or "no suffix", dpi=120)
+    except ValueError as error:
+        remedy = "Name a .png, .svg or .pdf file."
+        raise QdeqValueError(expected("plot", "a suffix of a picture", suffix or "none", remedy)) from error
+    return buffer.getvalue()
 
 
-def svg_of(explanation: Explanation) -> str:
+def svg_of(explanation: ExplanationData) -> str:
     """Return the same picture as an ``<svg>`` element, to stand inside HTML."""
     buffer = io.StringIO()
     _figure(explanation).savefig(buffer, format="svg", metadata={"Date": None})
@@ -55,7 +52,7 @@ def svg_of(explanation: Explanation) -> str:
     return text[text.index("<svg") :]
 
 
-def _figure(explanation: Explanation) -> Any:
+def _figure(explanation: ExplanationData) -> Any:
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -81,7 +78,7 @@ def _names(axis: Any, layers: list[Layer]) -> None:
     axis.invert_yaxis()
 
 
-def _draw_error(axis: Any, explanation: Explanation) -> None:
+def _draw_error(axis: Any, explanation: ExplanationData) -> None:
     layers = explanation.layers[:MOST_LAYERS]
     measured = [row for row in layers if row.introduced is not None]
     if measured:
@@ -106,7 +103,7 @@ def _draw_error(axis: Any, explanation: Explanation) -> None:
     _names(axis, layers)
 
 
-def _draw_weights(axis: Any, explanation: Explanation) -> None:
+def _draw_weights(axis: Any, explanation: ExplanationData) -> None:
     module = next(
         (
             item.module
@@ -136,7 +133,7 @@ def _draw_weights(axis: Any, explanation: Explanation) -> None:
     axis.legend(frameon=False)
 
 
-def _draw_ranges(axis: Any, explanation: Explanation) -> None:
+def _draw_ranges(axis: Any, explanation: ExplanationData) -> None:
     layers = [
         row
         for row in explanation.layers[:MOST_LAYERS]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.new_files import NewFiles
 
 __all__ = ["explain"]
 
@@ -47,16 +48,15 @@ def explain(
     from qdeq.diagnosis.explain import explain as explain_models
 
     for path in (html, json_):
-        if path is not None and path.exists() and not force:
-            remedy = "Pass --force to overwrite it, or name another file."
-            raise QdeqValueError(expected(str(path), "a file that does not exist yet", "one that does", remedy))
+        if path is not None:
+            NewFiles([path], force=force, size=0).check()
     batches = None if data is None else _with_progress(_load_data(data))
     explanation = explain_models(int8, float_, batches, trust=trust)
     click.echo(str(explanation))
     if json_ is not None:
-        explanation.to_json(json_)
+        explanation.to_json(json_, force=force)
     if html is not None:
-        explanation.to_html(html)
+        explanation.to_html(html, force=force)
     if not explanation.agrees:
         ctx.exit(DISAGREE)
 
