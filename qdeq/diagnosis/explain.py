@@ -66,7 +66,7 @@ def explain(
     ours, theirs = open_side(int8_model, "int8_model", trust=trust), open_side(float_model, "float_model", trust=trust)
     held = read_int8_side(ours)
     quantized = held.layers
-    if not quantized and not held.unread:
+    if not held.is_quantized:
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
     pairs, alone = match_layers(quantized, theirs)

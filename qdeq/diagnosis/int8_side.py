@@ -28,7 +28,7 @@ def read_int8_side(side: Side) -> Int8Side:
 
 
 def _of_model(model: nn.Module) -> Int8Side:
-    found = Int8Side([], [], {})
+    found = Int8Side()
     whole: list[str] = []  # modules of several weights, whose inner modules are read with them
     for path, module in model.named_modules():
         if any(path.startswith(owner) for owner in whole):
@@ -116,6 +116,11 @@ def _read_whole(path: str, module: nn.Module, found: Int8Side) -> None:
         for place, sources in recorder.parts.items()
         if _is_float(sources)
     }
+    if any(
+        name.startswith("weight") and getattr(sources[0], "dtype", None) is torch.float16
+        for (_, name), sources in recorder.parts.items()
+    ):
+        found.float16.append(path)
     for (owner, name), sources in recorder.parts.items():
         if _is_float(sources):
             continue
@@ -153,7 +158,7 @@ _WEIGHT_SUFFIXES = (
 
 
 def _of_state(state: Mapping[str, Any]) -> Int8Side:
-    found = Int8Side([], [], {})
+    found = Int8Side()
     qparams = getattr(state, "activation_qparams", {})
     biases: set[str] = set()
     for name, value in state.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -178,12 +178,19 @@ class Int8Side:
         layers: quantized weights, in the order of the side.
         plain: what is not quantized.
         unread: dotted path -> why what is quantized there cannot be read.
+        float16: dotted paths of quantized modules whose weights are no integers.
 
     """
 
-    layers: list[IntegerLayer]
-    plain: list[PlainTensor]
-    unread: dict[str, str]
+    layers: list[IntegerLayer] = field(default_factory=list)
+    plain: list[PlainTensor] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+    float16: list[str] = field(default_factory=list)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the side holds any weight that was quantized."""
+        return bool(self.layers or self.unread or self.float16)
 
 
 def stacked(parts: list[Integers]) -> Integers:
