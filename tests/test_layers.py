@@ -14,7 +14,7 @@ ROOT = Path(qdeq.__file__).parent
 
 # From the bottom up. A file may import from lower layers and from its own.
 LAYERS = [
-    ["errors", "report", "naming"],
+    ["errors", "report"],
     ["ops"],
     ["checks", "weight"],
     ["packed"],
@@ -22,9 +22,9 @@ LAYERS = [
     ["blocks"],
     ["modules"],
     ["registry", "mappings", "forms", "slots", "rebuilt"],
-    ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
-    ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
-    ["convert", "layout", "new_files", "streaming", "writing"],
+    ["rewrite", "postprocess", "flow", "activations", "unfold"],
+    ["weight_file", "state_dicts", "archive", "safetensors_io"],
+    ["convert"],
     ["diagnosis", "plot"],
     ["cli", "cli_explain", "demo", "__main__"],
     ["__init__"],

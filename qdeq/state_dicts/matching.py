@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.naming import Plan
 from qdeq.report import DroppedSource, Report
+from qdeq.state_dicts.lost import check_constants, lost_names, remedy_for
+from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
 __all__ = ["Match", "identity_variance", "load", "match"]
 
 _WHERE = "dequantize_state_dict: into"
+_DYNAMIC = (1.0, 0)  # what dynamic layers save for an output that they do not quantize
 _NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,39 @@ def match(
     plan: Plan,
     model: nn.Module,
     report: Report,
-    shape_of: Callable[[Any], tuple[int, ...] | None],
+    shape_of: ShapeOf,
+    doubtful: Mapping[str, str],
     *,
     strict: bool,
 ) -> list[Match]:
     """Find the source of every tensor in ``model.state_dict()``.
 
+    Args:
+        plan: what there is, by float names.
+        model: the float model.
+        report: gets what is unused or missing.
+        shape_of: shape of a source.
+        doubtful: float name -> why that source's weight may be wrong.
+        strict: raise where the report would say that something is missing, unused or lost.
+
     Raises:
-        QdeqValueError: a shape that differs, and with ``strict`` an unused source or a parameter without one.
+        QdeqValueError: a shape or a constant that differs, and with ``strict`` an unused source, a parameter without
+            one, or a weight or constant that the source cannot hold.
 
     """
-    return _Matcher(plan, model, report, shape_of).run(strict)
+    return _Matcher(plan, model, report, shape_of).run(doubtful, strict)
 
 
 class _Matcher:
-    def __init__(
-        self, plan: Plan, model: nn.Module, report: Report, shape_of: Callable[[Any], tuple[int, ...] | None]
-    ) -> None:
+    def __init__(self, plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf) -> None:
         self.plan, self.model, self.report = plan, model, report
-        self.shapes = {name: shape_of(target.value) or () for name, target in plan.targets.items()}
+        self.shapes = {name: target_shape(target.value, shape_of) or () for name, target in plan.targets.items()}
         self.targets = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
         self.modules = dict(model.named_modules())
         self.unused = dict.fromkeys(plan.targets)
         self.matches: dict[str, Match] = {}
 
-    def run(self, strict: bool) -> list[Match]:
+    def run(self, doubtful: Mapping[str, str], strict: bool) -> list[Match]:
         prefix = self._prefix()
         for name in self.targets:
             source = self._renamed(name, prefix)
@@ -81,19 +89,56 @@ class _Matcher:
         self._match_tied()
         self._fold_norms()
         self._check_shapes()
+        self._drop_zero_biases()
         missing = [name for name in self.targets if name not in self.matches]
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-        unused = [source for source in self.unused if source not in self._empty_like()]
+        unused = [source for source in self.unused if not source.endswith("num_batches_tracked")]
+        missing += self._missing_constants(prefix, strict)
         if strict and (missing or unused):
             raise QdeqValueError(self._complaint(missing, unused))
+        self._check_doubtful(doubtful, strict)
         for source in unused:
             self.report.dropped.append(DroppedSource(self.plan.targets[source].source, "no parameter of this name"))
         for name in missing:
-            self.report.note(name, "not written: nothing in the state dict goes there")
+            if name in self.targets:
+                self.report.note(name, "not written: nothing in the state dict goes there")
         return [self.matches[name] for name in self.targets if name in self.matches]
 
-    def _empty_like(self) -> set[str]:
-        return {name for name in self.unused if name.endswith("num_batches_tracked")}
+    def _missing_constants(self, prefix: tuple[str, str], strict: bool) -> list[str]:
+        """Names of constants that the file of a model with quantized activations should hold, and does not."""
+        known = {prefix[1] + name.removeprefix(prefix[0]): value for name, value in self.plan.constants.items()}
+        static = any(qparams != _DYNAMIC for qparams in self.report.activation_qparams.values())
+        if not static and not known:
+            return []  # activations were not quantized: their classes are the user's own
+        found = check_constants(self.model, known)
+        for name, (theirs, own) in found.differing.items():
+            if strict:
+                remedy = "Pass a model whose activation was made with that value."
+                raise QdeqValueError(expected(f"{_WHERE}: {name}", f"{theirs}, as in the source", str(own), remedy))
+            self.report.note(name, f"{own} of the float class kept; the source says {theirs}")
+        for name, own in {**found.needed, **found.noted}.items():
+            self.report.note(name, f"{own} of the float class kept: torch's state dict does not hold it")
+        return list(found.needed)
+
+    def _check_doubtful(self, doubtful: Mapping[str, str], strict: bool) -> None:
+        names = {name: found.source for name, found in self.matches.items()}
+        for name, why in lost_names(self.model, names, doubtful).items():
+            if strict:
+                remedy = "With strict=False it is loaded as it is."
+                raise QdeqValueError(expected(f"{_WHERE}: {name}", "a weight that torch saves right", why, remedy))
+            self.report.note(name, why)
+
+    def _drop_zero_biases(self) -> None:
+        """Qnnpack stores zeros for a layer without a bias."""
+        for source in [name for name in self.unused if name.rpartition(".")[2] in ("bias", "in_proj_bias")]:
+            weight = source.removesuffix("bias") + "weight"
+            values = self.plan.targets[source].value
+            parts = values.parts if isinstance(values, Stack) else (values,)
+            plain = all(isinstance(part, Tensor) and not part.is_quantized for part in parts)
+            if weight in self.matches and plain and not any(part.any() for part in parts):
+                self.unused.pop(source)
+                reason = "zeros that qnnpack stores for a layer without a bias"
+                self.report.dropped.append(DroppedSource(self.plan.targets[source].source, reason))
 
     def _class_of(self, name: str) -> str:
         module = self.modules.get(name.rpartition(".")[0])
@@ -204,10 +249,7 @@ class _Matcher:
         if unused:
             parts.append(f"sources that nothing uses: {', '.join(self.plan.targets[s].source for s in unused)}")
         remedy = "Pass the float class of the model that was saved, or strict=False to load the rest."
-        lost = [n for n in missing if isinstance(self.modules.get(n.rpartition(".")[0]), nn.PReLU)]
-        if lost:
-            remedy = f"torch saves no slopes of a quantized PReLU, so its state dict does not hold {', '.join(lost)}: "
-            remedy += "convert the live model with qdeq.dequantize_model, or load with strict=False and set them."
+        remedy = remedy_for(self.model, missing) or remedy
         return expected(_WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)
 
 

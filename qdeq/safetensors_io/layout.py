@@ -16,7 +16,7 @@ from torch import Tensor
 from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.ops import OUT_DTYPES
-from qdeq.safetensors_format import (
+from qdeq.safetensors_io.format import (
     CODES,
     INDEX_SUFFIX,
     SCALE_SUFFIX,

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import qdeq
-from qdeq import streaming
 from qdeq.blocks import block_shape, blocks, float_block, take, weight_blocks
-from qdeq.layout import parse_size
-from qdeq.safetensors_format import encode_header
+from qdeq.safetensors_io import streaming
+from qdeq.safetensors_io.format import encode_header
+from qdeq.safetensors_io.layout import parse_size
 from tests.helpers.tensors import assert_same_bits, random_quantized
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -26,7 +26,7 @@ SMALL_BLOCK = 48
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of a few values, so that small tensors take many."""
-    monkeypatch.setattr("qdeq.writing.weight_blocks", lambda value: weight_blocks(value, SMALL_BLOCK))
+    monkeypatch.setattr("qdeq.safetensors_io.writing.weight_blocks", lambda value: weight_blocks(value, SMALL_BLOCK))
 
 
 def quantized_cases():

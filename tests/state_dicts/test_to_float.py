@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.ao.quantization as tq
-from torch import Tensor, nn
+from torch import nn
 
 import qdeq
 from tests.archive import models
 from tests.archive.conftest import Case, build, live_weights
+from tests.archive.forms import bits, check_equal, poisoned
 
 Sources = Callable[[nn.Module, Path], object]
 SOURCES: dict[str, Sources] = {
@@ -28,26 +29,6 @@ SOURCES: dict[str, Sources] = {
 def _archived(model: nn.Module, path: Path) -> qdeq.archive.Archive:
     torch.save(model.state_dict(), path / "model.pth")
     return qdeq.open(path / "model.pth")
-
-
-def bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().contiguous().view(torch.int32)
-
-
-def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert sorted(found) == sorted(expected)
-    for name, value in expected.items():
-        assert found[name].shape == value.shape, name
-        assert torch.equal(bits(found[name]), bits(value)), name
-
-
-def poisoned(model: nn.Module) -> nn.Module:
-    """Fill every parameter and buffer with NaN, so that one that is not written shows."""
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.fill_(float("nan"))
-    return model.eval()
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_bn", "dynamic", "dynamic_fp16", "embedding", "fx"])
@@ -144,7 +125,7 @@ def test_into_a_class_that_still_has_batch_norms() -> None:
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.1, 1e-12])
 def test_identity_variance_is_exact(eps: float) -> None:
     norm = nn.BatchNorm2d(4, eps=eps).eval()
-    from qdeq.matching import identity_variance
+    from qdeq.state_dicts.matching import identity_variance
 
     with torch.no_grad():
         norm.running_var.fill_(identity_variance(eps))  # type: ignore[union-attr]
