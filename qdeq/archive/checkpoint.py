@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from qdeq.archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES, refuse, shown
-from qdeq.archive.storages import StorageReader, StoredTensor, tensor_from
-from qdeq.archive.unpickler import Call, Global, Instance, Persistent
+from qdeq.archive.pickled import Call, Global, Instance, Persistent
+from qdeq.archive.storages import StorageReader
+from qdeq.archive.tensors import StoredTensor, tensor_from
 from qdeq.state_dicts.lost import ConvGeometry
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Cell, Packed

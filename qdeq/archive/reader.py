@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from qdeq.archive.checkpoint import Contents, collect
 from qdeq.archive.legacy import is_legacy, read_legacy
 from qdeq.archive.limits import MAX_PICKLE_BYTES, refuse, shown
-from qdeq.archive.storages import StorageReader, StoredTensor, check_byteorder
+from qdeq.archive.storages import StorageReader, check_byteorder
+from qdeq.archive.tensors import StoredTensor
 from qdeq.archive.unpickler import read_pickle
 from qdeq.archive.zipdir import ZipDirectory, is_zip
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected

@@ -1,8 +1,7 @@
-"""Which source goes to which parameter of a float model, and the load that happens only if all of it fits."""
+"""Which source goes to which parameter of a float model."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.report import DroppedSource, Report
+from qdeq.state_dicts.folding import identity_variance
 from qdeq.state_dicts.lost import check_constants, lost_names, remedy_for
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
-__all__ = ["Match", "identity_variance", "load", "match"]
+__all__ = ["WHERE", "Match", "match"]
 
-_WHERE = "dequantize_state_dict: into"
+WHERE = "dequantize_state_dict: into"
 _DYNAMIC = (1.0, 0)  # what dynamic layers save for an output that they do not quantize
 _NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
 
@@ -114,7 +114,7 @@ class _Matcher:
         for name, (theirs, own) in found.differing.items():
             if strict:
                 remedy = "Pass a model whose activation was made with that value."
-                raise QdeqValueError(expected(f"{_WHERE}: {name}", f"{theirs}, as in the source", str(own), remedy))
+                raise QdeqValueError(expected(f"{WHERE}: {name}", f"{theirs}, as in the source", str(own), remedy))
             self.report.note(name, f"{own} of the float class kept; the source says {theirs}")
         for name, own in {**found.needed, **found.noted}.items():
             self.report.note(name, f"{own} of the float class kept: torch's state dict does not hold it")
@@ -125,7 +125,7 @@ class _Matcher:
         for name, why in lost_names(self.model, names, doubtful).items():
             if strict:
                 remedy = "With strict=False it is loaded as it is."
-                raise QdeqValueError(expected(f"{_WHERE}: {name}", "a weight that torch saves right", why, remedy))
+                raise QdeqValueError(expected(f"{WHERE}: {name}", "a weight that torch saves right", why, remedy))
             self.report.note(name, why)
 
     def _drop_zero_biases(self) -> None:
@@ -215,7 +215,7 @@ class _Matcher:
             for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0)):
                 if f"{norm}.{part}" in self.targets:
                     self._take(f"{norm}.{part}", "", how, value)
-            self._take(f"{norm}.running_var", "", how, identity_variance(float(module.eps)))
+            self._take(f"{norm}.running_var", "", how, identity_variance(WHERE, float(module.eps)))
             self.report.note(norm, how)
             if owner in biases and f"{norm}.bias" in self.targets:
                 self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")
@@ -239,7 +239,7 @@ class _Matcher:
                 got = f"{self.shapes[found.source]} from {self.plan.targets[found.source].source}"
                 remedy = "Pass the float class of the model that was saved."
                 raise QdeqValueError(
-                    expected(f"{_WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
+                    expected(f"{WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
                 )
 
     def _complaint(self, missing: list[str], unused: list[str]) -> str:
@@ -250,72 +250,4 @@ class _Matcher:
             parts.append(f"sources that nothing uses: {', '.join(self.plan.targets[s].source for s in unused)}")
         remedy = "Pass the float class of the model that was saved, or strict=False to load the rest."
         remedy = remedy_for(self.model, missing) or remedy
-        return expected(_WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)
-
-
-def identity_variance(eps: float) -> float:
-    """Return the float32 variance with which ``(x - 0) / sqrt(variance + eps) * 1 + 0`` is ``x`` bit for bit.
-
-    The sum must round to 1 in float32; 1 - eps rounded, or a neighbour of it.
-
-    Raises:
-        QdeqValueError: no variance does it (eps of 1 or more).
-
-    """
-    probe = torch.linspace(0.1, 1.9, 257)[None, :, None].contiguous()
-    ones, zeros = torch.ones(257), torch.zeros(257)
-    start = torch.tensor(1.0 - eps, dtype=torch.float32)
-    below = torch.nextafter(start, torch.tensor(-math.inf))
-    above = torch.nextafter(start, torch.tensor(math.inf))
-    for variance in (start, above, below):
-        if float(variance) >= 0:
-            result = nn.functional.batch_norm(probe, zeros, variance.expand(257), ones, zeros, False, 0.0, eps)
-            if torch.equal(result, probe):
-                return float(variance)
-    raise QdeqValueError(expected(f"{_WHERE}: eps", "an eps below 1", str(eps), "Remove the batch norm: it is folded."))
-
-
-def load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Write everything, or, if one write fails, put back what was there.
-
-    Args:
-        model: the float model.
-        matches: what goes where; shapes are already checked.
-        tensors: float name of a source -> its value.
-
-    Returns:
-        Name in the model -> the value that was written.
-
-    """
-    targets = model.state_dict(keep_vars=True)
-    values: dict[str, Tensor] = {}
-    for found in matches:
-        target = targets[found.target]
-        if target.device.type == "meta":
-            remedy = "Call to_empty(device='cpu') on it first."
-            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "a tensor with memory", "a meta tensor", remedy))
-        value = tensors[found.source] if found.value is None else torch.full(target.shape, found.value)
-        earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
-        if found.how.startswith("tied to ") and earlier is not None and not _equal(earlier, value):
-            remedy = "The model ties two parameters that differ in the state dict: untie them."
-            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "equal tied values", "different ones", remedy))
-        values[found.target] = value
-    before = {name: targets[name].detach().clone() for name in values}
-    try:
-        with torch.no_grad():
-            for name, value in values.items():
-                targets[name].detach().copy_(value)
-    except BaseException:
-        with torch.no_grad():
-            for name, old in before.items():
-                targets[name].detach().copy_(old)
-        raise
-    return values
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        return expected(WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)

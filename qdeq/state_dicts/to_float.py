@@ -14,8 +14,9 @@ from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.loading import load
 from qdeq.state_dicts.lost import direct_conv_doubt
-from qdeq.state_dicts.matching import Match, load, match
+from qdeq.state_dicts.matching import Match, match
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Cell, Fold, Packed, Plan, Stack, Target
 from qdeq.state_dicts.rnn import rnn_shapes_of

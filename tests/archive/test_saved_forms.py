@@ -126,8 +126,8 @@ def test_report_names_every_source(build_case, tmp_path: Path) -> None:
 def test_every_version_of_packed_convolutions(version: int) -> None:
     """The state is replaced in the pickle's description: torch itself writes version 2 only."""
     from qdeq.archive import checkpoint
+    from qdeq.archive.pickled import Call, Global, Instance, Persistent
     from qdeq.archive.storages import StorageReader
-    from qdeq.archive.unpickler import Call, Global, Instance, Persistent
 
     def tensor(key: str, shape: tuple[int, ...]) -> Call:
         storage = Persistent(("storage", Global("torch", "FloatStorage"), key, "cpu", 16))

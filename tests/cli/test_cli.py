@@ -409,10 +409,24 @@ def wait_for_part(folder, process):
         time.sleep(0.001)
 
 
+# The command line with a disk that takes its time, so that a signal finds it at work.
+SLOW = """
+import sys, time
+from qdeq.safetensors_io import streaming
+whole = streaming._write_all
+def slow(piece, buffer):
+    whole(piece, buffer)
+    time.sleep(1)
+streaming._write_all = slow
+from qdeq.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_process_leaves_nothing(large, tmp_path, number, status):
-    target = tmp_path / "model.safetensors"
-    process = subprocess.Popen([*PYTHON, "convert", large, target], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-W", "ignore", "-c", SLOW, "convert", large, tmp_path / "model.safetensors"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_part(tmp_path, process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

@@ -125,10 +125,10 @@ def test_into_a_class_that_still_has_batch_norms() -> None:
 @pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.1, 1e-12])
 def test_identity_variance_is_exact(eps: float) -> None:
     norm = nn.BatchNorm2d(4, eps=eps).eval()
-    from qdeq.state_dicts.matching import identity_variance
+    from qdeq.state_dicts.folding import identity_variance
 
     with torch.no_grad():
-        norm.running_var.fill_(identity_variance(eps))  # type: ignore[union-attr]
+        norm.running_var.fill_(identity_variance("here", eps))  # type: ignore[union-attr]
     x = torch.randn(3, 4, 7, 7) * 1000
     assert torch.equal(bits(norm(x)), bits(x))
 
