@@ -11,7 +11,7 @@ import click
 import torch
 
 import qdeq
-from qdeq.cli.console import console, print_table, progress, rate_text, shape_text, size_text, warn
+from qdeq.cli.console import console, print_item, print_table, progress, rate_text, shape_text, size_text, warn
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
 from qdeq.safetensors_io.layout import SUFFIX, Plan, parse_size, plan_safetensors
@@ -130,6 +130,6 @@ def _show_rest(chosen: Selection, plan: Plan) -> None:
     rest += [f"{len(names)} x {reason}: {_some(names)}" for reason, names in reasons.items()]
     out.print("not converted:" if rest else "not converted: nothing")
     for line in rest:
-        out.print("  " + line)
+        print_item(out, line)
     for text in (*plan.notes, *chosen.source.warnings):
         warn(text)

@@ -31,22 +31,33 @@ def load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> 
             remedy = "Call to_empty(device='cpu') on it first."
             raise QdeqValueError(expected(f"{WHERE}: {found.target}", "a tensor with memory", "a meta tensor", remedy))
         value = tensors[found.source] if found.value is None else torch.full(target.shape, found.value)
-        earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
-        if found.how.startswith("tied to ") and earlier is not None and not _equal(earlier, value):
-            remedy = "The model ties two parameters that differ in the state dict: untie them."
-            raise QdeqValueError(expected(f"{WHERE}: {found.target}", "equal tied values", "different ones", remedy))
+        if found.how.startswith("tied to "):
+            earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
+            if earlier is not None and not _equal(earlier, value):
+                where, remedy = f"{WHERE}: {found.target}", "The model ties two parameters that differ: untie them."
+                raise QdeqValueError(expected(where, "equal tied values", "different ones", remedy))
         values[found.target] = value
-    before = {name: targets[name].detach().clone() for name in values}
-    try:
-        with torch.no_grad():
-            for name, value in values.items():
-                targets[name].detach().copy_(value)
-    except BaseException:
-        with torch.no_grad():
-            for name, old in before.items():
-                targets[name].detach().copy_(old)
-        raise
+    _write(targets, values)
     return values
+
+
+@torch.no_grad()
+def _write(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    before = {name: targets[name].detach().clone() for name in values}
+    begun: list[str] = []
+    try:
+        for name, value in values.items():
+            begun.append(name)
+            targets[name].detach().copy_(value)
+    except BaseException as error:
+        refused = isinstance(error, RuntimeError)  # an expanded tensor, one made in inference mode, no memory
+        for name in begun[:-1] if refused else begun:
+            targets[name].detach().copy_(before[name])
+        if refused:
+            what, reason = "a tensor that can be written to", str(error).splitlines()[0].rstrip(".")
+            remedy = "Nothing was changed. Load into a model whose parameters have memory of their own."
+            raise QdeqValueError(expected(f"{WHERE}: {begun[-1]}", what, f"{reason!r}", remedy)) from error
+        raise
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

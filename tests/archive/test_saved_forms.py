@@ -47,6 +47,11 @@ for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
     with qdeq.open(path) as archive:
         archive.describe(), archive.report.to_json()
         values = {n: (v.dequantize() if isinstance(v, qdeq.QuantizedWeight) else v) for n, v in archive.items()}
+        again, _ = qdeq.dequantize_state_dict(archive)
+        qdeq.save_safetensors(archive, out + ".safetensors")
+        for other in (again, qdeq.open(out + ".safetensors")):
+            assert other.keys() == values.keys()
+            assert all(torch.equal(other[n].view(torch.int32), v.float().view(torch.int32)) for n, v in values.items())
     with open(out, "wb") as file:
         pickle.dump({n: v.float().contiguous().view(torch.int32).numpy().tobytes() for n, v in values.items()}, file)
 """

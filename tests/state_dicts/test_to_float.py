@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.ao.quantization as tq
-from torch import nn
+from torch import Tensor, nn
 
 import qdeq
 from tests.archive import models
@@ -174,6 +174,36 @@ def test_into_bad_scale_changes_nothing() -> None:
     before = copy.deepcopy(target.state_dict())
     with pytest.raises(qdeq.QdeqError, match=r"features.0.weight"):
         qdeq.dequantize_state_dict(state, into=target)
+    check_equal(dict(target.state_dict()), dict(before))
+
+
+def test_into_a_tensor_that_cannot_be_written_changes_nothing() -> None:
+    """The error comes in the middle, after other parameters were written."""
+    case = build("vgg")
+    target = models.TinyVGG()
+    target.classifier[2].weight = nn.Parameter(torch.zeros(1, 8).expand(5, 8), requires_grad=False)
+    before = copy.deepcopy(target.state_dict())
+    with pytest.raises(qdeq.QdeqValueError, match=r"into: classifier.2.weight: expected a tensor that can be written"):
+        qdeq.dequantize_state_dict(case.model.state_dict(), into=target)
+    check_equal(dict(target.state_dict()), dict(before))
+
+
+def test_an_interrupt_in_the_middle_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = build("vgg")
+    target = models.TinyVGG()
+    before = copy.deepcopy(target.state_dict())
+    copy_, calls = Tensor.copy_, []
+
+    def interrupted(self: Tensor, other: Tensor) -> Tensor:
+        calls.append(other)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return copy_(self, other)
+
+    monkeypatch.setattr(Tensor, "copy_", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        qdeq.dequantize_state_dict(case.model.state_dict(), into=target)
+    monkeypatch.undo()
     check_equal(dict(target.state_dict()), dict(before))
 
 
