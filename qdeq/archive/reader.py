@@ -24,8 +24,8 @@ from qdeq.state_dicts.lost import direct_conv_doubt
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
 from qdeq.state_dicts.rnn import rnn_shapes_of
-from qdeq.state_dicts.stacking import stack_weights, stays_quantized
-from qdeq.weight import PER_CHANNEL, QuantizedWeight
+from qdeq.state_dicts.stacking import stack_weights, stacked_kind
+from qdeq.weight import QuantizedWeight
 from qdeq.weight_file import Entry, WeightFile, map_file
 
 __all__ = ["Archive", "open_archive"]
@@ -121,8 +121,7 @@ class Archive(WeightFile):
         size = sum(part.nbytes for part in parts)
         dtype, qscheme, axis = first.dtype, first.qscheme, first.axis
         if len(parts) > 1:
-            kept = stays_quantized(parts)
-            dtype, qscheme, axis = (dtype, PER_CHANNEL, 0) if kept else ("float32", None, None)
+            dtype, qscheme, axis = stacked_kind(parts)
         scales = [s for part in parts for s in part.scale_range(self._where(name)) if s is not None]
         low, high = (min(scales), max(scales)) if scales and qscheme is not None else (None, None)
         return Entry(name, shape, dtype, qscheme, axis, low, high, size, target.source, target.note)

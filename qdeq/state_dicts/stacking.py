@@ -9,20 +9,29 @@ import torch
 from torch import Tensor
 
 from qdeq.dequant import dequantize_source
+from qdeq.errors import QdeqValueError, expected
 from qdeq.weight import PER_CHANNEL, PER_TENSOR, QuantizedWeight
 
-__all__ = ["stack_weights", "stays_quantized"]
+__all__ = ["stack_weights", "stacked_kind"]
 
 _BYTE_TYPES = ("qint8", "quint8")
 
 
-def stays_quantized(parts: Sequence[Any]) -> bool:
-    """Whether weights can be stacked as integers: of one 8-bit dtype, with one scale or one for each row.
+def stacked_kind(parts: Sequence[Any]) -> tuple[str, str | None, int | None]:
+    """Dtype, scheme and axis of what :func:`stack_weights` returns, by torch's names, before it is read.
 
     Args:
         parts: things with ``dtype``, ``qscheme`` and ``axis``, as :class:`~qdeq.QuantizedWeight` has them.
 
     """
+    if _stays_quantized(parts):
+        return parts[0].dtype, PER_CHANNEL, 0
+    dtypes = {part.dtype if part.qscheme is None else "float32" for part in parts}
+    return dtypes.pop() if len(dtypes) == 1 else "float32", None, None
+
+
+def _stays_quantized(parts: Sequence[Any]) -> bool:
+    """Whether weights can be stacked as integers: of one 8-bit dtype, with one scale or one for each row."""
     kinds = {getattr(part, "qscheme", None) for part in parts}
     # Wider integers wrap per tensor, and do not per channel: checked in float, they would differ.
     one_type = len({part.dtype for part in parts}) == 1 and parts[0].dtype in _BYTE_TYPES
@@ -40,12 +49,15 @@ def stack_weights(where: str, parts: Sequence[QuantizedWeight | Tensor]) -> Quan
         parts: quantized weights or float tensors of equal row size.
 
     Returns:
-        A quantized weight per channel if :func:`stays_quantized`, else a float tensor.
+        A quantized weight per channel if all parts are of one 8-bit dtype with scales for rows, else a float tensor.
 
     """
-    if not stays_quantized(parts):
+    if not _stays_quantized(parts):
         floats = [dequantize_source(p, where=where) if isinstance(p, QuantizedWeight) else p.detach() for p in parts]
-        return torch.cat(floats)
+        if any(not part.is_floating_point() for part in floats):
+            got = ", ".join(str(part.dtype) for part in floats)
+            raise QdeqValueError(expected(where, "floating point tensors", got, "The checkpoint is damaged."))
+        return torch.cat(floats if len({part.dtype for part in floats}) == 1 else [part.float() for part in floats])
     weights = [part for part in parts if isinstance(part, QuantizedWeight)]
     rows = [part.shape[0] for part in weights]
     scales = [

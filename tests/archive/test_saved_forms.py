@@ -12,12 +12,16 @@ from torch import Tensor
 
 import qdeq
 from tests.archive.conftest import Case
-from tests.archive.forms import FORMS, FROZEN, check_form, save
+from tests.archive.forms import FORMS, FROZEN, check_equal, check_form, save
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_live_bits(case: Case, form: str, tmp_path: Path) -> None:
-    check_form(case.model, form, tmp_path / "model.pt", case.expected)
+    path = tmp_path / "model.pt"
+    check_form(case.model, form, path, case.expected)
+    prefix = "model." if form == "nested" else ""
+    with qdeq.open(path) as archive:
+        check_equal({name.removeprefix(prefix): archive[name] for name in archive}, case.expected)
 
 
 @pytest.mark.parametrize("name", ["vgg", "vgg_bn", "fx"])

@@ -20,9 +20,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:must run observer before calling calculate_qparams"),
 ]
-# Every architecture in every form; of the widths of one architecture, one.
-WIDTHS = ("shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "resnext101_64x4d")
 ALL_FORMS = (*FORMS, FROZEN)
+# Every architecture in every form; other widths of it as a state dict.
+WIDTHS = ("shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "resnext101_64x4d")
 FEATURES, HIDDEN = 512, 512
 
 
@@ -36,16 +36,17 @@ def check_into(source, target: nn.Module, model: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
 
 
-def check_all(model: nn.Module, forms: tuple[str, ...], target: nn.Module, x: Tensor, folder: Path) -> None:
+def check_all(
+    model: nn.Module, forms: tuple[str, ...], target: nn.Module, x: Tensor, folder: Path, *, traced: bool = False
+) -> None:
     expected = live_weights(model)
     for form in forms:
         path = folder / f"{form}.pt"
-        check_form(model, form, path, expected)
+        check_form(model, form, path, expected, x if traced else None)
         if form == "state_dict":
             with qdeq.open(path) as archive:
                 check_into(archive, target, model, x)
         path.unlink()
-    check_into(model.state_dict(), target, model, x)
 
 
 @pytest.mark.parametrize("name", SIDES)
@@ -57,10 +58,10 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["vgg11", "vgg11_bn"])
 def test_digits(batch_norm: bool, tmp_path: Path) -> None:
     torch.manual_seed(17)
-    images = load_digits()[0].pixels[:16]
+    images, _ = load_digits()[0].batch(torch.arange(16))
     with engine("fbgemm"):
         prepared = prepare(VGG11(FEATURES, HIDDEN, batch_norm))
         prepared(images)
         model = to_int8(prepared)
     torch.manual_seed(18)
-    check_all(model, ALL_FORMS, VGG11(FEATURES, HIDDEN, batch_norm), images, tmp_path)
+    check_all(model, ALL_FORMS, VGG11(FEATURES, HIDDEN, batch_norm), images, tmp_path, traced=True)

@@ -296,6 +296,14 @@ def test_diff_measures_and_names(run, checkpoint, tmp_path):
     assert "different: 1 values, 1 shapes, 1 only in A, 1 only in B" in out
 
 
+def test_diff_knows_every_name_of_a_bias(run, tmp_path):
+    names = ("a.bias", "rnn.bias_ih_l0", "attention.in_proj_bias", "a.weight", "bias.weight", "rnn.weight_hh_l0")
+    save_file({name: torch.ones(3) for name in names}, tmp_path / "a.safetensors")
+    out = run("diff", tmp_path / "a.safetensors", tmp_path / "a.safetensors")[1]
+    assert "weights: 100.00 % of 9 values" in out
+    assert "biases: 100.00 % of 9 values" in out
+
+
 def test_diff_counts_signs_of_zero_and_nan(run, tmp_path):
     nan = float("nan")
     save_file({"a": torch.tensor([0.0, nan, 1.0])}, tmp_path / "a.safetensors")
