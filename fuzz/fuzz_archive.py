@@ -1,7 +1,8 @@
 """Feed damaged and hostile files to qdeq.open.
 
-Every file must read right or raise one QdeqError that names the file, within 5 seconds (of processor time, so that
-a busy machine does not count) and 500 MB; nothing else may happen: no signal, no hang, no other exception, no file written, no process started, no import that a file asked for.
+Every file must read right or raise one QdeqError that names the file, within 5 seconds and 500 MB; nothing else may
+happen: no signal, no hang, no other exception, no file written, no process started, no import that a file asked for.
+Seconds are those of the processor, so that a busy machine does not count.
 
     python fuzz/fuzz_archive.py --seed 0 --count 10000
 
