@@ -17,7 +17,7 @@ from qdeq.blocks import Index, block_shape, float_block, weight_blocks
 from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqValueError, expected
 from qdeq.safetensors_io.format import INDEX_SUFFIX, SCALE_SUFFIX
-from qdeq.safetensors_io.layout import SUFFIX, Item, Plan, Weights, plan_safetensors
+from qdeq.safetensors_io.layout import SUFFIX, Item, Options, Plan, Weights, plan_safetensors
 from qdeq.safetensors_io.new_files import NewFiles
 from qdeq.safetensors_io.streaming import Piece, stream
 from qdeq.weight import QuantizedWeight
@@ -82,8 +82,7 @@ def save_safetensors(
         QdeqError: the folder cannot be written to, or the disk is full.
 
     """
-    plan = plan_safetensors(weights, path, dtype=dtype, shard_size=shard_size, keep=keep, force=force)
-    return write_plan(plan, weights)
+    return write_plan(plan_safetensors(weights, path, Options(dtype, shard_size, keep, force)), weights)
 
 
 def write_plan(plan: Plan, weights: Weights, progress: Callable[[str, int], object] | None = None) -> Saved:

@@ -106,6 +106,40 @@ def test_into_rnns() -> None:
     check_equal(dict(target.state_dict()), case.expected)
 
 
+INPUTS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
+    "vgg": (models.TinyVGG, lambda: (torch.randn(4, 3, 8, 8),)),
+    "dynamic": (models.Recurrent, lambda: (torch.randn(5, 3, 8),)),
+    "dynamic_fp16": (models.Recurrent, lambda: (torch.randn(5, 3, 8),)),
+    "embedding": (models.Tables, lambda: (torch.randint(0, 20, (12,)), torch.tensor([0, 3, 7, 12]))),
+}
+
+
+@pytest.mark.parametrize("name", list(INPUTS))
+@pytest.mark.parametrize("source", list(SOURCES))
+def test_into_gives_the_outputs_of_the_rebuilt_model(name: str, source: str, tmp_path: Path) -> None:
+    case = build(name)
+    make, inputs = INPUTS[name]
+    target, x = poisoned(make()), inputs()
+    qdeq.dequantize_state_dict(SOURCES[source](case.model, tmp_path), into=target)
+    rebuilt = qdeq.dequantize_model(case.model)
+    with torch.no_grad():
+        assert torch.equal(bits(target(*x)), bits(rebuilt(*x)))
+
+
+def test_into_a_functional_model_gives_the_outputs_of_its_weights() -> None:
+    """An FX graph, which ``dequantize_model`` refuses: beside the same class with the weights put in by hand."""
+    case = build("fx")
+    target, by_hand = poisoned(models.Functional()), models.Functional()
+    qdeq.dequantize_state_dict(case.model.state_dict(), into=target)
+    names = {"w": "_packed_weight_1.weight", "b": "_packed_weight_1.bias", "cw": "_packed_weight_0.weight"}
+    names |= {f"last.{part}": f"last.{part}" for part in ("weight", "bias")}
+    by_hand.load_state_dict({name: case.expected[key] for name, key in names.items()})
+    x = torch.randn(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(bits(target(x)), bits(by_hand(x)))
+        assert (by_hand(x) - case.model(x)).abs().max() < 0.2  # the int8 model computes the same
+
+
 def test_into_a_class_that_still_has_batch_norms() -> None:
     """The norms become exact identities, and the folded bias goes to the norm of a layer without one."""
     case = build("vgg_bn")
