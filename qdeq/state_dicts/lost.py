@@ -68,7 +68,9 @@ def direct_conv_doubt(
     if any(step != own for step, own, size in zip(stride, of_fbgemm, shape, strict=True) if size > 1):
         return ""
     if geometry is None:
-        what = "of the shape and layout of fbgemm's direct transposed convolution. If this is a ConvTranspose2d with "
+        what = (
+            "one of the shape and layout of fbgemm's direct transposed convolution. If this is a ConvTranspose2d with "
+        )
         what += "stride 1 or 2, no padding and groups 1, torch"
     else:
         what = "fbgemm's direct transposed convolution: torch"
@@ -153,6 +155,6 @@ def remedy_for(model: nn.Module, missing: Sequence[str]) -> str:
     name = next(iter(lost.values()))[0]
     return (
         f"{'; '.join(texts)}. Convert the live model with qdeq.dequantize_model, save it whole (torch.save(model)) and "
-        f"pass qdeq.open of that, put what you know into the state dict (sd[{name!r}] = ...), or pass strict=False to "
-        "keep what the model has."
+        f"pass qdeq.open of that, put what you know into the state dict ({{**sd, {name!r}: ...}}), or pass "
+        "strict=False to keep what the model has."
     )

@@ -142,10 +142,11 @@ def _doubtful(plan: Plan) -> dict[str, str]:
     """Weights that may be uninitialized memory."""
     found = {}
     for name, target in plan.targets.items():
-        value = target.value
-        if isinstance(value, Tensor) and value.is_quantized:
-            scheme = str(value.qscheme()).removeprefix("torch.")
-            why = direct_conv_doubt(value.shape, value.stride(), scheme, None)
+        if isinstance(target.value, Tensor | QuantizedWeight):
+            value = _plain_or_weight(f"{_WHERE}: {target.source}", target.value)
+            scheme = value.qscheme if isinstance(value, QuantizedWeight) else None
+            stride = value.int_repr.stride() if isinstance(value, QuantizedWeight) else value.stride()
+            why = direct_conv_doubt(value.shape, stride, scheme, None)
             if why:
                 found[name] = why
     return found

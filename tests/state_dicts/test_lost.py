@@ -132,6 +132,8 @@ def test_a_lost_weight_is_a_warning_and_an_error_into_its_class(options, form, t
     assert "uninitialized memory" in report.notes["1.weight"][0]
     assert "recover_direct_conv=True" in report.notes["1.weight"][0]
     if form != "live":
+        _, of_weights = qdeq.dequantize_state_dict(dict(source))
+        assert "uninitialized memory" in of_weights.notes["1.weight"][0]
         assert any(text.startswith("1.weight: ") for text in source.warnings)
         assert any("uninitialized" in text for text in source.report.notes[""])
     target = target_for(options)

@@ -137,7 +137,6 @@ def test_into_a_functional_model_gives_the_outputs_of_its_weights() -> None:
     x = torch.randn(4, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(bits(target(x)), bits(by_hand(x)))
-        assert (by_hand(x) - case.model(x)).abs().max() < 0.2  # the int8 model computes the same
 
 
 def test_into_a_class_that_still_has_batch_norms() -> None:
