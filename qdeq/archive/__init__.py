@@ -27,8 +27,8 @@ def open(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Arch
     Args:
         path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too.
-        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
-            two forward ones, when input and hidden size are equal).
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
 
     Raises:
         QdeqTypeError: ``path`` is no path.

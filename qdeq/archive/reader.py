@@ -19,6 +19,7 @@ from qdeq.archive.tensors import StoredTensor
 from qdeq.archive.unpickler import read_pickle
 from qdeq.archive.zipdir import ZipDirectory, is_zip
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.folding import fold_batch_norm
 from qdeq.state_dicts.lost import direct_conv_doubt
 from qdeq.state_dicts.naming import plan_names
@@ -135,8 +136,8 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
 
     Args:
         path: the file.
-        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
-            two forward ones, when input and hidden size are equal).
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -163,7 +164,8 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
             f"a file that begins {shown(bytes(buffer[:8]))}",
             "Pass a .pt or .pth file.",
         )
-    plan = plan_names(name, contents.sources, _shape_of, {**contents.rnn_shapes, **rnn_shapes_of(like)})
+    shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
+    plan = plan_names(name, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
     if not plan.targets:
         remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
         refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)

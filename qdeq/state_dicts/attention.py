@@ -9,14 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, Target, join, target_shape
 
-__all__ = ["name_attentions"]
+__all__ = ["keeps_projections", "name_attentions"]
 
 _LETTERS = "QKV"
 _WITNESS = "q_scaling_product"  # a functional that only torch's own class has
 _UNUSED = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _REASON = "never used: linear_Q, linear_K and linear_V hold the projections"
+
+
+def keeps_projections(model: nn.Module | None) -> bool:
+    """Whether a float model has ``linear_Q`` and its like: a class of the user's own, whose names stay."""
+    return model is not None and any(name.endswith("linear_Q.weight") for name in model.state_dict())
 
 
 def name_attentions(plan: Plan, keys: Iterable[str], shape_of: ShapeOf) -> None:

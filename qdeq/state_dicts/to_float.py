@@ -13,6 +13,7 @@ from qdeq.checks import describe
 from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.folding import fold_batch_norm
 from qdeq.state_dicts.loading import load
 from qdeq.state_dicts.lost import direct_conv_doubt
@@ -66,9 +67,8 @@ def dequantize_state_dict(
         raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
     if into is not None and not isinstance(into, nn.Module):
         raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
-    # A float class of the user's own may keep three projections: then their names stay.
-    attentions = into is None or not any(name.endswith("linear_Q.weight") for name in into.state_dict())
-    plan = plan_names(_WHERE, _sources(sd), _shape_of, rnn_shapes_of(into), attentions=attentions)
+    shapes, attentions = rnn_shapes_of(into), not keeps_projections(into)
+    plan = plan_names(_WHERE, _sources(sd), _shape_of, shapes, attentions=attentions)
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."
         raise QdeqValueError(expected(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy))

@@ -101,7 +101,7 @@ def test_a_prepared_model_drops_what_it_never_used():
     assert any(item.source == "attention.in_proj_weight" and "never used" in item.reason for item in report.dropped)
 
 
-def test_a_float_class_that_keeps_three_projections():
+def test_a_float_class_that_keeps_three_projections(tmp_path):
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,6 +113,10 @@ def test_a_float_class_that_keeps_three_projections():
     state = {k.removeprefix("attention."): v for k, v in model.state_dict().items() if k.startswith("attention.")}
     qdeq.dequantize_state_dict(state, into=target)
     assert_same_bits(target.linear_K.weight, model.attention.linear_K.weight().dequantize())
+    torch.save(state, tmp_path / "own.pth")
+    again = Own()
+    qdeq.dequantize_state_dict(qdeq.open(tmp_path / "own.pth", like=again), into=again)
+    assert_same_bits(again.linear_K.weight, target.linear_K.weight)
 
 
 def test_bias_k_is_not_in_the_file():
