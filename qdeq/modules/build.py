@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qdeq import ops
+from qdeq.copying import per_class
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.packed import packed_bias
+from qdeq.packed import open_packed
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
@@ -29,9 +30,13 @@ def join(path: str, name: str) -> str:
 
 def class_name(obj: object) -> str:
     """The class of ``obj`` as a user would import it, without the ``modules.<file>`` part of torch's packages."""
-    cls = type(obj)
-    module = cls.__module__.partition(".modules")[0]
-    return f"{module}.{cls.__qualname__}"
+    return _import_name(type(obj))
+
+
+@per_class
+def _import_name(kind: type) -> str:
+    module = kind.__module__.partition(".modules")[0]
+    return f"{module}.{kind.__qualname__}"
 
 
 @dataclass
@@ -81,6 +86,8 @@ class Build:
     allow_bad_scales: bool = False
     detailed: bool = False
     recover_direct_conv: bool = False
+    # The packed weight whose bias was just read, and what to read its weight from.
+    _opened: tuple[Any, Any] = (None, None)
     # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
     _used: set[int] = field(default_factory=set)
     _used_bias: set[int] = field(default_factory=set)
@@ -152,7 +159,9 @@ class Build:
         unpack the whole weight to give it.
         """
         self.use_bias(packed)
-        return packed_bias(packed, where=join(path, name))
+        weight, bias = open_packed(packed, where=join(path, name))
+        self._opened = packed, weight
+        return bias
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
@@ -223,11 +232,15 @@ class Build:
                 raise QdeqValueError(message)
             out.copy_(source.detach())
             return {"dtype": str(source.dtype).removeprefix("torch.")}
+        if source is self._opened[0]:
+            readable, self._opened = self._opened[1], (None, None)
+        else:
+            readable = source
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
         if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
         try:
-            dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+            dequantize_source(readable, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
         except QdeqError as error:
             shape = _shape_of(source, where)
             if shape is None or shape == tuple(out.shape):

@@ -11,6 +11,7 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qdeq.copying import blank
 from qdeq.modules.build import Build, Fused, Rule
 
 __all__ = ["RULES", "ConvAdd2d", "ConvAddReLU2d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "unused_qparams"]
@@ -71,7 +72,8 @@ def _output_qparams(module: Any, path: str, build: Build) -> None:
 def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
     """A float convolution on the meta device with the geometry of a quantized or reference one, transposed or not."""
     transposed = {"output_padding": module.output_padding} if module.transposed else {}
-    return layer_class(
+    return blank(
+        layer_class,
         module.in_channels,
         module.out_channels,
         module.kernel_size,
@@ -81,7 +83,6 @@ def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
         groups=module.groups,
         bias=has_bias,
         padding_mode=module.padding_mode,
-        device="meta",
         **transposed,
     )
 
