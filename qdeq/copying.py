@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["ATOMS", "blank", "copy_module", "per_class"]
+__all__ = ["ATOMS", "blank", "copied", "copy_module", "per_class"]
 
 Module = TypeVar("Module", bound=nn.Module)
 Answer = TypeVar("Answer")
@@ -28,6 +28,8 @@ ATOMS: frozenset[type] = frozenset(
     | {types.FunctionType, types.BuiltinFunctionType}
 )
 """Types whose objects never change and hold nothing else: deepcopy gives the object itself."""
+
+_CONTAINERS = frozenset({dict, OrderedDict, set, list})
 
 
 def per_class(question: Callable[[type[Any]], Answer]) -> Callable[[type[Any]], Answer]:
@@ -41,14 +43,30 @@ def copy_module(module: Module, memo: dict[int, Any]) -> Module:
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return] # what the memo holds for a module takes its place
-    kind = type(module)
+    kind: Any = type(module)
     if not _is_plain(kind) or "__deepcopy__" in module.__dict__:
         return copy.deepcopy(module, memo)
     copied = kind.__new__(kind)
     memo[id(module)] = copied
     state = module.__getstate__()  # type: ignore[no-untyped-call]
-    copied.__setstate__({name: _copy_value(value, memo) for name, value in state.items()})  # type: ignore[no-untyped-call]
+    for name, value in state.items():
+        kind = type(value)
+        if kind in ATOMS:
+            continue
+        if not value and kind in _CONTAINERS and not getattr(value, "__dict__", None):
+            known = memo.get(id(value))
+            if known is None:
+                memo[id(value)] = known = kind()
+            state[name] = known
+        else:
+            state[name] = _copy_value(value, memo)
+    copied.__setstate__(state)  # type: ignore[no-untyped-call]
     return copied
+
+
+def copied(value: Any) -> Any:
+    """``copy.deepcopy(value)``."""
+    return _copy_value(value, {})
 
 
 def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
@@ -62,13 +80,9 @@ def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
             for key, item in value.items():
                 known[_copy_value(key, memo)] = _copy_value(item, memo)
         return known
-    if (kind is OrderedDict or kind is set) and not value and not getattr(value, "__dict__", None):
-        return memo.setdefault(id(value), kind())
     if kind is tuple and all(type(item) in ATOMS for item in value):
         return value
-    if isinstance(value, nn.Module):
-        return copy_module(value, memo)
-    return copy.deepcopy(value, memo)
+    return copy_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
 @per_class

@@ -61,7 +61,8 @@ def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     numbers, strings, functions and the like, which hold nothing.
     """
     own = module.__dict__
-    stack = [(name, own[name]) for name in own if name not in _MODULE_INTERNALS and type(own[name]) not in ATOMS]
+    extra = own.keys() - _MODULE_INTERNALS
+    stack = [(name, own[name]) for name in own if name in extra and type(own[name]) not in ATOMS] if extra else []
     seen: set[int] = set()
     while stack:
         name, value = stack.pop(0)
@@ -76,12 +77,14 @@ def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield (name, object) of the quantized tensors and packed weights that ``module`` itself holds."""
-    for held in (module._parameters, module._buffers, module.__dict__):
-        for name, value in held.items():
-            if type(value) in HOLDS_NOTHING:
-                continue
-            if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
-                yield name, value
+    own = module.__dict__
+    extra = own.keys() - _MODULE_INTERNALS
+    plain = [(name, own[name]) for name in own if name in extra] if extra else []
+    for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+        if type(value) in HOLDS_NOTHING:
+            continue
+        if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
+            yield name, value
 
 
 def holds_quantized_state(module: nn.Module) -> bool:

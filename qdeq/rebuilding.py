@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch import nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.forms import is_quantized_module, plain_values
-from qdeq.modules.build import Build, class_name, join
+from qdeq.modules.build import Build, Builder, class_name, join
 from qdeq.rebuilt import Rebuilt
 from qdeq.registry import find_builder
 from qdeq.report import Unconverted
@@ -19,8 +21,7 @@ def rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[Rebuilt]:
     rebuilt: list[Rebuilt] = []
     unknown: list[Unconverted] = []
     failures: list[QdeqError] = []
-    for path, module, parent in _walk(model):
-        builder = find_builder(type(module))
+    for path, module, parent, builder, quantized in _walk(model):
         if builder is not None:
             try:
                 rebuilt.append(Rebuilt(path, module, parent, builder(module, path, build)))
@@ -28,7 +29,7 @@ def rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[Rebuilt]:
                 failures.append(_named(error, path))
             except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
                 failures.append(_unreadable(module, path, error))
-        elif is_quantized_module(module):
+        elif quantized:
             unknown.append(Unconverted(path, class_name(module), "no builder is registered for this class"))
     if unknown and strict:
         names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in unknown)
@@ -58,12 +59,15 @@ def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:
     return failure
 
 
-def _walk(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
-    """(path, module, parent) once per module, registered ones first, then those in plain attributes.
+_Found: TypeAlias = tuple[str, nn.Module, nn.Module, Builder | None, bool]
+
+
+def _walk(model: nn.Module) -> list[_Found]:
+    """(path, module, parent, builder, is quantized) once per module; registered ones first, then plain attributes.
 
     Does not enter modules that have a builder or are quantized themselves.
     """
-    found: list[tuple[str, nn.Module, nn.Module]] = []
+    found: list[_Found] = []
     seen: set[int] = set()
     entered: list[tuple[str, nn.Module]] = []
 
@@ -71,8 +75,10 @@ def _walk(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module]]:
         if id(module) in seen:
             return
         seen.add(id(module))
-        found.append((path, module, parent))
-        if find_builder(type(module)) is None and not is_quantized_module(module):
+        builder = find_builder(type(module))
+        quantized = builder is not None or is_quantized_module(module)
+        found.append((path, module, parent, builder, quantized))
+        if not quantized:
             entered.append((path, module))
             for name, child in module._modules.items():
                 if child is not None:

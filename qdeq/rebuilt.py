@@ -83,22 +83,35 @@ def check_account(result: nn.Module, rebuilt: list[Rebuilt], build: Build) -> No
     accounted = build.report.accounted_sources()
     written = {entry.target for entry in build.report.entries}
     unused: list[str] = []
-    unwritten = {name for name, parameter in result.named_parameters() if parameter.is_meta}
+    unwritten = set()
+    for path, module in result.named_modules():
+        unwritten.update(join(path, name) for name, held in module._parameters.items() if _is_meta(held))
     for part in rebuilt:
         assert part.target is not None  # set by assemble()
         unused += _unread(part.source, part.path, build, accounted)
-        names = [join(part.path, name) for name, _ in part.target.named_parameters()]
-        unwritten.update(name for name in names if name not in written)
+        for prefix, module in _parts(part.target):
+            at = join(part.path, prefix) if prefix else part.path
+            names = [join(at, name) for name, held in module._parameters.items() if held is not None]
+            unwritten.update(name for name in names if name not in written)
     if unused or unwritten:
         got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
         message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
         raise QdeqValueError(message)
 
 
+def _is_meta(parameter: nn.Parameter | None) -> bool:
+    return parameter is not None and parameter.is_meta
+
+
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``named_modules()``, at no cost for a module without children."""
+    return list(module.named_modules()) if module._modules else [("", module)]
+
+
 def _unread(source: nn.Module, path: str, build: Build, accounted: set[str]) -> list[str]:
     """Names of what ``source`` holds that no builder read: tensors, packed weights and their biases, output scales."""
     missing = []
-    for prefix, part in source.named_modules():
+    for prefix, part in _parts(source):
         at = join(path, prefix) if prefix else path
         for name, value in quantized_sources(part):
             if not build.is_used(value):

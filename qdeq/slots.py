@@ -45,18 +45,23 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
     uses = Counter(map(id, modules.values()))
     slots: dict[str, nn.Module] = {}
     reasons: dict[str, str] = {}
-    graphs: dict[str, CallTrace | fx.Graph | str] = {}
+    owners: dict[str, _Calls | str] = {}
     with recording(), torch.random.fork_rng(devices=[]):
         for path, max_slots in fused.items():
             owner_path = _owner(modules, path)
-            if owner_path not in graphs:
-                graphs[owner_path] = _trace(modules[owner_path])
-            graph = graphs[owner_path]
-            if isinstance(graph, str):
-                reasons[path] = graph
+            if owner_path not in owners:
+                graph = _trace(modules[owner_path])
+                owners[owner_path] = graph if isinstance(graph, str) else _Calls(graph)
+            calls = owners[owner_path]
+            if isinstance(calls, str):
+                reasons[path] = calls
                 continue
-            local = path.removeprefix(owner_path + ".") if owner_path else path
-            chain = list(_identity_chain(graph, modules[owner_path], local, uses))[:max_slots]
+            chain = []
+            for name in calls.followers(path.removeprefix(owner_path + ".") if owner_path else path):
+                module = modules[f"{owner_path}.{name}" if owner_path else name]
+                if type(module) is not nn.Identity or uses[id(module)] != 1 or len(chain) == max_slots:
+                    break
+                chain.append(module)
             if chain and uses[id(modules[path])] == 1:
                 slots[path] = chain[-1]
             else:
@@ -103,18 +108,23 @@ def _stand_in(owner: nn.Module) -> nn.Module:
     return copy_module(owner, memo)
 
 
-def _identity_chain(
-    graph: CallTrace | fx.Graph, owner: nn.Module, name: str, uses: Counter[int]
-) -> Iterator[nn.Module]:
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    node: Any = next((node for node in graph.nodes if node.op == "call_module" and node.target == name), None)
-    if node is None or calls[name] != 1:
-        return
-    while len(node.users) == 1:
-        (node,) = node.users
-        if node.op != "call_module" or calls[node.target] != 1:
-            return
-        module = owner.get_submodule(str(node.target))
-        if type(module) is not nn.Identity or uses[id(module)] != 1:
-            return
-        yield module
+class _Calls:
+    """Who runs on whose output, in one forward."""
+
+    def __init__(self, graph: CallTrace | fx.Graph) -> None:
+        self._calls: dict[str, list[Any]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self._calls.setdefault(str(node.target), []).append(node)
+
+    def followers(self, name: str) -> Iterator[str]:
+        """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
+        calls = self._calls.get(name, ())
+        while len(calls) == 1 and len(calls[0].users) == 1:
+            (node,) = calls[0].users
+            if node.op != "call_module":
+                return
+            calls = self._calls[str(node.target)]
+            if len(calls) != 1:
+                return
+            yield str(node.target)

@@ -141,8 +141,12 @@ class Build:
                     **details,
                 )
             )
-        value = value.to(self.dtype) if value.is_floating_point() else value
-        setattr(target, name, nn.Parameter(value) if isinstance(declared, nn.Parameter) else value)
+        if value.dtype != self.dtype and value.is_floating_point():
+            value = value.to(self.dtype)
+        if isinstance(declared, nn.Parameter):
+            target._parameters[name] = nn.Parameter(value)
+        else:
+            target._buffers[name] = value
         self.report.entries.extend(entries)
 
     def packed_bias(
@@ -188,7 +192,7 @@ class Build:
 
     def note_zero_bias(self, bias: Tensor, path: str, name: str = "bias") -> None:
         """Say that a bias may be one the layer never had: qnnpack stores zeros where there was none."""
-        if bias.numel() and not bias.any():
+        if bias.numel() and not bias[0] and not bias.any():
             self.report.note(path, f"{name} is all zeros, as qnnpack stores a layer without one; it is kept")
 
     def tensor(
