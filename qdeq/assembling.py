@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,10 +25,10 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
     deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    registered = {path for path, _ in model.named_modules()}
-    fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in registered}
-    slots, reasons = find_slots(model, fused)
-    memo = _tensors_with_history(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in modules}
+    slots, reasons = find_slots(modules, fused)
+    memo = _tensors_with_history(modules.values())
     for part in rebuilt:
         reason = reasons.get(part.path, "it is not registered as a submodule")
         part.target, activation = _place(part, slots.get(part.path), reason, build.report)
@@ -40,7 +41,7 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
         memo[id(part.source)] = part.target
         build.report.replaced[part.path] = (class_name(part.source), class_name(part.target))
     if unfold_bn:
-        _unfold_all(model, rebuilt, unfold_bn, memo, build.report)
+        _unfold_all(modules, rebuilt, unfold_bn, memo, build.report)
     result = _deepcopy(model, memo)
     for part in rebuilt:
         carry_over(part, memo, build.report)
@@ -49,11 +50,13 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
 
 
 def _unfold_all(
-    model: nn.Module, rebuilt: list[Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
+    modules: Mapping[str, nn.Module], rebuilt: list[Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
 ) -> None:
     """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
-    names = {id(module): path for path, module in model.named_modules()}
-    places, _ = find_slots(model, {part.path: 1 for part in rebuilt if id(part.source) in names})
+    names: dict[int, str] = {}
+    for path, module in modules.items():
+        names.setdefault(id(module), path)
+    places, _ = find_slots(modules, {part.path: 1 for part in rebuilt if id(part.source) in names})
     for part in rebuilt:
         slot = places.get(part.path)
         if slot is None or id(slot) in memo or part.target is None:
@@ -64,9 +67,9 @@ def _unfold_all(
             part.carrier = batch_norm if part.carrier is part.target else part.carrier
 
 
-def _tensors_with_history(model: nn.Module) -> dict[int, Any]:
+def _tensors_with_history(modules: Iterable[nn.Module]) -> dict[int, Any]:
     """A memo for tensors that deepcopy refuses: results of autograd that a module keeps as plain attributes."""
-    values = (value for module in model.modules() for _, value in plain_values(module))
+    values = (value for module in modules for _, value in plain_values(module))
     tensors = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
     return {id(tensor): tensor.detach().clone() for tensor in tensors}
 

@@ -61,8 +61,18 @@ class CallTrace:
 
     def __init__(self, owner: nn.Module) -> None:
         self.nodes: list[Node] = []
-        self.names = {id(module): name for name, module in owner.named_modules()}
         self.failed = False
+        self._owner: nn.Module | None = owner
+        self._names = {id(child): name for name, child in owner._modules.items() if child is not None}
+
+    def name_of(self, module: nn.Module) -> str:
+        """The dotted name of a module below the owner, the first if it has several."""
+        name = self._names.get(id(module))
+        if name is None and self._owner is not None:
+            self._names = {id(child): name for name, child in self._owner.named_modules()}
+            self._owner = None
+            name = self._names.get(id(module))
+        return name or self.refuse("a module that is none of its children")
 
     def use(self, op: str, target: str, *values: Any) -> _Value:
         """Record an operation on ``values``, which may be nested, and return its result."""
@@ -156,10 +166,7 @@ def recording() -> Iterator[None]:
             trace = _STATE.trace
             if trace is None:
                 return call(self, *args, **kwargs)
-            name = trace.names.get(id(self))
-            if not name:
-                trace.refuse("a module that is none of its children")
-            return trace.use("call_module", name, args, kwargs)
+            return trace.use("call_module", trace.name_of(self), args, kwargs)
 
         def guarded_attribute(self: nn.Module, name: str) -> Any:
             value = attribute(self, name)

@@ -48,7 +48,7 @@ def copy_module(module: Module, memo: dict[int, Any]) -> Module:
         return copy.deepcopy(module, memo)
     copied = kind.__new__(kind)
     memo[id(module)] = copied
-    state = module.__getstate__()  # type: ignore[no-untyped-call]
+    state: dict[str, Any] = module.__getstate__()  # type: ignore[no-untyped-call]
     for name, value in state.items():
         kind = type(value)
         if kind in ATOMS:
@@ -60,8 +60,8 @@ def copy_module(module: Module, memo: dict[int, Any]) -> Module:
             state[name] = known
         else:
             state[name] = _copy_value(value, memo)
-    copied.__setstate__(state)  # type: ignore[no-untyped-call]
-    return copied
+    copied.__setstate__(state)
+    return copied  # type: ignore[no-any-return]
 
 
 def copied(value: Any) -> Any:
@@ -105,18 +105,27 @@ def blank(kind: type[Module], *args: Any, **kwargs: Any) -> Module:
     through the class would run the random initialisation each time, on nothing.
 
     Args:
-        kind: class of torch's own, or a subclass of one that adds no state.
+        kind: class of a layer without children.
         args: hashable arguments of the class.
         kwargs: the same, by name.
 
     """
-    prototype: Any = _prototype  # mypy takes no class for hashable
-    made: Module = prototype(kind, args, tuple(kwargs.items()))
-    # Everything is copied but the parameters and buffers, which are on the meta device.
-    tensors = [*made._parameters.values(), *made._buffers.values()]
-    return copy_module(made, {id(tensor): tensor for tensor in tensors if tensor is not None})
+    template: Any = _template  # mypy takes no class for hashable
+    constants, containers = template(kind, args, tuple(kwargs.items()))
+    made = kind.__new__(kind)
+    state = made.__dict__
+    state.update(constants)
+    for name, value in containers:
+        state[name] = value.copy()
+    return made
 
 
 @functools.lru_cache(maxsize=512)
-def _prototype(kind: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Any:
-    return kind(*args, **dict(kwargs), device="meta")
+def _template(
+    kind: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]
+) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """The attributes of a new module: those that cannot change, and the containers of such."""
+    state = kind(*args, **dict(kwargs), device="meta").__dict__
+    containers = [(name, value) for name, value in state.items() if type(value) in _CONTAINERS]
+    names = {name for name, _ in containers}
+    return {name: value for name, value in state.items() if name not in names}, containers

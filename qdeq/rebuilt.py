@@ -83,7 +83,7 @@ def check_account(result: nn.Module, rebuilt: list[Rebuilt], build: Build) -> No
     accounted = build.report.accounted_sources()
     written = {entry.target for entry in build.report.entries}
     unused: list[str] = []
-    unwritten = set()
+    unwritten: set[str] = set()
     for path, module in result.named_modules():
         unwritten.update(join(path, name) for name, held in module._parameters.items() if _is_meta(held))
     for part in rebuilt:

@@ -30,18 +30,20 @@ class _ShallowTracer(fx.Tracer):
         return True
 
 
-def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def find_slots(
+    modules: Mapping[str, nn.Module], fused: Mapping[str, int]
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Find the slot of each fused module.
 
     Args:
-        model: the quantized model; it is not changed, its forwards are traced on copies of their owners.
+        modules: dotted path -> module of the quantized model, shared ones under each of their paths; they are not
+            changed, forwards are traced on copies of their owners.
         fused: dotted path of a fused module -> how many Identity places fusing may have left behind it.
 
     Returns:
         (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
 
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
     uses = Counter(map(id, modules.values()))
     slots: dict[str, nn.Module] = {}
     reasons: dict[str, str] = {}
@@ -56,7 +58,7 @@ def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn
             if isinstance(calls, str):
                 reasons[path] = calls
                 continue
-            chain = []
+            chain: list[nn.Module] = []
             for name in calls.followers(path.removeprefix(owner_path + ".") if owner_path else path):
                 module = modules[f"{owner_path}.{name}" if owner_path else name]
                 if type(module) is not nn.Identity or uses[id(module)] != 1 or len(chain) == max_slots:
@@ -102,9 +104,12 @@ def trace_calls(owner: nn.Module) -> fx.Graph | str:
 
 def _stand_in(owner: nn.Module) -> nn.Module:
     """A copy of ``owner`` that shares only its children: the forward is the user's code and may change its module."""
-    memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}
+    attributes = [value for _, value in plain_values(owner)]
+    # Without attributes that hold anything, no module below the children can be reached.
+    below = owner.modules() if attributes else owner._modules.values()
+    memo: dict[int, Any] = {id(child): child for child in below if child is not owner}
     # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
-    memo |= {id(value): value for _, value in plain_values(owner) if isinstance(value, nn.Module | Tensor)}
+    memo |= {id(value): value for value in attributes if isinstance(value, nn.Module | Tensor)}
     return copy_module(owner, memo)
 
 

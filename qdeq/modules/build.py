@@ -22,6 +22,8 @@ __all__ = ["Build", "Builder", "Fused", "Rule", "class_name", "join"]
 # The kernels write these directly; any other floating dtype is converted from the exact float32 result.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+_CONV_1D = (nn.Conv1d, nn.ConvTranspose1d)
+
 
 def join(path: str, name: str) -> str:
     """The dotted name of ``name`` in the module at ``path`` (empty for the model itself)."""
@@ -124,23 +126,16 @@ class Build:
         """
         declared = _declared(target, name)
         value = ops.empty(declared.shape, self._dtype_for(declared, parts))
-        entries = []
+        target_name, classes = join(path, name), (class_name(module), class_name(target))
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
+        entries = []
         for index, (source_name, source) in enumerate(parts):
             out = value[index * num_rows : (index + 1) * num_rows] if num_rows else value
-            details = self._read(source, join(path, source_name), target, out)
-            note = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}" if num_rows else ""
-            entries.append(
-                ReportEntry(
-                    target=join(path, name),
-                    source=join(path, source_name),
-                    source_class=class_name(module),
-                    target_class=class_name(target),
-                    shape=tuple(out.shape),
-                    note=note,
-                    **details,
-                )
-            )
+            where = join(path, source_name)
+            details = self._read(source, where, target, out)
+            if num_rows:
+                details["note"] = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}"
+            entries.append(ReportEntry(target_name, where, *classes, tuple(out.shape), **details))
         if value.dtype != self.dtype and value.is_floating_point():
             value = value.to(self.dtype)
         if isinstance(declared, nn.Parameter):
@@ -221,7 +216,8 @@ class Build:
         if not declared.is_floating_point():
             return declared.dtype
         if all(_is_float_tensor(source) for _, source in parts):
-            return torch.promote_types(parts[0][1].dtype, torch.float32)
+            dtype: torch.dtype = parts[0][1].dtype
+            return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
         # The kernels write these directly; any other floating dtype is rounded from the exact float32 result.
         return self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
 
@@ -241,7 +237,7 @@ class Build:
         else:
             readable = source
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
-        if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
+        if isinstance(target, _CONV_1D) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
         try:
             dequantize_source(readable, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
