@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qdeq.copying import copy_module
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.forms import HOLDS_NOTHING, is_packed_object, is_quantized_module, plain_values
+from qdeq.forms import HOLDS_NOTHING, is_packed_object, is_quantized_module
 from qdeq.modules.build import Build, Fused, class_name
-from qdeq.rebuilt import Rebuilt, carry_over
+from qdeq.rebuilt import Rebuilt, carry_over, detached
 from qdeq.report import Report
 from qdeq.slots import find_slots
 from qdeq.unfold import unfold
@@ -28,7 +28,11 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
     modules = dict(model.named_modules(remove_duplicate=False))
     fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in modules}
     slots, reasons = find_slots(modules, fused)
-    memo = _tensors_with_history(modules.values())
+    sources = {id(part.source) for part in rebuilt}
+    memo: dict[int, Any] = {}
+    for module in modules.values():
+        if id(module) not in sources:
+            memo |= detached(module)
     for part in rebuilt:
         reason = reasons.get(part.path, "it is not registered as a submodule")
         part.target, activation = _place(part, slots.get(part.path), reason, build.report)
@@ -45,7 +49,7 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
     result = _deepcopy(model, memo)
     for part in rebuilt:
         carry_over(part, memo, build.report)
-    _refuse_hidden(memo, build.report)
+    _refuse_hidden(memo, sources.union(map(id, modules.values())), build.report)
     return result
 
 
@@ -67,18 +71,18 @@ def _unfold_all(
             part.carrier = batch_norm if part.carrier is part.target else part.carrier
 
 
-def _tensors_with_history(modules: Iterable[nn.Module]) -> dict[int, Any]:
-    """A memo for tensors that deepcopy refuses: results of autograd that a module keeps as plain attributes."""
-    values = (value for module in modules for _, value in plain_values(module))
-    tensors = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    return {id(tensor): tensor.detach().clone() for tensor in tensors}
+def _refuse_hidden(memo: dict[int, Any], known: set[int], report: Report) -> None:
+    """Whatever else deepcopy found must be float: nothing quantized may hide in an object that qdeq does not enter.
 
+    Args:
+        memo: id of an object of the model -> its copy.
+        known: ids of modules that were rebuilt or found to be float.
+        report: names the modules left quantized; where there are some, their copies are no surprise.
 
-def _refuse_hidden(memo: dict[int, Any], report: Report) -> None:
-    """Whatever deepcopy found must be float: nothing quantized may hide in an object that qdeq does not enter."""
+    """
     if report.unconverted:
         return
-    copies = [value for value in memo.values() if type(value) not in HOLDS_NOTHING]
+    copies = [value for key, value in memo.items() if type(value) not in HOLDS_NOTHING and key not in known]
     copied = [value for value in copies if is_packed_object(value)]
     copied += [value for value in copies if isinstance(value, nn.Module) and is_quantized_module(value)]
     if copied:

@@ -117,7 +117,7 @@ def dequantize_model(
     )
     rebuilt = rebuild_all(model, build, strict)
     result = assemble(model, rebuilt, build, unfold_bn)
-    check_account(result, rebuilt, build)
+    check_account(rebuilt, build)
     placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
     imitate(result, placed, activations, build.report)
     result = _finish(result, dtype, device)

@@ -103,10 +103,16 @@ def is_quantized_module(module: nn.Module) -> bool:
 
 
 @per_class
-def _is_prepared(kind: type) -> bool:
+def _unsupported(kind: type) -> str:
+    """Which form a module of this class shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
     from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-    return issubclass(kind, FakeQuantizeBase | ObserverBase) or _in_namespace(kind, _QAT_NAMESPACES)
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "script"
+    if issubclass(kind, fx.GraphModule):
+        return "graph"
+    prepared = issubclass(kind, FakeQuantizeBase | ObserverBase) or _in_namespace(kind, _QAT_NAMESPACES)
+    return "prepared" if prepared else ""
 
 
 def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
@@ -120,15 +126,18 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
     prepared = []
     for path, module in model.named_modules():
+        form = _unsupported(type(module))
+        if not form:
+            continue
         at = f" at {path}" if path else ""
-        if isinstance(module, fx.GraphModule) and any(is_quantized_module(child) for child in module.modules()):
+        if form == "graph" and any(is_quantized_module(child) for child in module.modules()):
             return (
                 f"an FX GraphModule{at}",
                 "FX graphs are not read yet. Convert the model with eager-mode quantization.",
             )
-        if isinstance(module, torch.jit.ScriptModule):
+        if form == "script":
             return f"a TorchScript module{at}", "TorchScript is not read yet. Convert the eager model it was made from."
-        if _is_prepared(type(module)):
+        if form == "prepared":
             prepared.append(f"{type(module).__name__}{at}")
     if prepared:
         half = "a half converted model" if any(is_quantized_module(m) for m in model.modules()) else "a prepared model"

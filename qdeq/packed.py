@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "is_packed_weight",
     "open_packed",
     "packed_bias",
+    "read_convolutions",
     "unpack_packed",
 ]
 
@@ -177,6 +178,27 @@ def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
         if not weight.is_quantized or _lost(obj, weight):
             weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
     return weight, None if bias is None else bias.detach().clone()
+
+
+def read_convolutions(
+    objs: Sequence[Any], outs: Sequence[Tensor], *, allow_bad_scales: bool = False
+) -> list[tuple[bool, Tensor | None]]:
+    """Dequantize many packed 2-d convolutions in one call, because the calls cost more than small weights.
+
+    Args:
+        objs: ScriptObjects of ``Conv2dPackedParamsBase``, of any engine.
+        outs: as many contiguous tensors of the weights' shapes, float32, bfloat16 or float16, which take the result.
+        allow_bad_scales: as in :func:`dequantize_packed`.
+
+    Returns:
+        For each whether it was read, and a copy of its bias. Transposed ones are not, nor is any in a torch that the
+        extension was not built for, nor what :func:`dequantize_packed` refuses: it says why.
+
+    """
+    if not objs or _why_not():
+        return [(False, None)] * len(objs)
+    biases, done = _operator("read_all", "conv2d")(list(objs), list(outs), ops.current_kernel(), allow_bad_scales)
+    return list(zip(done, biases, strict=True))
 
 
 def in_place_status() -> tuple[bool, str]:

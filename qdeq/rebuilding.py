@@ -8,7 +8,9 @@ from torch import nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.forms import is_quantized_module, plain_values
+from qdeq.mappings import BUILDERS
 from qdeq.modules.build import Build, Builder, class_name, join
+from qdeq.modules.conv import read_ahead
 from qdeq.rebuilt import Rebuilt
 from qdeq.registry import find_builder
 from qdeq.report import Unconverted
@@ -21,7 +23,9 @@ def rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[Rebuilt]:
     rebuilt: list[Rebuilt] = []
     unknown: list[Unconverted] = []
     failures: list[QdeqError] = []
-    for path, module, parent, builder, quantized in _walk(model):
+    found = _walk(model)
+    read_ahead((module for _, module, _, builder, _ in found if builder is BUILDERS.get(type(module))), build)
+    for path, module, parent, builder, quantized in found:
         if builder is not None:
             try:
                 rebuilt.append(Rebuilt(path, module, parent, builder(module, path, build)))

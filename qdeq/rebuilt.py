@@ -6,15 +6,15 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.forms import quantized_sources
+from qdeq.forms import plain_values, quantized_sources
 from qdeq.modules.build import Build, Fused, join
 from qdeq.packed import is_packed_weight, packed_bias
 from qdeq.report import Report
 
-__all__ = ["Rebuilt", "carry_over", "check_account"]
+__all__ = ["Rebuilt", "carry_over", "check_account", "detached"]
 
 # Attributes of quantized modules that describe their quantization; everything else a user put there is kept.
 _QUANTIZATION_ATTRIBUTES = {
@@ -53,19 +53,34 @@ def carry_over(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
     """Give the rebuilt module the user's attributes and hooks, bound to the new modules."""
     source, target = part.source, part.target
     assert target is not None  # set by assemble()
-    for name in _users_attributes(source, target):
+    names = _users_attributes(source, target)
+    if names:
+        memo.update(detached(source))
+    for name in names:
         setattr(target, name, copy.deepcopy(source.__dict__[name], memo))
+    if source._is_full_backward_hook is not None or any(map(source.__dict__.get, (*_HOOKS, *_LOST_HOOKS))):
+        _carry_hooks(part, memo, report)
+
+
+def _carry_hooks(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
+    source, target = part.source, part.target
+    assert target is not None  # set by assemble()
     for name in _HOOKS:
         hooks = getattr(source, name)
-        if hooks:
-            getattr(target, name).update(copy.deepcopy(hooks, memo))
-            if "_with_" not in name and "_always_" not in name:
-                report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
+        getattr(target, name).update(copy.deepcopy(hooks, memo))
+        if hooks and "_with_" not in name and "_always_" not in name:
+            report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
     target._is_full_backward_hook = source._is_full_backward_hook
     for name in _LOST_HOOKS:
         hooks = getattr(source, name)
         if hooks:
             report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
+
+
+def detached(module: nn.Module) -> dict[int, Any]:
+    """A memo for tensors that deepcopy refuses: results of autograd that a module keeps as plain attributes."""
+    tensors = [value for _, value in plain_values(module) if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in tensors}
 
 
 def _users_attributes(source: nn.Module, target: nn.Module) -> list[str]:
@@ -78,29 +93,24 @@ def _users_attributes(source: nn.Module, target: nn.Module) -> list[str]:
     return [name for name in source.__dict__ if name in names] if names else []
 
 
-def check_account(result: nn.Module, rebuilt: list[Rebuilt], build: Build) -> None:
+def check_account(rebuilt: list[Rebuilt], build: Build) -> None:
     """Every source tensor used or named, every target parameter written: anything else is an error."""
     accounted = build.report.accounted_sources()
     written = {entry.target for entry in build.report.entries}
     unused: list[str] = []
     unwritten: set[str] = set()
-    for path, module in result.named_modules():
-        unwritten.update(join(path, name) for name, held in module._parameters.items() if _is_meta(held))
     for part in rebuilt:
         assert part.target is not None  # set by assemble()
         unused += _unread(part.source, part.path, build, accounted)
         for prefix, module in _parts(part.target):
             at = join(part.path, prefix) if prefix else part.path
-            names = [join(at, name) for name, held in module._parameters.items() if held is not None]
-            unwritten.update(name for name in names if name not in written)
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (parameter.is_meta or join(at, name) not in written):
+                    unwritten.add(join(at, name))
     if unused or unwritten:
         got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
         message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
         raise QdeqValueError(message)
-
-
-def _is_meta(parameter: nn.Parameter | None) -> bool:
-    return parameter is not None and parameter.is_meta
 
 
 def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -13,7 +13,7 @@ from qdeq import ops
 from qdeq.copying import per_class
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.packed import open_packed
+from qdeq.packed import open_packed, read_convolutions
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
@@ -88,11 +88,27 @@ class Build:
     allow_bad_scales: bool = False
     detailed: bool = False
     recover_direct_conv: bool = False
+    # id of a packed weight that was read ahead -> its values and its bias.
+    _ahead: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
     # The packed weight whose bias was just read, and what to read its weight from.
     _opened: tuple[Any, Any] = (None, None)
     # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
     _used: set[int] = field(default_factory=set)
     _used_bias: set[int] = field(default_factory=set)
+
+    def read_ahead(self, convolutions: Sequence[tuple[Any, tuple[int, ...]]]) -> None:
+        """Read the weights and biases of many 2-d convolutions at once; :meth:`weight` then finds them done.
+
+        Args:
+            convolutions: (packed weight, its shape).
+
+        """
+        packed = [source for source, _ in convolutions]
+        outs = [ops.empty(shape, self._kernel_dtype()) for _, shape in convolutions]
+        results = read_convolutions(packed, outs, allow_bad_scales=self.allow_bad_scales)
+        for source, out, (done, bias) in zip(packed, outs, results, strict=True):
+            if done:
+                self._ahead[id(source)] = out, bias
 
     def weight(
         self, source: Any, module: nn.Module, path: str, target: nn.Module, name: str = "weight", source_name: str = ""
@@ -125,14 +141,20 @@ class Build:
 
         """
         declared = _declared(target, name)
-        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
+        ahead = self._ahead.get(id(parts[0][1])) if len(parts) == 1 else None
+        done = ahead is not None and ahead[0].shape == declared.shape
+        if ahead and done:
+            value = ahead[0]
+            del self._ahead[id(parts[0][1])]  # another module with the same packed weight gets values of its own
+        else:
+            value = ops.empty(declared.shape, self._dtype_for(declared, parts))
         target_name, classes = join(path, name), (class_name(module), class_name(target))
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
         entries = []
         for index, (source_name, source) in enumerate(parts):
             out = value[index * num_rows : (index + 1) * num_rows] if num_rows else value
             where = join(path, source_name)
-            details = self._read(source, where, target, out)
+            details = self._details(source, where) if done else self._read(source, where, target, out)
             if num_rows:
                 details["note"] = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}"
             entries.append(ReportEntry(target_name, where, *classes, tuple(out.shape), **details))
@@ -158,6 +180,8 @@ class Build:
         unpack the whole weight to give it.
         """
         self.use_bias(packed)
+        if id(packed) in self._ahead:
+            return self._ahead[id(packed)][1]
         weight, bias = open_packed(packed, where=join(path, name))
         self._opened = packed, weight
         return bias
@@ -218,6 +242,9 @@ class Build:
         if all(_is_float_tensor(source) for _, source in parts):
             dtype: torch.dtype = parts[0][1].dtype
             return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
+        return self._kernel_dtype()
+
+    def _kernel_dtype(self) -> torch.dtype:
         # The kernels write these directly; any other floating dtype is rounded from the exact float32 result.
         return self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
 
@@ -239,6 +266,12 @@ class Build:
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
         if isinstance(target, _CONV_1D) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
+        if (
+            out.dtype is torch.float32
+            and isinstance(readable, Tensor)
+            and ops.dequantize_direct(readable, out) is not None
+        ):
+            return self._details(source, where)
         try:
             dequantize_source(readable, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
         except QdeqError as error:
@@ -248,6 +281,10 @@ class Build:
             remedy = "The module was changed after its weight was packed: convert the model again."
             wanted = f"shape {tuple(out.shape)}, as its module declares"
             raise QdeqValueError(expected(where, wanted, str(shape), remedy)) from error
+        return self._details(source, where)
+
+    def _details(self, source: Any, where: str) -> dict[str, Any]:
+        self.use(source)
         return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
@@ -265,7 +302,8 @@ class Build:
         """
         scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
         self.report.activation_qparams[path] = (scale, zero_point)
-        self.drop_qparams(module, path, "quantization of the output", prefix)
+        self.drop(path, prefix + "scale", "quantization of the output", scale)
+        self.drop(path, prefix + "zero_point", "quantization of the output", zero_point)
 
     def drop_qparams(self, module: Any, path: str, reason: str, prefix: str = "") -> None:
         """Name a scale and zero point that have no place in the float model."""
