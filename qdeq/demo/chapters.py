@@ -195,14 +195,14 @@ def explained(run: Run, console: Console) -> Outcome:
     for name, model in (("in place", run.loops[0]), ("through the state dict", run.loops[1])):
         explanation = explain(run.int8, model, data)
         console.print(f"qdeq explain, the loop that copies {name}:\n{explanation.verdict}\n", highlight=False)
-        facts[name] = explanation.verdict
+        facts[name] = {"verdict": explanation.verdict, "accuracy_regained": explanation.regained}
         named = {item.module for item in explanation.findings if item.kind == "weight_not_copied"}
         never = {key.removesuffix(".weight") for key in _weights(run.rebuilt) if key not in run.copied}
         if named != never:
             problems.append(f"explain names {sorted(named)} as never copied, the loop left out {sorted(never)}")
     rebuilt = explain(run.int8, run.rebuilt, data)
     console.print(f"qdeq explain, the rebuilt model:\n{rebuilt.verdict}", highlight=False)
-    facts["rebuilt"] = rebuilt.verdict
+    facts["rebuilt"] = {"verdict": rebuilt.verdict}
     if not rebuilt.agrees:
         problems.append("explain finds a fault in the rebuilt model")
     return Outcome({"explained": facts}, problems)

@@ -88,6 +88,7 @@ def explain(
         outcome,
         first,
         repaired.cumulative,
+        repaired.lost,
         [layer.path for layer in alone],
         histograms,
     )

@@ -11,8 +11,8 @@ from qdeq.diagnosis.html import explanation_html
 from qdeq.diagnosis.plot import picture
 from qdeq.diagnosis.results import ComparisonData, ExplanationData
 from qdeq.diagnosis.text import comparison_text, explanation_text
-from qdeq.new_files import NewFiles
 from qdeq.report import jsonable
+from qdeq.safetensors_io.new_files import NewFiles
 
 __all__ = ["Comparison", "Explanation"]
 
@@ -76,6 +76,8 @@ class Explanation(_Result, ExplanationData):
         first_divergence: dotted path of the first layer where the outputs part (SQNR below 10 dB); None if none does.
         cumulative: ``(modules and kind, share of the disagreement that is gone)`` while the findings are put right one
             after the other; empty without data.
+        regained: kind -> share of the lost accuracy (without labels: of the lost top-1 agreement) that comes back when
+            all findings of the kind are put right; empty without data, or where less than 2 % was lost.
         unmatched: quantized modules without a partner in the float model.
 
     """

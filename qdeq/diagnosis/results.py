@@ -132,6 +132,7 @@ class ExplanationData:
     outcome: Outcome | None = None
     first_divergence: str | None = None
     cumulative: list[tuple[str, float]] = field(default_factory=list)
+    regained: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
     # What the pictures need: module -> histogram of the weights; kept out of to_dict().
     histograms: dict[str, Any] = field(default_factory=dict, repr=False)

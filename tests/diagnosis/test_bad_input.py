@@ -46,6 +46,53 @@ def test_data_of_the_wrong_shape(small):
         qdeq.explain(small.int8, small.rebuilt, torch.zeros(2, 1, 16, 16))
 
 
+def state_of(*models):
+    """Everything that a failed diagnosis could have changed."""
+    values = [value.clone() for model in models for value in [*model.parameters(), *model.buffers()]]
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for model in models for m in model.modules()]
+    modes = [module.training for model in models for module in model.modules()]
+    return values, hooks, modes
+
+
+class Fails(nn.Module):
+    """Runs a few times, then fails, and changes a buffer whenever it runs."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x):
+        self.runs += 1
+        if self.runs > self.after:
+            raise ValueError("no")
+        return x
+
+
+@pytest.mark.parametrize("side", ["int8", "float"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_both_models_are_unchanged_by_a_run_that_fails(small, images, side, after):
+    int8, model = copy.deepcopy(small.int8), copy.deepcopy(small.rebuilt)
+    (int8 if side == "int8" else model).features[3] = Fails(after)
+    before = state_of(int8, model)
+    for call in (qdeq.explain, qdeq.compare):
+        with pytest.raises(qdeq.QdeqValueError, match=r"module features\.3: expected .* ValueError: no"):
+            call(int8, model, images)
+        for old, new in zip(before, state_of(int8, model), strict=True):
+            assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(old, new, strict=True))
+
+
+def test_a_loader_that_fails_is_not_hidden(small, images):
+    def loader():
+        yield images[:4]
+        raise OSError("disk")
+
+    before = state_of(small.int8, small.rebuilt)
+    with pytest.raises(OSError, match="disk"):
+        qdeq.explain(small.int8, small.rebuilt, loader())
+    assert state_of(small.int8, small.rebuilt)[1:] == before[1:]
+
+
 @pytest.mark.parametrize("data", [torch.zeros(0, 3, 16, 16), [], iter(())])
 def test_no_data(small, data):
     with pytest.raises(qdeq.QdeqValueError, match="data: expected at least one sample, got none"):

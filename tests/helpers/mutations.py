@@ -369,7 +369,8 @@ def saturation(rng: random.Random, subject: Subject) -> Mutant:
     if quantizes:
         producer.scale, producer.zero_point = producer.scale / 2, producer.zero_point * 2
     else:
-        producer.scale, producer.zero_point = producer.scale / 8, 0
+        producer.scale = producer.scale / 8
+        producer.zero_point = producer.zero_point * 0  # a number, or a buffer
     ints, scale, _ = integers(layer.weight())
     large = torch.where(ints < 0, ints.clamp(max=-rng.randint(110, 127)), ints.clamp(min=rng.randint(110, 127)))
     weight = torch.quantize_per_channel(
@@ -379,11 +380,12 @@ def saturation(rng: random.Random, subject: Subject) -> Mutant:
     with torch.no_grad():
         target.weight.copy_(layer.weight().dequantize())
     seen: list[torch.Tensor] = []
-    handle = target.register_forward_hook(lambda m, x, y: seen.append(y))
-    with torch.no_grad():
-        model(subject.images)
+    handle = layer.register_forward_pre_hook(lambda m, x: seen.append(x[0].dequantize()))
+    int8(subject.images)
     handle.remove()
-    low, high = (0.0 if "ReLU" in type(layer).__name__ else min(0.0, float(seen[0].min()))), float(seen[0].max())
+    with torch.no_grad():
+        output = target(seen[0])
+    low, high = (0.0 if "ReLU" in type(layer).__name__ else min(0.0, float(output.min()))), float(output.max())
     layer.scale = max(high - low, 1e-3) / 127  # so that the layers behind it see a reduced range, as before
     layer.zero_point = round(-low / layer.scale)
     return Mutant(int8, model, "saturation", (path,), subject.images)
@@ -398,6 +400,12 @@ def _producers(subject: Subject) -> dict[str, str]:
         # In a residual network only layers of one block follow each other and nothing else.
         if before.startswith("features.") or before.rpartition(".")[0] == path.rpartition(".")[0]:
             found[path] = before
+    # A quantized LeakyReLU between two layers has a scale of its own.
+    order = [p for p, _ in subject.int8.named_modules()]
+    for path, before in found.items():
+        between = order[order.index(before) + 1 : order.index(path)] if before != stub else []
+        own = [p for p in between if type(subject.int8.get_submodule(p)).__name__ == "LeakyReLU"]
+        found[path] = own[-1] if own else before
     return found
 
 
