@@ -19,7 +19,8 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 .agree { border-left: 5px solid #009E73; padding-left: .8rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-th { cursor: pointer; background: #f3f3f3; user-select: none; } td.n { text-align: right; white-space: nowrap; }
+th { cursor: pointer; background: #f3f3f3; user-select: none; }
+th.n, td.n { text-align: right; } td.n { white-space: nowrap; }
 code { font-size: .82rem; overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
 """
 
@@ -55,7 +56,9 @@ def explanation_html(explanation: ExplanationData) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    # A column of numbers has its name on the right, too.
+    classes = [' class="n"' if rows and cell.startswith('<td class="n"') else "" for cell in (rows or [header])[0]]
+    head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(header, classes, strict=True))
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
 

@@ -13,8 +13,9 @@ __all__ = ["picture", "svg_of"]
 # Okabe and Ito's colours, told apart with every common colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 MOST_LAYERS = 40
-# The integer grid is drawn for this many steps around the middle of the histogram.
+# Right weights are shown this many steps around their median, so that the integer grid can be seen; others whole.
 GRID_STEPS = 24
+WHOLE_STEPS = 288
 # Values further outside than this are drawn up to here.
 SHOWN_PERCENT = 150
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "qdeq"}
@@ -78,6 +79,16 @@ def _names(axis: Any, layers: list[Layer]) -> None:
     axis.invert_yaxis()
 
 
+def _legend(axis: Any) -> None:
+    """Put the legend above the axes, right, where no bar can be."""
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncol=2, borderaxespad=0)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers."""
+    axis.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+
+
 def _draw_error(axis: Any, explanation: ExplanationData) -> None:
     layers = explanation.layers[:MOST_LAYERS]
     measured = [row for row in layers if row.introduced is not None]
@@ -90,7 +101,8 @@ def _draw_error(axis: Any, explanation: ExplanationData) -> None:
         axis.set_xlabel("error of the output, root mean square, % of the int8 output's")
         axis.set_xscale("symlog", linthresh=1)
         axis.set_title("Where the outputs differ", loc="left")
-        axis.legend(frameon=False)
+        _legend(axis)
+        _plain_ticks(axis)
         _names(axis, measured)
         return
     steps = [min(row.weight_error_steps or 0.0, 1e6) for row in layers]
@@ -99,38 +111,36 @@ def _draw_error(axis: Any, explanation: ExplanationData) -> None:
     axis.set_xscale("symlog", linthresh=1)
     axis.set_xlabel("largest difference of a weight, steps of its channel's scale")
     axis.set_title("Where the weights differ", loc="left")
-    axis.legend(frameon=False)
+    _plain_ticks(axis)
+    _legend(axis)
     _names(axis, layers)
 
 
 def _draw_weights(axis: Any, explanation: ExplanationData) -> None:
-    module = next(
-        (
-            item.module
-            for item in explanation.findings
-            if item.module in explanation.histograms and "relative_error" in item.evidence
-        ),
-        next(iter(explanation.histograms)),
-    )
+    wrong = (item.module for item in explanation.findings if item.is_fault and "relative_error" in item.evidence)
+    fault = next((module for module in wrong if module in explanation.histograms), None)
+    module = next(iter(explanation.histograms)) if fault is None else fault
     data = explanation.histograms[module]
     weights = [value for value in data["weights"] if value == value and abs(value) < 1e6]
-    centred = data["integers"]
-    middle = round(sorted(centred)[len(centred) // 2]) if centred else 0
-    low, high = middle - GRID_STEPS // 2, middle + GRID_STEPS // 2
-    for step in range(low, high + 1):
-        axis.axvline(step, color=GREY, linewidth=0.5, zorder=0)
-    bins = [low + index / 4 - 0.125 for index in range(4 * GRID_STEPS + 2)]
-    wide = [low + index - 0.5 for index in range(GRID_STEPS + 2)]
-    axis.hist(centred, wide, color=ORANGE, alpha=0.45, label="int8 model: integers minus zero point")
-    axis.hist(weights, bins, color=BLUE, alpha=0.8, label="float model: weight / scale")
+    centred = sorted(data["integers"])
+    middle = round(centred[len(centred) // 2]) if centred else 0
+    span, bin_steps = (GRID_STEPS, 0.25) if fault is None else (WHOLE_STEPS, 4.0)
+    low, high = middle - span // 2, middle + span // 2
+    if fault is None:
+        for step in range(low, high + 1):
+            axis.axvline(step, color=GREY, linewidth=0.5, zorder=0)
+    wide = max(1.0, bin_steps)
+    edges = [low - wide / 2 + index * wide for index in range(int(span / wide) + 2)]
+    fine = [low - bin_steps / 2 + index * bin_steps for index in range(int(span / bin_steps) + 2)]
+    axis.hist(centred, edges, color=ORANGE, alpha=0.45, label="int8: integer - zero point")
+    axis.hist(weights, fine, color=BLUE, alpha=0.8, label="float: weight / scale")
     outside = sum(not low <= value <= high for value in weights) / max(1, len(weights))
-    axis.set_xlim(low - 0.5, high + 0.5)
-    axis.set_xlabel(
-        f"steps of the channel's scale; grey: the integer grid; {100 * outside:.0f} % of the weights lie outside"
-    )
-    axis.set_ylabel("weights of the sample")
-    axis.set_title(f"Weights of {module} around their median", loc="left")
-    axis.legend(frameon=False)
+    axis.set_xlim(low - wide / 2, high + wide / 2)
+    grid = "; grey lines: the integer grid" if fault is None else ""
+    axis.set_xlabel(f"steps of the channel's scale; {100 * outside:.0f} % of the float weights lie outside{grid}")
+    axis.set_ylabel(f"of {len(weights)} sampled weights")
+    axis.set_title(f"Weights of {module or 'the model'}{' around their median' if fault is None else ''}", loc="left")
+    _legend(axis)
 
 
 def _draw_ranges(axis: Any, explanation: ExplanationData) -> None:
@@ -148,5 +158,5 @@ def _draw_ranges(axis: Any, explanation: ExplanationData) -> None:
         axis.plot([start, end], [place, place], color=BLUE, linewidth=3, label=None if place else "float values")
     axis.set_xlabel("% of the representable range")
     axis.set_title("Range of the outputs", loc="left")
-    axis.legend(frameon=False)
+    _legend(axis)
     _names(axis, layers)

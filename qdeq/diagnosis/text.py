@@ -56,7 +56,8 @@ def _finding_lines(number: int, item: Finding) -> Iterator[str]:
         parts.append(f"alone {percent(item.repair)} of the error")
     yield from textwrap.wrap(f"{number}. {item.message}", COLUMNS, subsequent_indent="   ")
     yield f"   {', '.join(parts)}"
-    yield from textwrap.wrap(item.remedy, COLUMNS, initial_indent="   > ", subsequent_indent="     ")
+    remedy = item.remedy.replace("(int8_model", "( int8_model")  # a place to break the line at that Python takes, too
+    yield from textwrap.wrap(remedy, COLUMNS, initial_indent="   > ", subsequent_indent="     ")
 
 
 def _outcome_lines(outcome: Outcome) -> Iterator[str]:
