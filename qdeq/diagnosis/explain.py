@@ -105,7 +105,7 @@ def _run(
     total: int,
 ) -> tuple[Outcome, str | None, Attribution]:
     if ours.model is None:
-        remedy = "Load the state_dict into its model, or leave data out."
+        remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
     float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
