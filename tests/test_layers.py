@@ -14,7 +14,7 @@ ROOT = Path(qdeq.__file__).parent
 
 # From the bottom up. A file may import from lower layers and from its own.
 LAYERS = [
-    ["errors", "report", "naming"],
+    ["errors", "report"],
     ["ops"],
     ["checks", "weight", "copying"],
     ["packed"],
@@ -22,9 +22,11 @@ LAYERS = [
     ["blocks"],
     ["modules"],
     ["registry", "mappings", "forms", "call_trace", "slots", "rebuilt"],
-    ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
-    ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
-    ["convert", "assembling", "rebuilding", "layout", "new_files", "streaming", "writing"],
+    ["rewrite", "postprocess", "flow", "activations", "unfold"],
+    ["weight_file"],
+    ["state_dicts", "safetensors_io"],
+    ["archive"],
+    ["convert", "assembling", "rebuilding"],
     ["diagnosis", "plot"],
     ["cli", "cli_explain", "demo", "__main__"],
     ["__init__"],
