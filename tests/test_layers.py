@@ -22,7 +22,7 @@ LAYERS = [
     ["blocks"],
     ["modules"],
     ["registry", "mappings", "forms", "slots", "rebuilt"],
-    ["rewrite", "postprocess", "flow", "activations", "unfold", "folding"],
+    ["activations", "unfold", "folding"],
     ["safetensors_format", "safetensors_file", "archive", "matching", "state_dict"],
     ["convert", "layout", "new_files", "streaming", "writing"],
     ["diagnosis", "plot"],

@@ -12,10 +12,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import qdeq
+from qdeq.activations import Clamp
 from qdeq.demo.data import load_digits
 from qdeq.demo.model import VGG11, prepare, to_int8
 from qdeq.demo.train import logits_of, train
-from qdeq.postprocess import Clamp
 from tests.helpers.models import engine
 
 pytestmark = pytest.mark.slow
