@@ -58,3 +58,28 @@ def test_ties_of_averages(ties, expected):
     x = torch.tensor([1.2, 300.0], requires_grad=True)
     module(x).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
+
+
+def test_float64_gives_the_values_of_dequantize():
+    """Cast to float64 for exact sums, a model still passes on the float32 values that the int8 model stands for."""
+    torch.manual_seed(8)
+    module = FakeQuantize(Qparams(0.1234567, 33)).double()
+    x = 10 * torch.randn(10_000, dtype=torch.float64)
+    expected = torch.quantize_per_tensor(x.float(), float(module.scale), 33, torch.quint8).dequantize()
+    actual = module(x)
+    assert actual.dtype == torch.float64
+    assert torch.equal(actual, expected.double())
+
+
+def test_float64_holds_the_same_weights():
+    model = small_vgg()
+    x = torch.randn(32, 3, 16, 16)
+    drop = qdeq.dequantize_model(model)
+    for imitation in (
+        qdeq.dequantize_model(model, activations="fake_quant").double(),
+        qdeq.dequantize_model(model, activations="fake_quant", dtype=torch.float64),
+    ):
+        for name, value in drop.named_parameters():
+            assert torch.equal(imitation.get_parameter(name), value.double())
+        with torch.no_grad():
+            assert share_equal(imitation(x.double()).float(), model(x)) >= 0.995
