@@ -83,7 +83,9 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     if _has_fbgemm(includes):
         packed = CppExtension(
             "qdeq._fbgemm",
-            _sources("csrc/kernels/*.cpp", "csrc/memory.cpp", "csrc/packed/*.cpp", "csrc/fbgemm_ops.cpp"),
+            _sources(
+                "csrc/kernels/*.cpp", "csrc/memory.cpp", "csrc/packed/*.cpp", "csrc/fbgemm_ops.cpp", "csrc/batch.cpp"
+            ),
             include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/packed/asmjit_stub"), pybind11.get_include()],
             extra_compile_args=[*flags, "-DUSE_FBGEMM", built_with],
         )

@@ -32,6 +32,7 @@ class Case:
         out_bytes: size of the result.
         goal: ratios wanted, such as {"torch": 15, "bare loop": 1.05}; for limits the value is an upper bound.
         calls: calls per round; the times are of one call.
+        before: runs before each candidate, untimed, so that all find the machine's memory in the same state.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Case:
     out_bytes: int = 0
     goal: dict[str, float] = field(default_factory=dict)
     calls: int = 1
+    before: Callable[[], object] = lambda: None
 
 
 def assert_same_bits(got: Tensor, want: Tensor) -> None:
@@ -81,7 +83,9 @@ def measure(benchmark: Any, case: Case, *, rounds: int) -> None:
 
     def one_of_each() -> None:
         for name, call in others.items():
+            case.before()
             times[name].append(_timed(call, case.calls))
+        case.before()
 
     def ours() -> None:
         times["qdeq"].append(_timed(case.ours, case.calls))
