@@ -29,23 +29,28 @@ class Net(nn.Module):
         return self.dequant(self.classifier(self.features(self.quant(x)).flatten(1)))
 
 
+def _train(model, images, order, *, epochs, learning_rate):
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    for _ in range(epochs):
+        for inputs, labels in images.batches(32, order):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+
+
 @pytest.fixture(scope="module")
 def trained():
-    """(int8 model after quantization-aware training, test images)."""
+    """(int8 model, test images): trained in float, then quantization-aware."""
     before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
     train, test = load_digits()
     torch.manual_seed(0)
     model = Net().train()
+    order = torch.Generator().manual_seed(0)
+    _train(model, train, order, epochs=8, learning_rate=2e-3)
     model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
     prepared = torch.ao.quantization.prepare_qat(model)
-    optimizer = torch.optim.Adam(prepared.parameters(), lr=3e-3)
-    order = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        for images, labels in train.batches(64, order):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(prepared(images), labels).backward()
-            optimizer.step()
+    _train(prepared, train, order, epochs=1, learning_rate=2e-4)
     yield torch.ao.quantization.convert(prepared.eval()), test
     torch.backends.quantized.engine = before
 
