@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 STABLE_ABI_TARGET = "0x020d000000000000"  # torch 2.13.0
 CORE = ("limits", "memory", "module", "ops")
 DIRECT = ("direct", "memory")
-PACKED = ("fbgemm_module", "memory", "packed_weight")
+PACKED = ("batch", "fbgemm_module", "memory", "packed_read", "packed_weight")
 NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
 
 

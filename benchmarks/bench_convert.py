@@ -25,10 +25,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qdeq
-from qdeq.layout import plan_safetensors
-from qdeq.writing import write_plan
+from qdeq.safetensors_io.layout import plan_safetensors
+from qdeq.safetensors_io.writing import write_plan
 
-ROUNDS = 7
+ROUNDS = 15
 CHUNK = 8 << 20
 CONVS = ((64, 3), (128, 64), (256, 128), (256, 256), (512, 256), (512, 512), (512, 512), (512, 512))
 LINEARS = ((4096, 25088), (10, 4096))

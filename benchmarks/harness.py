@@ -36,7 +36,7 @@ class Case:
         out_bytes: size of the result.
         goal: ratios wanted, such as {"torch": 15, "bare loop": 1.05}; for limits the value is an upper bound.
         calls: calls per turn; the times are of one call.
-        before: called before each turn, and not timed.
+        before: runs before each turn, untimed, so that all find the machine's memory in the same state.
     """
 
     name: str

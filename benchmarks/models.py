@@ -1,7 +1,8 @@
-"""Whole int8 models for the benchmarks, with random weights, and the loop that a careful user writes by hand."""
+"""Whole int8 models for the benchmarks, with random weights, and what a careful user writes by hand to undo them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from qdeq.demo.vision import import_torchvision
 
-__all__ = ["hand_loop", "quantized_vgg11", "torchvision_model"]
+__all__ = ["float_torchvision", "float_vgg11", "hand_layers", "hand_model", "quantized_vgg11", "torchvision_model"]
 
 VGG11 = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
@@ -42,6 +43,25 @@ def quantized_vgg11(hidden: int = 4096) -> nn.Module:
     return model.eval()
 
 
+def float_vgg11(hidden: int = 4096) -> nn.Module:
+    """The float class that :func:`quantized_vgg11` stands for."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width in VGG11:
+        if isinstance(width, str):
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+        channels = width
+    classifier = nn.Sequential(nn.Linear(25088, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+    return nn.Sequential(nn.Identity(), nn.Sequential(*layers), nn.Flatten(), classifier)
+
+
+def float_torchvision(name: str) -> nn.Module:
+    """The float class that :func:`torchvision_model` stands for, with its norms."""
+    return import_torchvision().models.__dict__[name](weights=None)
+
+
 def torchvision_model(name: str) -> nn.Module:
     """A quantizable torchvision model, converted with default qparams: its weights are random, its size is real."""
     vision = import_torchvision()
@@ -70,15 +90,36 @@ def _float_layer(module: Any) -> nn.Module:
     )
 
 
-def hand_loop(model: nn.Module) -> dict[str, nn.Module]:
-    """Dequantize every layer as a careful user would: float layers on meta, assigned weights, cloned biases."""
+def _fill_by_hand(layer: Any, module: Any) -> None:
+    weight = module.weight().dequantize().contiguous()
+    # A depthwise weight is contiguous with the strides of channels_last, too; torch would then round otherwise.
+    layer.weight = nn.Parameter(weight.view(-1).view(weight.shape))
+    bias = module.bias()
+    layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
+
+
+def hand_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Dequantize every layer: float layers on meta, assigned weights, cloned biases. Not a model yet."""
     layers = {}
     for name, module in model.named_modules():
-        if not isinstance(module, nnq.Conv2d | nnq.Linear):
-            continue
-        layer = _float_layer(module)
-        layer.weight = nn.Parameter(module.weight().dequantize())
-        bias = module.bias()
-        layer.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        layers[name] = layer
+        if isinstance(module, nnq.Conv2d | nnq.Linear):
+            layers[name] = _float_layer(module)
+            _fill_by_hand(layers[name], module)
     return layers
+
+
+def hand_model(model: nn.Module, float_class: Callable[[], nn.Module]) -> nn.Module:
+    """The correct loop by hand: the float class on meta, every weight and bias assigned, folded norms taken out.
+
+    It knows the float class and what quantization did to it. Where the class is made on the CPU, as is usual, its
+    random initialisation alone takes longer than all this.
+    """
+    with torch.device("meta"):
+        result = float_class()
+    quantized = {name: module for name, module in model.named_modules() if isinstance(module, nnq.Conv2d | nnq.Linear)}
+    for name, module in list(result.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            result.set_submodule(name, nn.Identity())
+        elif name in quantized:
+            _fill_by_hand(module, quantized[name])
+    return result.eval()

@@ -23,7 +23,7 @@ class Recurrent(nn.Module):
 
 
 def write(folder: Path) -> None:
-    """Write the corpus into ``folder``: static, dynamic and embedding models; state dicts, whole models, scripts."""
+    """Write the corpus into ``folder``: models of every family; state dicts, whole models, scripts."""
     import torch.ao.quantization as tq
 
     torch.manual_seed(0)
@@ -42,10 +42,19 @@ def write(folder: Path) -> None:
         table = nn.EmbeddingBag(30, 8).eval()
         table.qconfig = tq.float_qparams_weight_only_qconfig_4bit  # type: ignore[assignment]
         embedding = tq.convert(tq.prepare(nn.Sequential(table)))
-        for name, model in (("static", static), ("dynamic", dynamic), ("embedding", embedding)):
+        attention = nn.Sequential(nn.MultiheadAttention(8, 2), nn.ELU(0.5)).eval()
+        attention.qconfig = tq.default_qconfig  # type: ignore[assignment]
+        attention = tq.convert(tq.prepare(attention))
+        upsample = nn.Sequential(tq.QuantStub(), nn.ConvTranspose2d(8, 16, 2), tq.DeQuantStub()).eval()
+        upsample.qconfig = tq.default_qconfig  # type: ignore[assignment]
+        upsample = tq.convert(tq.prepare(upsample))
+        families = {"static": static, "dynamic": dynamic, "embedding": embedding}
+        families |= {"attention": attention, "upsample": upsample}
+        for name, model in families.items():
             torch.save(model.state_dict(), folder / f"{name}.pth")
             torch.save(model, folder / f"{name}_whole.pt")
         torch.save({"model": static.state_dict(), "epoch": 3}, folder / "nested.pth")
         torch.jit.save(torch.jit.script(static), folder / "script.pt")
+        torch.jit.save(torch.jit.script(upsample), folder / "upsample_script.pt")
         torch.jit.save(torch.jit.freeze(torch.jit.script(static)), folder / "frozen.pt")
         torch.save(static.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.explanation import Explanation
     from qdeq.registry import register
-    from qdeq.state_dict import dequantize_state_dict
-    from qdeq.writing import save_safetensors
+    from qdeq.safetensors_io.writing import save_safetensors
+    from qdeq.state_dicts.to_float import dequantize_state_dict
 
 __all__ = [
     "Explanation",
@@ -55,12 +55,12 @@ _LAZY = {
     "Explanation": "qdeq.diagnosis.explanation",
     "compare": "qdeq.diagnosis.compare",
     "dequantize_model": "qdeq.convert",
-    "dequantize_state_dict": "qdeq.state_dict",
+    "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.activations",
     "explain": "qdeq.diagnosis.explain",
     "open": "qdeq.archive",
     "register": "qdeq.registry",
-    "save_safetensors": "qdeq.writing",
+    "save_safetensors": "qdeq.safetensors_io.writing",
 }
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from qdeq.copying import ATOMS, per_class
 from qdeq.packed import is_packed_weight
 
 __all__ = [
+    "HOLDS_NOTHING",
     "holds_quantized_state",
     "is_packed_object",
     "is_quantized_module",
@@ -31,13 +34,14 @@ _FLOAT_AMONG_QUANTIZED = {"FloatFunctional"}
 _PACKED_CLASSES = ("torch.classes.rnn.", "torch.classes.sparse.", "torch.classes.quantized.")
 # What every module's __dict__ holds of torch's own.
 _MODULE_INTERNALS = frozenset(nn.Module().__dict__)
+# Types of attributes that are neither tensors nor objects of TorchScript.
+HOLDS_NOTHING = ATOMS | {dict, OrderedDict, set, list, tuple}
 _QUANTIZED_DTYPES = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 
 
-def _in_namespace(module: nn.Module, namespaces: tuple[str, ...]) -> bool:
+def _in_namespace(kind: type, namespaces: tuple[str, ...]) -> bool:
     return any(
-        cls.__module__.startswith(namespaces) and cls.__name__ not in _FLOAT_AMONG_QUANTIZED
-        for cls in type(module).__mro__
+        cls.__module__.startswith(namespaces) and cls.__name__ not in _FLOAT_AMONG_QUANTIZED for cls in kind.__mro__
     )
 
 
@@ -53,25 +57,32 @@ def is_packed_object(value: Any) -> bool:
 def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of the plain attributes of ``module``; lists, tuples, sets and dicts are opened.
 
-    The name reads as Python does: ``blocks[0]``, ``heads['a']``. What torch registers is not among them.
+    The name reads as Python does: ``blocks[0]``, ``heads['a']``. What torch registers is not among them, nor are
+    numbers, strings, functions and the like, which hold nothing.
     """
-    stack = [(name, value) for name, value in module.__dict__.items() if name not in _MODULE_INTERNALS]
+    own = module.__dict__
+    extra = own.keys() - _MODULE_INTERNALS
+    stack = [(name, own[name]) for name in own if name in extra and type(own[name]) not in ATOMS] if extra else []
     seen: set[int] = set()
     while stack:
         name, value = stack.pop(0)
-        if isinstance(value, dict | list | tuple | set | frozenset) and not isinstance(value, str):
+        if isinstance(value, dict | list | tuple | set | frozenset):
             if id(value) not in seen:
                 seen.add(id(value))
-                items = value.items() if isinstance(value, dict) else enumerate(value)
-                stack += [(f"{name}[{key!r}]", item) for key, item in items]
+                items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+                stack += [(f"{name}[{key!r}]", item) for key, item in items if type(item) not in ATOMS]
         else:
             yield name, value
 
 
 def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield (name, object) of the quantized tensors and packed weights that ``module`` itself holds."""
-    own: dict[str, Any] = {**module._parameters, **module._buffers, **module.__dict__}
-    for name, value in own.items():
+    own = module.__dict__
+    extra = own.keys() - _MODULE_INTERNALS
+    plain = [(name, own[name]) for name in own if name in extra] if extra else []
+    for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+        if type(value) in HOLDS_NOTHING:
+            continue
         if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
             yield name, value
 
@@ -81,15 +92,27 @@ def holds_quantized_state(module: nn.Module) -> bool:
     return next(quantized_sources(module), None) is not None
 
 
+@per_class
+def _is_quantized_class(kind: type) -> bool:
+    return _in_namespace(kind, _QUANTIZED_NAMESPACES)
+
+
 def is_quantized_module(module: nn.Module) -> bool:
     """Whether ``module`` is one of torch's quantized modules, a subclass of one, or holds quantized state."""
-    return _in_namespace(module, _QUANTIZED_NAMESPACES) or holds_quantized_state(module)
+    return _is_quantized_class(type(module)) or holds_quantized_state(module)
 
 
-def _is_prepared(module: nn.Module) -> bool:
+@per_class
+def _unsupported(kind: type) -> str:
+    """Which form a module of this class shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
     from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-    return isinstance(module, FakeQuantizeBase | ObserverBase) or _in_namespace(module, _QAT_NAMESPACES)
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "script"
+    if issubclass(kind, fx.GraphModule):
+        return "graph"
+    prepared = issubclass(kind, FakeQuantizeBase | ObserverBase) or _in_namespace(kind, _QAT_NAMESPACES)
+    return "prepared" if prepared else ""
 
 
 def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
@@ -103,15 +126,18 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
     prepared = []
     for path, module in model.named_modules():
+        form = _unsupported(type(module))
+        if not form:
+            continue
         at = f" at {path}" if path else ""
-        if isinstance(module, fx.GraphModule) and any(is_quantized_module(child) for child in module.modules()):
+        if form == "graph" and any(is_quantized_module(child) for child in module.modules()):
             return (
                 f"an FX GraphModule{at}",
                 "FX graphs are not read yet. Convert the model with eager-mode quantization.",
             )
-        if isinstance(module, torch.jit.ScriptModule):
+        if form == "script":
             return f"a TorchScript module{at}", "TorchScript is not read yet. Convert the eager model it was made from."
-        if _is_prepared(module):
+        if form == "prepared":
             prepared.append(f"{type(module).__name__}{at}")
     if prepared:
         half = "a half converted model" if any(is_quantized_module(m) for m in model.modules()) else "a prepared model"

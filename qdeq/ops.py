@@ -171,13 +171,18 @@ def _fake_dequantize_out(*_: object) -> None:
     return None
 
 
+# Elements below which no result is large, in any dtype: csrc/memory.cpp draws the line, at more bytes.
+_MAYBE_LARGE = 1 << 18
+
+
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return ``torch.empty(shape, dtype=dtype)``, on huge pages where it is large and the kernel grants them.
 
     A fresh large result otherwise costs more in page faults than in arithmetic.
     """
-    result = torch.empty(tuple(shape), dtype=dtype)
-    _C.advise_huge_pages(result.data_ptr(), result.nbytes)
+    result = torch.empty(shape, dtype=dtype)
+    if result.numel() >= _MAYBE_LARGE:
+        _C.advise_huge_pages(result.data_ptr(), result.nbytes)
     return result
 
 

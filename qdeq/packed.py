@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,7 +26,9 @@ __all__ = [
     "in_place_status",
     "is_direct_conv",
     "is_packed_weight",
+    "open_packed",
     "packed_bias",
+    "read_convolutions",
     "unpack_packed",
 ]
 
@@ -146,14 +149,55 @@ def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
         QdeqError: torch cannot unpack the object.
 
     """
+    return open_packed(obj, where=where)[1]
+
+
+def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
+    """Return what to read the weight of a packed object from, and a copy of its bias.
+
+    Most engines give the bias only together with the weight, so both are asked for once.
+
+    Returns:
+        ``obj`` itself where it can be read in place, otherwise the weight as torch unpacks it, which may be memory
+        that the engine goes on using; and the bias as in :func:`packed_bias`.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
     _check_packed(obj, where)
     if _class_name(obj) == _EMBEDDING:
-        return None
+        return obj, None
     native = _native()
     known, bias = native.bias(obj) if native is not None else (False, None)
+    weight: Any = obj
     if not known:
-        bias = _call_unpack(obj, where)[1]
-    return None if bias is None else bias.detach().clone()
+        weight, bias = _call_unpack(obj, where)
+        if not weight.is_quantized or _lost(obj, weight):
+            weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
+    return weight, None if bias is None else bias.detach().clone()
+
+
+def read_convolutions(
+    objs: Sequence[Any], outs: Sequence[Tensor], *, allow_bad_scales: bool = False
+) -> list[tuple[bool, Tensor | None]]:
+    """Dequantize many packed 2-d convolutions in one call, because the calls cost more than small weights.
+
+    Args:
+        objs: ScriptObjects of ``Conv2dPackedParamsBase``, of any engine.
+        outs: as many contiguous tensors of the weights' shapes, float32, bfloat16 or float16, which take the result.
+        allow_bad_scales: as in :func:`dequantize_packed`.
+
+    Returns:
+        For each whether it was read, and a copy of its bias. Transposed ones are not, nor is any in a torch that the
+        extension was not built for, nor what :func:`dequantize_packed` refuses: it says why.
+
+    """
+    native = _native()
+    if native is None or not objs:
+        return [(False, None)] * len(objs)
+    return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, ops.current_kernel(), allow_bad_scales))
 
 
 def in_place_status() -> tuple[bool, str]:
@@ -225,9 +269,13 @@ def _call_unpack(obj: object, where: str) -> tuple[Tensor, Tensor | None]:
 
 def _unpack(obj: object, where: str) -> Tensor:
     weight = _call_unpack(obj, where)[0]
-    if _class_name(obj) == _CONV2D and _looks_like_direct_conv(obj, weight):
+    if _lost(obj, weight):
         raise QdeqError(_lost_weight(where))
     return weight
+
+
+def _lost(obj: object, weight: Tensor) -> bool:
+    return _class_name(obj) == _CONV2D and _looks_like_direct_conv(obj, weight)
 
 
 def _looks_like_direct_conv(obj: Any, weight: Tensor) -> bool:
@@ -236,11 +284,14 @@ def _looks_like_direct_conv(obj: Any, weight: Tensor) -> bool:
     Other engines pack the same shapes and give the right weight back. Theirs has the strides that it was made with;
     fbgemm's is a channels_last tensor of (out, in, h, w) with the first two dimensions swapped.
     """
-    if not obj.transpose() or obj.groups() != 1 or weight.dim() != 4 or weight.stride(0) != 1:
+    if weight.dim() != 4 or weight.shape[2] != 2 or weight.stride(0) != 1:
+        return False
+    if not obj.transpose() or obj.groups() != 1:
         return False
     in_channels, out_channels, height, width = weight.shape
     return (
-        (height, width <= 6) == (2, True)
+        height == 2
+        and width <= 6
         and in_channels % 8 == 0
         and out_channels % 8 == 0
         and all(step in (1, 2) for step in obj.stride())

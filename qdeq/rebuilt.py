@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.forms import quantized_sources
+from qdeq.forms import plain_values, quantized_sources
 from qdeq.modules.build import Build, Fused, join
 from qdeq.packed import is_packed_weight, packed_bias
 from qdeq.report import Report
 
-__all__ = ["Rebuilt", "carry_over", "check_account"]
+__all__ = ["Rebuilt", "carry_over", "check_account", "detached"]
 
 # Attributes of quantized modules that describe their quantization; everything else a user put there is kept.
 _QUANTIZATION_ATTRIBUTES = {
@@ -53,12 +52,19 @@ class Rebuilt:
 def carry_over(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
     """Give the rebuilt module the user's attributes and hooks, bound to the new modules."""
     source, target = part.source, part.target
-    assert target is not None  # set by _assemble
-    own = {*target.__dict__, *target._parameters, *target._buffers, *target._modules}
-    known = own | _QUANTIZATION_ATTRIBUTES | {name for name, _ in quantized_sources(source)}
-    for name, value in source.__dict__.items():
-        if name not in known and not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES):
-            setattr(target, name, copy.deepcopy(value, memo))
+    assert target is not None  # set by assemble()
+    names = _users_attributes(source, target)
+    if names:
+        memo.update(detached(source))
+    for name in names:
+        setattr(target, name, copy.deepcopy(source.__dict__[name], memo))
+    if source._is_full_backward_hook is not None or any(map(source.__dict__.get, (*_HOOKS, *_LOST_HOOKS))):
+        _carry_hooks(part, memo, report)
+
+
+def _carry_hooks(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
+    source, target = part.source, part.target
+    assert target is not None  # set by assemble()
     for name in _HOOKS:
         hooks = getattr(source, name)
         getattr(target, name).update(copy.deepcopy(hooks, memo))
@@ -71,39 +77,60 @@ def carry_over(part: Rebuilt, memo: dict[int, Any], report: Report) -> None:
             report.note(part.path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
 
 
-def check_account(result: nn.Module, rebuilt: list[Rebuilt], build: Build) -> None:
+def detached(module: nn.Module) -> dict[int, Any]:
+    """A memo for tensors that deepcopy refuses: results of autograd that a module keeps as plain attributes."""
+    tensors = [value for _, value in plain_values(module) if isinstance(value, Tensor) and not value.is_leaf]
+    return {id(tensor): tensor.detach().clone() for tensor in tensors}
+
+
+def _users_attributes(source: nn.Module, target: nn.Module) -> list[str]:
+    """Names of the plain attributes of ``source`` that describe neither its quantization nor the layer itself."""
+    names = source.__dict__.keys() - target.__dict__.keys() - _QUANTIZATION_ATTRIBUTES
+    names = {name for name in names if not name.startswith("_") and not name.endswith(_QUANTIZATION_SUFFIXES)}
+    if names:
+        names -= {*target._parameters, *target._buffers, *target._modules}
+        names -= {name for name, _ in quantized_sources(source)}
+    return [name for name in source.__dict__ if name in names] if names else []
+
+
+def check_account(rebuilt: list[Rebuilt], build: Build) -> None:
     """Every source tensor used or named, every target parameter written: anything else is an error."""
     accounted = build.report.accounted_sources()
     written = {entry.target for entry in build.report.entries}
     unused: list[str] = []
-    unwritten = {name for name, parameter in result.named_parameters() if parameter.is_meta}
+    unwritten: set[str] = set()
     for part in rebuilt:
-        assert part.target is not None  # set by _assemble
-        unused += [name for name in _plain_sources(part.source, part.path) if name not in accounted]
-        unused += _unread(part.source, part.path, build)
-        names = (join(part.path, name) for name, _ in part.target.named_parameters())
-        unwritten |= {name for name in names if name not in written}
+        assert part.target is not None  # set by assemble()
+        unused += _unread(part.source, part.path, build, accounted)
+        for prefix, module in _parts(part.target):
+            at = join(part.path, prefix) if prefix else part.path
+            for name, parameter in module._parameters.items():
+                if parameter is not None and (parameter.is_meta or join(at, name) not in written):
+                    unwritten.add(join(at, name))
     if unused or unwritten:
         got = f"unused sources {unused}, unwritten parameters {sorted(unwritten)}"
         message = expected("model", "every tensor accounted for", got, "The builder of these modules is incomplete.")
         raise QdeqValueError(message)
 
 
-def _unread(module: nn.Module, path: str, build: Build) -> Iterator[str]:
-    """Names of packed weights and quantized tensors, and of biases packed with them, that no builder read."""
-    for prefix, part in module.named_modules():
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """``named_modules()``, at no cost for a module without children."""
+    return list(module.named_modules()) if module._modules else [("", module)]
+
+
+def _unread(source: nn.Module, path: str, build: Build, accounted: set[str]) -> list[str]:
+    """Names of what ``source`` holds that no builder read: tensors, packed weights and their biases, output scales."""
+    missing = []
+    for prefix, part in _parts(source):
+        at = join(path, prefix) if prefix else path
         for name, value in quantized_sources(part):
             if not build.is_used(value):
-                yield join(path, join(prefix, name))
+                missing.append(join(at, name))
             elif is_packed_weight(value) and not build.is_bias_used(value) and packed_bias(value) is not None:
-                yield f"{join(path, join(prefix, name))} (its bias)"
-
-
-def _plain_sources(module: nn.Module, path: str) -> Iterator[str]:
-    """Names of parameters, buffers and output scales, which the report must have."""
-    for prefix, part in module.named_modules():
-        held = [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
-        names = [name for name, value in held if not value.is_quantized]
+                missing.append(f"{join(at, name)} (its bias)")
+        plain = [*part._parameters.items(), *part._buffers.items()]
+        names = [name for name, value in plain if value is not None and not value.is_quantized]
         if hasattr(part, "scale") and hasattr(part, "zero_point"):
             names += ["scale", "zero_point"]
-        yield from dict.fromkeys(join(path, join(prefix, name)) for name in names)
+        missing += [name for name in dict.fromkeys(join(at, name) for name in names) if name not in accounted]
+    return missing

@@ -1,14 +1,13 @@
 """Finds the ``nn.Identity`` that fusing left where an activation used to be.
 
 Fusing Conv + ReLU moves the ReLU into the conv and leaves an Identity in its place. Registration order does not say
-which Identity that is, or whether some other code runs it on other values, so the forward of the owner is traced
-with torch.fx: the activation moves only where every output of the layer provably runs through that Identity, which
-runs nowhere else. Where this cannot be shown the activation stays with its layer.
+which Identity that is, or whether some other code runs it on other values, so the forward of the owner is traced:
+the activation moves only where every output of the layer provably runs through that Identity, which runs nowhere
+else. Where this cannot be shown the activation stays with its layer.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qdeq.call_trace import CallTrace, record_calls, recording
+from qdeq.copying import copy_module
 from qdeq.forms import plain_values
 
 __all__ = ["find_slots", "trace_calls"]
@@ -29,75 +30,106 @@ class _ShallowTracer(fx.Tracer):
         return True
 
 
-def find_slots(model: nn.Module, fused: Mapping[str, int]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+def find_slots(
+    modules: Mapping[str, nn.Module], fused: Mapping[str, int]
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Find the slot of each fused module.
 
     Args:
-        model: the quantized model; it is not changed, its forwards are traced on copies of their owners.
+        modules: dotted path -> module of the quantized model, shared ones under each of their paths; they are not
+            changed, forwards are traced on copies of their owners.
         fused: dotted path of a fused module -> how many Identity places fusing may have left behind it.
 
     Returns:
         (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
 
     """
-    uses = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    uses = Counter(map(id, modules.values()))
     slots: dict[str, nn.Module] = {}
     reasons: dict[str, str] = {}
-    graphs: dict[str, fx.Graph | str] = {}
-    for path, max_slots in fused.items():
-        owner_path = _owner(model, path)
-        if owner_path not in graphs:
-            graphs[owner_path] = trace_calls(model.get_submodule(owner_path))
-        graph = graphs[owner_path]
-        if isinstance(graph, str):
-            reasons[path] = graph
-            continue
-        owner = model.get_submodule(owner_path)
-        local = path.removeprefix(owner_path + ".") if owner_path else path
-        chain = list(_identity_chain(graph, owner, local, uses))[:max_slots]
-        if chain and uses[id(model.get_submodule(path))] == 1:
-            slots[path] = chain[-1]
-        else:
-            reasons[path] = "no Identity that runs on its output alone"
+    owners: dict[str, _Calls | str] = {}
+    with recording(), torch.random.fork_rng(devices=[]):
+        for path, max_slots in fused.items():
+            owner_path = _owner(modules, path)
+            if owner_path not in owners:
+                graph = _trace(modules[owner_path])
+                owners[owner_path] = graph if isinstance(graph, str) else _Calls(graph)
+            calls = owners[owner_path]
+            if isinstance(calls, str):
+                reasons[path] = calls
+                continue
+            chain: list[nn.Module] = []
+            for name in calls.followers(path.removeprefix(owner_path + ".") if owner_path else path):
+                module = modules[f"{owner_path}.{name}" if owner_path else name]
+                if type(module) is not nn.Identity or uses[id(module)] != 1 or len(chain) == max_slots:
+                    break
+                chain.append(module)
+            if chain and uses[id(modules[path])] == 1:
+                slots[path] = chain[-1]
+            else:
+                reasons[path] = "no Identity that runs on its output alone"
     return slots, reasons
 
 
-def _owner(model: nn.Module, path: str) -> str:
+def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
     """The nearest ancestor of ``path`` that has a forward of its own."""
     owner = path
     while owner:
         owner = owner.rpartition(".")[0]
-        module = model.get_submodule(owner)
+        module = modules[owner]
         # ModuleList, ModuleDict and bare namespaces inherit the forward that only raises.
         if type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList | nn.ModuleDict):
             return owner
     return ""
 
 
+def _trace(owner: nn.Module) -> CallTrace | fx.Graph | str:
+    """Which children the forward of ``owner`` runs on whose output; a string says why that cannot be told."""
+    if "forward" in owner.__dict__:
+        return "its owner has a forward of its own, beside that of its class"
+    try:
+        return record_calls(_stand_in(owner))
+    except Exception:  # noqa: BLE001 (the user's forward may raise anything; torch.fx follows more than we do)
+        return trace_calls(owner)
+
+
 def trace_calls(owner: nn.Module) -> fx.Graph | str:
     """Trace the forward of ``owner`` with its children as single calls; a string says why that was impossible."""
-    # The forward is the user's code and may change its module: run it on a copy that shares only the children.
     try:
-        memo: dict[int, Any] = {id(child): child for child in owner.modules() if child is not owner}
-        # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
-        memo |= {id(value): value for _, value in plain_values(owner) if isinstance(value, nn.Module | Tensor)}
-        stand_in = copy.deepcopy(owner, memo)
         with torch.random.fork_rng(devices=[]):
-            return _ShallowTracer().trace(stand_in)
+            return _ShallowTracer().trace(_stand_in(owner))
     except Exception as error:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
         return f"its owner's forward cannot be traced ({type(error).__name__})"
 
 
-def _identity_chain(graph: fx.Graph, owner: nn.Module, name: str, uses: Counter[int]) -> Iterator[nn.Module]:
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    node = next((node for node in graph.nodes if node.op == "call_module" and node.target == name), None)
-    if node is None or calls[name] != 1:
-        return
-    while len(node.users) == 1:
-        (node,) = node.users
-        if node.op != "call_module" or calls[node.target] != 1:
-            return
-        module = owner.get_submodule(str(node.target))
-        if type(module) is not nn.Identity or uses[id(module)] != 1:
-            return
-        yield module
+def _stand_in(owner: nn.Module) -> nn.Module:
+    """A copy of ``owner`` that shares only its children: the forward is the user's code and may change its module."""
+    attributes = [value for _, value in plain_values(owner)]
+    # Without attributes that hold anything, no module below the children can be reached.
+    below = owner.modules() if attributes else owner._modules.values()
+    memo: dict[int, Any] = {id(child): child for child in below if child is not owner}
+    # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
+    memo |= {id(value): value for value in attributes if isinstance(value, nn.Module | Tensor)}
+    return copy_module(owner, memo)
+
+
+class _Calls:
+    """Who runs on whose output, in one forward."""
+
+    def __init__(self, graph: CallTrace | fx.Graph) -> None:
+        self._calls: dict[str, list[Any]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                self._calls.setdefault(str(node.target), []).append(node)
+
+    def followers(self, name: str) -> Iterator[str]:
+        """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
+        calls = self._calls.get(name, ())
+        while len(calls) == 1 and len(calls[0].users) == 1:
+            (node,) = calls[0].users
+            if node.op != "call_module":
+                return
+            calls = self._calls[str(node.target)]
+            if len(calls) != 1:
+                return
+            yield str(node.target)

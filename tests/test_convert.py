@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 import qdeq
 from qdeq import QdeqError, dequantize_model
-from qdeq.convert import _rebuild_all
 from qdeq.mappings import BUILDERS
 from qdeq.modules.build import Build
 from qdeq.modules.conv import ConvReLU2d
@@ -413,5 +412,4 @@ def test_pickled_copies_of_held_activations_load():
 
 def test_the_public_name_is_the_function():
     assert qdeq.dequantize_model is dequantize_model
-    assert callable(_rebuild_all)
     assert Build().dtype == torch.float32

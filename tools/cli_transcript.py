@@ -1,9 +1,9 @@
-"""Write docs/cli.md: what the command line prints, taken by running it.
+"""Write docs/cli.md, and the excerpt of it in README.md: what the command line prints, taken by running it.
 
-python tools/cli_transcript.py [docs/cli.md]
+python tools/cli_transcript.py [FOLDER]
 
-Commands run in a scratch folder with a small int8 model: on a terminal of 80 columns (a pseudo terminal, its colours
-and bars taken out of the text) and into a pipe.
+FOLDER is the root of the project, whose pages are rewritten. Commands run in a scratch folder with a small int8 model:
+on a terminal of 80 columns (a pseudo terminal, its colours and bars taken out of the text) and into a pipe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -57,6 +56,17 @@ STEPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("When something is wrong", ("qdeq inspect damaged.pth", "echo $?", "qdeq convert model_int8.pth model.pth")),
     ("Into a pipe", ("qdeq inspect model_int8.pth | head -3", "qdeq inspect model_int8.pth --json | head -11")),
+)
+
+# What README.md shows, between the lines "```console" and "```" that follow MARK.
+MARK = "<!-- of docs/cli.md, by tools/cli_transcript.py -->"
+EXCERPT = (
+    "qdeq inspect model_int8.pth",
+    "qdeq convert model_int8.pth model.safetensors",
+    "qdeq verify model_int8.pth model.safetensors",
+    "qdeq diff model.safetensors trained.safetensors",
+    "echo $?",
+    "qdeq inspect model_int8.pth | head -3",
 )
 
 
@@ -148,15 +158,36 @@ def transcript(folder: Path) -> str:
     return "\n".join(page)
 
 
-def main(target: Path) -> None:
-    """Write the page."""
+def excerpt(page: str) -> str:
+    """Return what README.md shows: the first block of each command of :data:`EXCERPT`, in the page's order."""
+    blocks = []
+    at = 0
+    for command in EXCERPT:
+        at = page.index(f"$ {command}\n", at)
+        end = min(found for found in (page.find("\n$ ", at), page.find("\n```", at)) if found > 0)
+        blocks.append(page[at:end].strip("\n"))
+        at = end
+    return "\n\n".join(blocks)
+
+
+def in_readme(text: str) -> tuple[int, int]:
+    """Return where in README.md the excerpt begins and ends."""
+    begin = text.index("```console\n", text.index(MARK)) + len("```console\n")
+    return begin, text.index("\n```", begin)
+
+
+def main(root: Path) -> None:
+    """Write both pages."""
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as scratch:
         make_files(Path(scratch))
-        target.write_text(transcript(Path(scratch)))
-    print(f"wrote {shlex.quote(str(target))}")
+        page = transcript(Path(scratch))
+    (root / "docs" / "cli.md").write_text(page)
+    readme = (root / "README.md").read_text()
+    begin, end = in_readme(readme)
+    (root / "README.md").write_text(readme[:begin] + excerpt(page) + readme[end:])
+    print("wrote docs/cli.md and README.md")
 
 
 if __name__ == "__main__":
-    default = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else default)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent)

@@ -1,8 +1,8 @@
 """Read checkpoints of quantized models without torch's loader: no code of the file runs, no quantized dtype is used.
 
 :func:`open` maps the file, reads its pickle into descriptions (:mod:`~qdeq.archive.unpickler`), finds the tensors
-(:mod:`~qdeq.archive.checkpoint`), names them as the float model would (:mod:`qdeq.naming`), and reads a weight's bytes
-when it is asked for. Safetensors files are handed to :mod:`qdeq.safetensors_file`.
+(:mod:`~qdeq.archive.checkpoint`), names them as the float model would (:mod:`qdeq.state_dicts.naming`), and reads a
+weight's bytes when it is asked for. Safetensors files are handed to :mod:`qdeq.safetensors_io.reading`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from qdeq.archive.reader import Archive, Entry, open_archive
+from qdeq.archive.reader import Archive, open_archive
+from qdeq.weight_file import Entry
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from qdeq.safetensors_file import SafetensorsFile
+    from qdeq.safetensors_io.reading import SafetensorsFile
 
 __all__ = ["Archive", "Entry", "open", "open_archive"]
 
@@ -26,8 +27,8 @@ def open(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Arch
     Args:
         path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too.
-        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
-            two forward ones, when input and hidden size are equal).
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -35,7 +36,7 @@ def open(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Arch
 
     """
     if isinstance(path, str | os.PathLike):
-        from qdeq.safetensors_file import looks_like_safetensors, open_safetensors
+        from qdeq.safetensors_io.reading import looks_like_safetensors, open_safetensors
 
         if looks_like_safetensors(path):
             return open_safetensors(path)

@@ -10,10 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from qdeq.archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES, refuse, shown
-from qdeq.archive.storages import StorageReader, StoredTensor, tensor_from
-from qdeq.archive.unpickler import Call, Global, Instance, Persistent
-from qdeq.naming import Cell, Packed, RnnShape
+from qdeq.archive.pickled import Call, Global, Instance, Persistent
+from qdeq.archive.storages import StorageReader
+from qdeq.archive.tensors import StoredTensor, tensor_from
+from qdeq.state_dicts.lost import ConvGeometry
+from qdeq.state_dicts.naming import CONSTANTS
+from qdeq.state_dicts.parts import Cell, Packed
+from qdeq.state_dicts.rnn import RnnShape
 
 __all__ = ["Contents", "collect"]
 
@@ -22,16 +28,20 @@ _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
 _CONTAINERS = (dict, list, tuple, Instance)  # tuples: a union is built anew at every use, which is slow
 _PLAIN = (str, int, float, bytes, Global)
+_MAX_CONFIG = 64  # numbers that describe a packed convolution
 
 
 @dataclass
 class Contents:
-    """What a file holds: key -> tensor, packed parameters, number or None; and what was seen on the way."""
+    """What a file holds: key -> tensor, packed parameters, number or None; and what was seen on the way.
+
+    ``geometries``: key of a convolution's weight or packed parameters -> how it was set up, where the file says it.
+    """
 
     sources: dict[str, Any] = field(default_factory=dict)
     rnn_shapes: dict[str, RnnShape] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    geometries: dict[str, ConvGeometry] = field(default_factory=dict)
 
 
 def collect(path: str, top: object, reader: StorageReader, prefix: str = "", into: Contents | None = None) -> Contents:
@@ -179,12 +189,18 @@ class _Walk:
                 self.contents.dropped[full] = "an attribute, not a parameter or buffer"
             elif tensor is not None:
                 self.put(full, tensor)
-            elif self._is_qparam(name, item) and ("quantized" in str(value.cls) or python):
+            elif self._is_known_number(name, item, value.cls, python):
                 self.put(full, item)
             elif (isinstance(item, Instance) and (script or not python or item.cls.name == "ScriptObject")) or (
                 not python and isinstance(item, dict | list | tuple)
             ):
                 self.visit(full, item, depth + 1)
+
+    def _is_known_number(self, name: str, item: Any, cls: Global, python: bool) -> bool:
+        """Whether an attribute is the quantization of an output, or a constant of an activation."""
+        if name in CONSTANTS:
+            return cls.name in ("ELU", "LeakyReLU") and isinstance(item, int | float)
+        return self._is_qparam(name, item) and ("quantized" in str(cls) or python)
 
     def _note_rnn(self, key: str, state: dict[Any, Any]) -> None:
         layers, both = state.get("num_layers"), state.get("bidirectional")
@@ -199,15 +215,11 @@ class _Walk:
         self.put(prefix + "bias", bias)
         self.put(prefix + "scale", state[_CONV_SCALE])
         self.put(prefix + "zero_point", state[_CONV_ZERO_POINT])
-        transposed, kernel, padding = state[6], state[2], state[4]
-        direct = transposed is True and kernel and isinstance(kernel, tuple) and len(kernel) == 2 and kernel[0] == 2
-        if direct and isinstance(padding, tuple) and not any(padding) and len(weight.shape) == 4:
-            channels = (weight.shape[0] % 8 == 0) and (weight.shape[1] % 8 == 0)
-            if channels and isinstance(kernel[1], int) and kernel[1] <= 6:
-                self.contents.notes[key] = (
-                    "ConvTranspose2d of this shape: if fbgemm packed it, torch saved uninitialized memory here; "
-                    "convert the live model instead"
-                )
+        stride, padding, dilation, transposed, groups = state[3], state[4], state[5], state[6], state[8]
+        sizes = (stride, padding, dilation)
+        if all(isinstance(size, tuple) and all(isinstance(n, int) for n in size) for size in sizes):
+            geometry = ConvGeometry(transposed is True, *sizes, groups)
+            self.contents.geometries[prefix + "weight"] = geometry
 
     def _need(self, key: str, value: object) -> StoredTensor:
         tensor = self.tensor(key, value)
@@ -243,15 +255,28 @@ class _Walk:
         """Versions 1 to 3 of ``conv_serialization.h``: where weight and bias are.
 
         1: (weight, bias, ...); 2: (``"2"``, [config, weight], [bias or None]); 3: (3, [numbers], [None, weight, bias]).
+        The config, as the numbers: (k, stride x k, padding x k, dilation x k, output padding x k, groups, transposed).
         """
         if isinstance(state, tuple) and len(state) >= 3 and isinstance(state[1], list) and isinstance(state[2], list):
             if state[0] == "2" and len(state[1]) >= 2:
+                config = self._need(key, state[1][0])
+                if config.numel <= _MAX_CONFIG and config.qscheme is None:
+                    numbers = config.read(self.where(key))
+                    self._note_geometry(key, numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else [])
                 return self._pair(key, (state[1][1], state[2][0] if state[2] else None))
             if state[0] == 3 and len(state[2]) >= 3:
+                self._note_geometry(key, state[1])
                 return self._pair(key, tuple(state[2][1:3]))
         if not isinstance(state, tuple) or len(state) < 6 or not isinstance(state[0], Call):
             refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout", _DAMAGED)
         return self._pair(key, state[:2])
+
+    def _note_geometry(self, key: str, numbers: list[Any]) -> None:
+        k = numbers[0] if numbers and isinstance(numbers[0], int) else 0
+        if 1 <= k <= 3 and len(numbers) == 4 * k + 3 and all(isinstance(n, int) for n in numbers):
+            stride, padding, dilation = (tuple(numbers[1 + at * k : 1 + (at + 1) * k]) for at in range(3))
+            transposed, groups = bool(numbers[-1]), numbers[-2]
+            self.contents.geometries[key] = ConvGeometry(transposed, stride, padding, dilation, groups)
 
     def _cell(self, key: str, state: Any) -> Cell:
         """``(type, biases, doubles, integers, [ih, hh])``: ``native/RNN.cpp``, quantized and float16 cells."""

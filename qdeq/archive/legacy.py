@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 from qdeq.archive.limits import MAX_NODES, refuse, shown
+from qdeq.archive.pickled import Call, Instance, Persistent
 from qdeq.archive.storages import element_bytes
-from qdeq.archive.unpickler import Call, Instance, Persistent, read_pickle
+from qdeq.archive.unpickler import read_pickle
 
 __all__ = ["is_legacy", "read_legacy"]
 

@@ -21,6 +21,7 @@ __all__ = [
     "MAX_SHARES",
     "MAX_STACK",
     "MAX_STRING_BYTES",
+    "REMEDY_BROKEN",
     "refuse",
     "shown",
 ]
@@ -35,6 +36,8 @@ MAX_NODES = 200_000  # containers and leaves met while a checkpoint is flattened
 MAX_SHARES = 64  # places that one container may stand in
 MAX_DEPTH = 100
 MAX_ENTRIES = 200_000
+
+REMEDY_BROKEN = "The file is damaged or is no checkpoint of torch: get a fresh copy."
 
 _SHOWN = 80
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import builtins
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,69 +14,50 @@ from torch import Tensor, nn
 from qdeq.archive.checkpoint import Contents, collect
 from qdeq.archive.legacy import is_legacy, read_legacy
 from qdeq.archive.limits import MAX_PICKLE_BYTES, refuse, shown
-from qdeq.archive.storages import StorageReader, StoredTensor, check_byteorder
+from qdeq.archive.storages import StorageReader, check_byteorder
+from qdeq.archive.tensors import StoredTensor
 from qdeq.archive.unpickler import read_pickle
 from qdeq.archive.zipdir import ZipDirectory, is_zip
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.naming import Fold, Plan, plan_names, rnn_shapes_of
-from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.state_dicts.attention import keeps_projections
+from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.lost import direct_conv_doubt
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
+from qdeq.state_dicts.rnn import rnn_shapes_of
+from qdeq.state_dicts.stacking import stack_weights, stacked_kind
 from qdeq.weight import QuantizedWeight
+from qdeq.weight_file import Entry, WeightFile, map_file
 
-__all__ = ["Archive", "Entry", "open_archive"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One weight of an archive, known without reading it.
-
-    Attributes:
-        name: the float model's name.
-        shape: its shape.
-        dtype: torch's name of the stored values: ``qint8``, ``float32``, ...
-        qscheme: torch's name of the scheme; None for a plain tensor.
-        axis: channel axis; None for a plain tensor or a per tensor scheme.
-        scale_min: smallest scale; None for a plain tensor.
-        scale_max: largest scale; None for a plain tensor.
-        bytes: size of the values in the file.
-        source: the key in the checkpoint.
-
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    qscheme: str | None
-    axis: int | None
-    scale_min: float | None
-    scale_max: float | None
-    bytes: int
-    source: str
+__all__ = ["Archive", "open_archive"]
 
 
-class Archive(Mapping[str, QuantizedWeight | Tensor]):
+class Archive(WeightFile):
     """A checkpoint as a mapping: the float model's names to :class:`~qdeq.QuantizedWeight` or plain tensors.
 
-    Reading a weight checks its record's CRC32 and maps its bytes; tensors keep the map alive, also after
-    :meth:`close`. They are private copies where they are written to: the file never changes.
-
-    Attributes:
-        path: the file.
-        activation_qparams: module path -> (scale, zero point) of its quantized output.
-        report: what became of every key; :attr:`Report.notes` under ``""`` holds the warnings.
-
+    Reading a weight checks its record's CRC32. :attr:`report` says what became of every key.
     """
+
+    kind = "checkpoint"
 
     def __init__(
         self, path: str, plan: Plan, contents: Contents, unchecked: Callable[[], list[str]], buffer: Any
     ) -> None:
-        """Made by :func:`open_archive`."""
-        self.path = path
-        self._plan, self._contents, self._unchecked, self._buffer = plan, contents, unchecked, buffer
-        self._warnings: list[str] = []
+        """Made by :func:`open_archive`; ``unchecked`` says what could not be checked so far."""
+        super().__init__(path, plan.targets)
+        self._plan, self._unchecked, self._buffer = plan, unchecked, buffer
         self.activation_qparams = {
             name: (float(self._number(name, scale)), int(self._number(name, zero)))
             for name, (scale, zero) in plan.activations.items()
         }
+        self.constants = plan.constants
+        self.dropped = {**contents.dropped, **plan.dropped}
+        for name, target in plan.targets.items():
+            if isinstance(target.value, StoredTensor):
+                tensor, geometry = target.value, contents.geometries.get(target.source)
+                why = direct_conv_doubt(tensor.shape, tensor.stride, tensor.qscheme, geometry)
+                if why:
+                    self.doubtful[name] = why
 
     def _number(self, name: str, value: Any) -> float | int:
         if isinstance(value, StoredTensor):
@@ -98,36 +77,17 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
         target = self._plan.targets[name]
         if self._buffer is None:
             refuse(self._where(name), "an open archive", "a closed one", "Open it again.")
-        if isinstance(target.value, Fold):
-            return self._fold(name, target.value)
-        value: QuantizedWeight | Tensor = target.value.read(self._where(name))
-        return value
+        return self._read(name, target.value)
 
-    def _fold(self, name: str, fold: Fold) -> Tensor:
-        from qdeq.folding import fold_batch_norm
-
-        parts = [None if part is None else part.read(self._where(name)) for part in fold.parts]
-        return fold_batch_norm(self._where(name), fold.part, *parts)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plan.targets)
-
-    def __len__(self) -> int:
-        return len(self._plan.targets)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._plan.targets
-
-    def __repr__(self) -> str:
-        return f"<qdeq.Archive {self.path!r}: {len(self)} weights>"
-
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _read(self, name: str, value: Any) -> QuantizedWeight | Tensor:
+        where = self._where(name)
+        if isinstance(value, Fold):
+            parts = [None if part is None else part.read(where) for part in value.parts]
+            return fold_batch_norm(where, value.part, *parts)
+        if isinstance(value, Stack):
+            return stack_weights(where, [part.read(where) for part in value.parts])
+        read: QuantizedWeight | Tensor = value.read(where)
+        return read
 
     def close(self) -> None:
         """Let go of the file; weights that were read stay valid."""
@@ -144,10 +104,9 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
         return (Path(self.path),)
 
     @property
-    def warnings(self) -> list[str]:
-        """What could not be checked so far, in words: records without CRC32, shapes that torch saves wrongly."""
-        missing = [f"{shown(name)[1:-1]}: no CRC32 in the file, damage cannot be seen" for name in self._unchecked()]
-        return [*self._warnings, *(f"{path}: {text}" for path, text in self._contents.notes.items()), *missing]
+    def unchecked(self) -> list[str]:
+        """What could not be checked so far, in words: records without CRC32."""
+        return self._unchecked()
 
     def source_of(self, name: str) -> str:
         """The checkpoint's key behind a name."""
@@ -156,44 +115,17 @@ class Archive(Mapping[str, QuantizedWeight | Tensor]):
     def entry(self, name: str) -> Entry:
         """Describe one weight: reads its scales, not its values."""
         target = self._plan.targets[name]
-        tensor = (
-            target.value.parts[0 if target.value.part == "weight" else 2]
-            if isinstance(target.value, Fold)
-            else target.value
-        )
-        low, high = tensor.scale_range(self._where(name))
-        return Entry(
-            name, tensor.shape, tensor.dtype, tensor.qscheme, tensor.axis, low, high, tensor.nbytes, target.source
-        )
-
-    def describe(self) -> list[Entry]:
-        """Describe every weight, in the file's order, without reading values."""
-        return [self.entry(name) for name in self]
-
-    @property
-    def report(self) -> Report:
-        """The account of the file: every name's source, what was dropped and why, and the warnings."""
-        report = Report(activation_qparams=dict(self.activation_qparams))
-        for entry in self.describe():
-            report.entries.append(
-                ReportEntry(
-                    entry.name,
-                    entry.source,
-                    "checkpoint",
-                    "Tensor",
-                    entry.shape,
-                    entry.dtype,
-                    entry.qscheme,
-                    entry.scale_min,
-                    entry.scale_max,
-                    note=self._plan.targets[entry.name].note,
-                )
-            )
-        for source, reason in {**self._contents.dropped, **self._plan.dropped}.items():
-            report.dropped.append(DroppedSource(source, reason))
-        for text in self.warnings:
-            report.note("", text)
-        return report
+        value = target.value
+        parts = value.parts if isinstance(value, Stack) else (value.like if isinstance(value, Fold) else value,)
+        first = parts[0]
+        shape = target_shape(value, _shape_of) or ()
+        size = sum(part.nbytes for part in parts)
+        dtype, qscheme, axis = first.dtype, first.qscheme, first.axis
+        if len(parts) > 1:
+            dtype, qscheme, axis = stacked_kind(parts)
+        scales = [s for part in parts for s in part.scale_range(self._where(name)) if s is not None]
+        low, high = (min(scales), max(scales)) if scales and qscheme is not None else (None, None)
+        return Entry(name, shape, dtype, qscheme, axis, low, high, size, target.source, target.note)
 
 
 def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Archive:
@@ -204,8 +136,8 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
 
     Args:
         path: the file.
-        like: a float model that tells layers and directions of RNNs where the keys do not (one bidirectional layer or
-            two forward ones, when input and hidden size are equal).
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -220,12 +152,11 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
     if is_zip(buffer):
         directory = ZipDirectory(name, buffer)
         contents = _zip_contents(name, directory)
-        unchecked: Callable[[], list[str]] = lambda: directory.unchecked  # noqa: E731
-        warnings = []
+        missing = "no CRC32 in the file, damage cannot be seen"
+        unchecked: Callable[[], list[str]] = lambda: [f"{shown(n)[1:-1]}: {missing}" for n in directory.unchecked]  # noqa: E731
     elif is_legacy(buffer):
         contents = _legacy_contents(name, buffer)
-        unchecked = list
-        warnings = ["the format before zip archives has no checksums: damage to values cannot be seen"]
+        unchecked = lambda: ["the format before zip archives has no checksums: damage to values cannot be seen"]  # noqa: E731
     else:
         refuse(
             name,
@@ -233,20 +164,18 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
             f"a file that begins {shown(bytes(buffer[:8]))}",
             "Pass a .pt or .pth file.",
         )
-    plan = plan_names(name, contents.sources, _shape_of, {**contents.rnn_shapes, **rnn_shapes_of(like)})
+    shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
+    plan = plan_names(name, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
     if not plan.targets:
         remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
         refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)
-    archive = Archive(name, plan, contents, unchecked, buffer)
-    archive._warnings.extend(warnings)
-    return archive
+    return Archive(name, plan, contents, unchecked, buffer)
 
 
 def _map(path: str) -> mmap.mmap:
     try:
         with builtins.open(path, "rb") as file:
-            # copy on write: tensors over the map are writable, the file is not written
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return map_file(file)
     except (OSError, ValueError) as error:
         raise QdeqValueError(expected(path, "a readable file", shown(str(error)), "Check the path.")) from error
 

@@ -2,127 +2,22 @@
 
 The interpreter knows the standard containers. A name (``GLOBAL``) stays a :class:`Global`, an object made by
 ``NEWOBJ`` stays an :class:`Instance`, and a call (``REDUCE``) stays a :class:`Call`, or is refused: functions of the
-standard library, of torch and of numpy must be on the list below, and so must everything whose name is not written like
-a class. The format is that of :mod:`pickletools`, protocols 0 to 5.
+standard library, of torch and of numpy must be on the list of :mod:`~qdeq.archive.calls`, and so must everything whose
+name is not written like a class. The format is that of :mod:`pickletools`, protocols 0 to 5.
 """
 
 from __future__ import annotations
 
 import pickletools
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STACK, MAX_STRING_BYTES, refuse, shown
+from qdeq.archive.calls import PYTHON2, build, check_call
+from qdeq.archive.limits import MAX_NODES, MAX_OPCODES, MAX_STACK, MAX_STRING_BYTES, REMEDY_BROKEN, refuse, shown
+from qdeq.archive.pickled import Global, Instance, Persistent
 from qdeq.errors import QdeqError
 
-__all__ = ["Call", "Global", "Instance", "Persistent", "read_pickle"]
-
-_REMEDY_BROKEN = "The file is damaged or is no checkpoint of torch: get a fresh copy."
-_REMEDY_CALL = "Nothing was run. If you trust the file, save its state_dict() alone and read that."
-
-
-@dataclass(frozen=True)
-class Global:
-    """A name: ``module`` and ``name`` as the pickle spells them; never imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(eq=False)
-class Instance:
-    """An object of class ``cls`` that was not built: constructor arguments and state as read."""
-
-    cls: Global
-    args: tuple[Any, ...] = ()
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)  # of a dict subclass
-    elements: list[Any] = field(default_factory=list)  # of a list subclass
-
-
-class Call(Instance):
-    """A call of ``cls`` (a function or class) that was not made."""
-
-
-@dataclass(eq=False)
-class Persistent:
-    """What ``BINPERSID`` refers to: for torch, a storage."""
-
-    pid: Any
-
-
-# Functions that a checkpoint may call. Their calls are kept as Call unless a builder below turns them into a container.
-_ALLOWED_CALLS = frozenset(
-    {
-        "collections.OrderedDict", "collections.defaultdict", "collections.deque", "collections.Counter",
-        "builtins.set", "builtins.frozenset", "builtins.list", "builtins.dict", "builtins.tuple", "builtins.bytearray",
-        "builtins.bytes", "builtins.complex", "builtins.slice", "builtins.range", "builtins.int", "builtins.float",
-        "builtins.str", "builtins.bool", "builtins.object", "builtins.getattr", "_codecs.encode",
-        "copyreg._reconstructor", "functools.partial", "datetime.datetime", "datetime.date", "datetime.timedelta",
-        "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.Path", "uuid.UUID",
-        "operator.attrgetter", "operator.itemgetter", "decimal.Decimal", "fractions.Fraction", "re._compile",
-        "types.SimpleNamespace", "argparse.Namespace", "enum.Enum", "inspect.Parameter", "inspect.Signature",
-        "inspect._ParameterKind", "weakref.WeakSet", "copyreg.__newobj__",
-        "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3",
-        "torch._utils._rebuild_qtensor", "torch._utils._rebuild_parameter",
-        "torch._utils._rebuild_parameter_with_state", "torch._utils._rebuild_sparse_tensor",
-        "torch._utils._rebuild_meta_tensor_no_storage", "torch._utils._rebuild_nested_tensor",
-        "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_device_tensor_from_cpu_tensor",
-        "torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_wrapper_subclass",
-        "torch.device", "torch.Size", "torch.Generator", "torch.serialization._get_layout", "torch.finfo",
-        "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_floatlist", "torch.jit._pickle.build_doublelist",
-        "torch.jit._pickle.build_boollist", "torch.jit._pickle.build_tensorlist",
-        "torch.jit._pickle.build_tensor_from_id", "torch.jit._pickle.restore_type_tag",
-        "torch._C._autograd.DeviceType",
-        "torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module",
-        "torch.fx.graph_module.reduce_deploy_graph_module",
-        "torch.ao.quantization.observer._with_args", "torch.ao.quantization.qconfig.QConfig",
-        "torch.quantization.qconfig.QConfig", "torch.ao.quantization.utils._PartialWrapper",
-        "torch.ao.quantization.observer._PartialWrapper",
-        "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct", "numpy.dtype", "numpy.ndarray", "numpy.core.numeric._frombuffer",
-        "numpy._core.numeric._frombuffer",
-    }
-)  # fmt: skip
-_STRICT_ROOTS = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "__builtin__", "copy_reg", "pip", "setuptools"}
-_PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "UserDict": "collections"}
-
-
-def _check_call(where: str, func: object) -> Global:
-    if not isinstance(func, Global):
-        refuse(where, "a named function to call", shown(func), _REMEDY_BROKEN)
-    if str(func) in _ALLOWED_CALLS:
-        return func
-    root, last = func.module.split(".", 1)[0], func.name.rsplit(".", 1)[-1]
-    if root in _STRICT_ROOTS or not last.lstrip("_")[:1].isupper() or "." in func.name:
-        refuse(where, "calls of known rebuild functions only", f"a call of {shown(str(func))}", _REMEDY_CALL)
-    return func
-
-
-def _build(func: Global, args: tuple[Any, ...]) -> Any:
-    """Turn a checked call into a container where that is all it is, else into a :class:`Call`."""
-    name = str(func)
-    if name in ("collections.OrderedDict", "builtins.dict", "collections.Counter") and not args:
-        return {}
-    if name == "collections.defaultdict":
-        return {}
-    if (
-        name in ("builtins.set", "builtins.frozenset", "torch.Size", "builtins.list", "builtins.tuple")
-        and len(args) == 1
-    ):
-        return args[0] if isinstance(args[0], list | tuple) else Call(func, args)  # shared: a copy could be a bomb
-    if name.startswith("torch.jit._pickle.build_") and name.endswith("list") and len(args) == 1:
-        return args[0] if isinstance(args[0], list) else Call(func, args)
-    if name == "torch.jit._pickle.restore_type_tag" and args:
-        return args[0]
-    if name == "copyreg._reconstructor" and args and isinstance(args[0], Global):
-        return Instance(args[0])
-    return Call(func, args)
+__all__ = ["read_pickle"]
 
 
 class _Opaque:
@@ -203,7 +98,7 @@ class _Machine:
     def global_name(self, module: object, name: object) -> Global:
         if not isinstance(module, str) or not isinstance(name, str):
             raise ValueError("a name that is no text")
-        return Global(_PYTHON2.get(module, module), name)
+        return Global(PYTHON2.get(module, module), name)
 
     def put(self, arg: Any) -> None:
         self.memo[len(self.memo) if arg is None else int(arg)] = self.top()
@@ -224,11 +119,11 @@ class _Machine:
     def call(self, func: Any, args: Any) -> None:
         if not isinstance(args, tuple):
             raise ValueError("arguments that are no tuple")
-        checked = _check_call(self.where, func)
+        checked = check_call(self.where, func)
         if str(checked) == "collections.OrderedDict" and args and isinstance(args[0], list):  # protocols 0 and 1
             self.stack.append(self.dict_of_pairs(args[0]))
         else:
-            self.stack.append(_build(checked, args))
+            self.stack.append(build(checked, args))
 
     def dict_of_pairs(self, pairs: list[Any]) -> dict[Any, Any]:
         self.copied += len(pairs)
@@ -411,5 +306,5 @@ def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None
     except QdeqError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, AttributeError, UnicodeError) as error:
-        refuse(where, "a well-formed pickle", shown(str(error)), _REMEDY_BROKEN)
+        refuse(where, "a well-formed pickle", shown(str(error)), REMEDY_BROKEN)
     return result, reader.tell()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -66,6 +67,11 @@ def rate_text(size: int, seconds: float) -> str:
 def shape_text(shape: Sequence[int]) -> str:
     """Word a shape: ``64x3x3x3``; ``scalar`` for one number without dimensions."""
     return "x".join(map(str, shape)) or "scalar"
+
+
+def print_item(target: Console, text: str) -> None:
+    """Print a line of a list, indented; what does not fit on a terminal's line is indented as well."""
+    target.print(Padding(text, (0, 0, 0, 2), expand=False) if target.is_terminal else f"  {text}")
 
 
 def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -11,11 +11,11 @@ import click
 import torch
 
 import qdeq
-from qdeq.cli.console import console, print_table, progress, rate_text, shape_text, size_text, warn
+from qdeq.cli.console import console, print_item, print_table, progress, rate_text, shape_text, size_text, warn
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
-from qdeq.layout import SUFFIX, Plan, parse_size, plan_safetensors
-from qdeq.writing import Saved, check_plan, touched_files, write_plan
+from qdeq.safetensors_io.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
+from qdeq.safetensors_io.writing import Saved, check_plan, touched_files, write_plan
 
 __all__ = ["convert"]
 
@@ -59,7 +59,7 @@ def convert(
     begin = time.perf_counter()
     with qdeq.open(src) as source:
         chosen = Selection(source, only, renames)
-        plan = plan_safetensors(chosen, dst, dtype=DTYPES[dtype], shard_size=limit, keep=keep, force=force)
+        plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype], limit, keep, force))
         _refuse_source(source, plan)
         check_plan(plan)
         if dry_run:
@@ -130,6 +130,6 @@ def _show_rest(chosen: Selection, plan: Plan) -> None:
     rest += [f"{len(names)} x {reason}: {_some(names)}" for reason, names in reasons.items()]
     out.print("not converted:" if rest else "not converted: nothing")
     for line in rest:
-        out.print("  " + line)
+        print_item(out, line)
     for text in (*plan.notes, *chosen.source.warnings):
         warn(text)

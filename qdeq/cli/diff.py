@@ -93,7 +93,8 @@ def _summary(found: dict[str, Difference | str]) -> list[str]:
 
 
 def _is_bias(name: str) -> bool:
-    return name.rpartition(".")[2].startswith("bias")
+    last = name.rpartition(".")[2]  # bias, bias_ih_l0, in_proj_bias
+    return last.startswith("bias") or last.endswith("_bias")
 
 
 def _counts(found: dict[str, Difference | str], missing: list[str], extra: list[str]) -> str:

@@ -93,6 +93,8 @@ def inspect(file: Path, as_json: bool) -> None:
     with qdeq.open(file) as source:
         with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:
             rows = _rows(source, advance)
+        for text in source.warnings:
+            warn(text)
         if as_json:
             click.echo(
                 json.dumps([{key: _plain(value) for key, value in asdict(row).items()} for row in rows], indent=2)
@@ -118,5 +120,3 @@ def inspect(file: Path, as_json: bool) -> None:
         out.print(f"{len(rows)} tensors, {quantized} of them quantized; {values:,} values in {total}")
         if source.activation_qparams:
             out.print(f"{len(source.activation_qparams)} scales of activations, which are not weights")
-        for text in source.warnings:
-            warn(text)

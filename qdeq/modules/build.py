@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qdeq import ops
+from qdeq.copying import per_class
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.packed import packed_bias
+from qdeq.packed import open_packed, read_convolutions
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.weight import QuantizedWeight
 
@@ -20,6 +21,8 @@ __all__ = ["Build", "Builder", "Fused", "Rule", "class_name", "join"]
 
 # The kernels write these directly; any other floating dtype is converted from the exact float32 result.
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_CONV_1D = (nn.Conv1d, nn.ConvTranspose1d)
 
 
 def join(path: str, name: str) -> str:
@@ -29,9 +32,13 @@ def join(path: str, name: str) -> str:
 
 def class_name(obj: object) -> str:
     """The class of ``obj`` as a user would import it, without the ``modules.<file>`` part of torch's packages."""
-    cls = type(obj)
-    module = cls.__module__.partition(".modules")[0]
-    return f"{module}.{cls.__qualname__}"
+    return _import_name(type(obj))
+
+
+@per_class
+def _import_name(kind: type) -> str:
+    module = kind.__module__.partition(".modules")[0]
+    return f"{module}.{kind.__qualname__}"
 
 
 @dataclass
@@ -81,9 +88,27 @@ class Build:
     allow_bad_scales: bool = False
     detailed: bool = False
     recover_direct_conv: bool = False
+    # id of a packed weight that was read ahead -> its values and its bias.
+    _ahead: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    # The packed weight whose bias was just read, and what to read its weight from.
+    _opened: tuple[Any, Any] = (None, None)
     # Identities of what was read: the model keeps its packed weights alive, so no other source can have the same.
     _used: set[int] = field(default_factory=set)
     _used_bias: set[int] = field(default_factory=set)
+
+    def read_ahead(self, convolutions: Sequence[tuple[Any, tuple[int, ...]]]) -> None:
+        """Read the weights and biases of many 2-d convolutions at once; :meth:`weight` then finds them done.
+
+        Args:
+            convolutions: (packed weight, its shape).
+
+        """
+        packed = [source for source, _ in convolutions]
+        outs = [ops.empty(shape, self._kernel_dtype()) for _, shape in convolutions]
+        results = read_convolutions(packed, outs, allow_bad_scales=self.allow_bad_scales)
+        for source, out, (done, bias) in zip(packed, outs, results, strict=True):
+            if done:
+                self._ahead[id(source)] = out, bias
 
     def weight(
         self, source: Any, module: nn.Module, path: str, target: nn.Module, name: str = "weight", source_name: str = ""
@@ -116,26 +141,29 @@ class Build:
 
         """
         declared = _declared(target, name)
-        value = ops.empty(declared.shape, self._dtype_for(declared, parts))
-        entries = []
+        ahead = self._ahead.get(id(parts[0][1])) if len(parts) == 1 else None
+        done = ahead is not None and ahead[0].shape == declared.shape
+        if ahead and done:
+            value = ahead[0]
+            del self._ahead[id(parts[0][1])]  # another module with the same packed weight gets values of its own
+        else:
+            value = ops.empty(declared.shape, self._dtype_for(declared, parts))
+        target_name, classes = join(path, name), (class_name(module), class_name(target))
         num_rows = value.shape[0] // len(parts) if len(parts) > 1 else 0
+        entries = []
         for index, (source_name, source) in enumerate(parts):
             out = value[index * num_rows : (index + 1) * num_rows] if num_rows else value
-            details = self._read(source, join(path, source_name), target, out)
-            note = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}" if num_rows else ""
-            entries.append(
-                ReportEntry(
-                    target=join(path, name),
-                    source=join(path, source_name),
-                    source_class=class_name(module),
-                    target_class=class_name(target),
-                    shape=tuple(out.shape),
-                    note=note,
-                    **details,
-                )
-            )
-        value = value.to(self.dtype) if value.is_floating_point() else value
-        setattr(target, name, nn.Parameter(value) if isinstance(declared, nn.Parameter) else value)
+            where = join(path, source_name)
+            details = self._details(source, where) if done else self._read(source, where, target, out)
+            if num_rows:
+                details["note"] = f"rows {index * num_rows} to {(index + 1) * num_rows - 1}"
+            entries.append(ReportEntry(target_name, where, *classes, tuple(out.shape), **details))
+        if value.dtype != self.dtype and value.is_floating_point():
+            value = value.to(self.dtype)
+        if isinstance(declared, nn.Parameter):
+            target._parameters[name] = nn.Parameter(value)
+        else:
+            target._buffers[name] = value
         self.report.entries.extend(entries)
 
     def packed_bias(
@@ -152,7 +180,11 @@ class Build:
         unpack the whole weight to give it.
         """
         self.use_bias(packed)
-        return packed_bias(packed, where=join(path, name))
+        if id(packed) in self._ahead:
+            return self._ahead[id(packed)][1]
+        weight, bias = open_packed(packed, where=join(path, name))
+        self._opened = packed, weight
+        return bias
 
     def biases(
         self, parts: Sequence[tuple[str, Tensor | None]], module: nn.Module, path: str, target: nn.Module, name: str
@@ -179,7 +211,7 @@ class Build:
 
     def note_zero_bias(self, bias: Tensor, path: str, name: str = "bias") -> None:
         """Say that a bias may be one the layer never had: qnnpack stores zeros where there was none."""
-        if bias.numel() and not bias.any():
+        if bias.numel() and not bias[0] and not bias.any():
             self.report.note(path, f"{name} is all zeros, as qnnpack stores a layer without one; it is kept")
 
     def tensor(
@@ -208,7 +240,11 @@ class Build:
         if not declared.is_floating_point():
             return declared.dtype
         if all(_is_float_tensor(source) for _, source in parts):
-            return torch.promote_types(parts[0][1].dtype, torch.float32)
+            dtype: torch.dtype = parts[0][1].dtype
+            return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
+        return self._kernel_dtype()
+
+    def _kernel_dtype(self) -> torch.dtype:
         # The kernels write these directly; any other floating dtype is rounded from the exact float32 result.
         return self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
 
@@ -223,11 +259,21 @@ class Build:
                 raise QdeqValueError(message)
             out.copy_(source.detach())
             return {"dtype": str(source.dtype).removeprefix("torch.")}
+        if source is self._opened[0]:
+            readable, self._opened = self._opened[1], (None, None)
+        else:
+            readable = source
         # A packed Conv1d is stored, and read, as a Conv2d of height 1.
-        if isinstance(target, nn.Conv1d | nn.ConvTranspose1d) and not isinstance(source, Tensor):
+        if isinstance(target, _CONV_1D) and not isinstance(source, Tensor):
             out = out.unsqueeze(2)
+        if (
+            out.dtype is torch.float32
+            and isinstance(readable, Tensor)
+            and ops.dequantize_direct(readable, out) is not None
+        ):
+            return self._details(source, where)
         try:
-            dequantize_source(source, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
+            dequantize_source(readable, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
         except QdeqError as error:
             shape = _shape_of(source, where)
             if shape is None or shape == tuple(out.shape):
@@ -235,6 +281,10 @@ class Build:
             remedy = "The module was changed after its weight was packed: convert the model again."
             wanted = f"shape {tuple(out.shape)}, as its module declares"
             raise QdeqValueError(expected(where, wanted, str(shape), remedy)) from error
+        return self._details(source, where)
+
+    def _details(self, source: Any, where: str) -> dict[str, Any]:
+        self.use(source)
         return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
@@ -252,7 +302,8 @@ class Build:
         """
         scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
         self.report.activation_qparams[path] = (scale, zero_point)
-        self.drop_qparams(module, path, "quantization of the output", prefix)
+        self.drop(path, prefix + "scale", "quantization of the output", scale)
+        self.drop(path, prefix + "zero_point", "quantization of the output", zero_point)
 
     def drop_qparams(self, module: Any, path: str, reason: str, prefix: str = "") -> None:
         """Name a scale and zero point that have no place in the float model."""

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 import torch.ao.nn.quantized.dynamic as nnqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qdeq.copying import blank
 from qdeq.modules.build import Build, Fused, Rule
 
-__all__ = ["RULES", "ConvAdd2d", "ConvAddReLU2d", "ConvReLU1d", "ConvReLU2d", "ConvReLU3d", "unused_qparams"]
+__all__ = [
+    "RULES",
+    "ConvAdd2d",
+    "ConvAddReLU2d",
+    "ConvReLU1d",
+    "ConvReLU2d",
+    "ConvReLU3d",
+    "read_ahead",
+    "unused_qparams",
+]
 
 
 class ConvReLU1d(nn.Conv1d):
@@ -71,7 +82,8 @@ def _output_qparams(module: Any, path: str, build: Build) -> None:
 def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
     """A float convolution on the meta device with the geometry of a quantized or reference one, transposed or not."""
     transposed = {"output_padding": module.output_padding} if module.transposed else {}
-    return layer_class(
+    return blank(
+        layer_class,
         module.in_channels,
         module.out_channels,
         module.kernel_size,
@@ -81,7 +93,6 @@ def empty_conv(layer_class: Any, module: Any, has_bias: bool) -> Any:
         groups=module.groups,
         bias=has_bias,
         padding_mode=module.padding_mode,
-        device="meta",
         **transposed,
     )
 
@@ -108,6 +119,20 @@ def _conv_relu_rule(layer_class: Any, holder: type[nn.Module]) -> Rule:
 
     return Rule(build_conv_relu, f"nn.{layer_class.__name__} and nn.ReLU, or {holder.__name__}")
 
+
+def read_ahead(modules: Iterable[Any], build: Build) -> None:
+    """Read the weights of all 2-d convolutions among ``modules`` in one call."""
+    found = []
+    for module in modules:
+        if type(module) not in _AT_ONCE:
+            continue
+        packed, size = getattr(module, "_packed_params", None), getattr(module, "kernel_size", ())
+        if isinstance(packed, torch.ScriptObject) and len(size) == 2 and module.groups > 0:
+            found.append((packed, (module.out_channels, module.in_channels // module.groups, *size)))
+    build.read_ahead(found)
+
+
+_AT_ONCE = (nnq.Conv2d, nniq.ConvReLU2d, nniq.ConvAdd2d, nniq.ConvAddReLU2d, nnqd.Conv2d)
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.Conv1d: Rule(_conv_builder(nn.Conv1d), "nn.Conv1d"),

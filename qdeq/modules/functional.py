@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
+from qdeq.copying import copied
 from qdeq.modules.build import Build, Rule
 
 __all__ = ["RULES"]
@@ -17,7 +17,7 @@ def build_qfunctional(module: Any, path: str, build: Build) -> nn.Module:
     """Rebuild ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
     build.output_qparams(module, path)
     functional = nnq.FloatFunctional()
-    functional.activation_post_process = copy.deepcopy(module.activation_post_process)
+    functional.activation_post_process = copied(module.activation_post_process)
     return functional
 
 

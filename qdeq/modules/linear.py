@@ -15,6 +15,7 @@ import torch.ao.nn.sparse.quantized.dynamic as nnsqd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qdeq.copying import blank
 from qdeq.modules.build import Build, Fused, Rule
 from qdeq.modules.conv import unused_qparams
 
@@ -74,7 +75,7 @@ def packed_or_half(packed: Any, dtype: torch.dtype, build: Build) -> Any:
 def _linear(module: Any, path: str, build: Build) -> nn.Linear:
     packed = module._packed_params._packed_params
     bias = build.read_bias(packed, path)
-    layer = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
+    layer = blank(nn.Linear, module.in_features, module.out_features, bias=bias is not None)
     build.weight(packed_or_half(packed, module._packed_params.dtype, build), module, path, layer)
     build.biases([("bias", bias)], module, path, layer, "bias")
     return layer

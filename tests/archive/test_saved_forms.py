@@ -4,67 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import qdeq
 from tests.archive.conftest import Case
-
-FORMS = ("state_dict", "plain_dict", "nested", "whole", "legacy", "legacy_whole", "script")
-
-
-def save(model: nn.Module, form: str, path: Path) -> str:
-    """Save in one form; return the prefix that names get."""
-    state = model.state_dict()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if form == "script":
-            torch.jit.save(torch.jit.script(model), path)
-        elif form in ("whole", "legacy_whole"):
-            torch.save(model, path, _use_new_zipfile_serialization=form == "whole")
-        elif form == "nested":
-            torch.save({"epoch": 3, "model": state, "args": {"lr": 0.1}}, path)
-        else:
-            state = dict(state) if form == "plain_dict" else state
-            torch.save(state, path, _use_new_zipfile_serialization=form != "legacy")
-    return "model." if form == "nested" else ""
-
-
-def bits(value: qdeq.QuantizedWeight | Tensor) -> Tensor:
-    tensor = value.dequantize() if isinstance(value, qdeq.QuantizedWeight) else value
-    return tensor.float().contiguous().view(torch.int32)
-
-
-def check_equal(found: dict[str, qdeq.QuantizedWeight | Tensor], expected: dict[str, Tensor]) -> None:
-    assert sorted(found) == sorted(expected)
-    for name, value in expected.items():
-        assert tuple(found[name].shape) == tuple(value.shape), name
-        assert torch.equal(bits(found[name]), value.float().contiguous().view(torch.int32)), name
+from tests.archive.forms import FORMS, FROZEN, check_equal, check_form, save
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_live_bits(case: Case, form: str, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
-    prefix = save(case.model, form, path)
+    check_form(case.model, form, path, case.expected)
+    prefix = "model." if form == "nested" else ""
     with qdeq.open(path) as archive:
-        found = {name.removeprefix(prefix): archive[name] for name in archive}
-        assert all(name.startswith(prefix) for name in archive)
-    check_equal(found, case.expected)
+        check_equal({name.removeprefix(prefix): archive[name] for name in archive}, case.expected)
 
 
-def test_frozen_script_holds_its_weights_as_constants(build_case, tmp_path: Path) -> None:
-    case = build_case("vgg")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.freeze(torch.jit.script(case.model.eval())), tmp_path / "frozen.pt")
-    archive = qdeq.open(tmp_path / "frozen.pt")
-    found = {bits(archive[name]).numpy().tobytes() for name in archive}
-    assert all(name.startswith("constants.") for name in archive)
-    assert {value.contiguous().view(torch.int32).numpy().tobytes() for value in case.expected.values()} == found
+@pytest.mark.parametrize("name", ["vgg", "vgg_bn", "fx"])
+def test_frozen_script_holds_its_weights_as_constants(name: str, build_case, tmp_path: Path) -> None:
+    case = build_case(name)
+    check_form(case.model, FROZEN, tmp_path / "frozen.pt", case.expected)
 
 
 _WITHOUT = """
@@ -88,6 +51,11 @@ for path, out in zip(sys.argv[1::2], sys.argv[2::2]):
     with qdeq.open(path) as archive:
         archive.describe(), archive.report.to_json()
         values = {n: (v.dequantize() if isinstance(v, qdeq.QuantizedWeight) else v) for n, v in archive.items()}
+        again, _ = qdeq.dequantize_state_dict(archive)
+        qdeq.save_safetensors(archive, out + ".safetensors")
+        for other in (again, qdeq.open(out + ".safetensors")):
+            assert other.keys() == values.keys()
+            assert all(torch.equal(other[n].view(torch.int32), v.float().view(torch.int32)) for n, v in values.items())
     with open(out, "wb") as file:
         pickle.dump({n: v.float().contiguous().view(torch.int32).numpy().tobytes() for n, v in values.items()}, file)
 """
@@ -167,8 +135,8 @@ def test_report_names_every_source(build_case, tmp_path: Path) -> None:
 def test_every_version_of_packed_convolutions(version: int) -> None:
     """The state is replaced in the pickle's description: torch itself writes version 2 only."""
     from qdeq.archive import checkpoint
+    from qdeq.archive.pickled import Call, Global, Instance, Persistent
     from qdeq.archive.storages import StorageReader
-    from qdeq.archive.unpickler import Call, Global, Instance, Persistent
 
     def tensor(key: str, shape: tuple[int, ...]) -> Call:
         storage = Persistent(("storage", Global("torch", "FloatStorage"), key, "cpu", 16))

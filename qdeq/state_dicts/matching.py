@@ -1,26 +1,26 @@
-"""Which source goes to which parameter of a float model, and the load that happens only if all of it fits."""
+"""Which source goes to which parameter of a float model."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.naming import Plan
 from qdeq.report import DroppedSource, Report
+from qdeq.state_dicts.folding import identity_variance
+from qdeq.state_dicts.lost import check_constants, lost_names, remedy_for
+from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
-__all__ = ["Match", "identity_variance", "load", "match"]
+__all__ = ["WHERE", "Match", "match"]
 
-_WHERE = "dequantize_state_dict: into"
+WHERE = "dequantize_state_dict: into"
+_DYNAMIC = (1.0, 0)  # what dynamic layers save for an output that they do not quantize
 _NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
-_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,39 @@ def match(
     plan: Plan,
     model: nn.Module,
     report: Report,
-    shape_of: Callable[[Any], tuple[int, ...] | None],
+    shape_of: ShapeOf,
+    doubtful: Mapping[str, str],
     *,
     strict: bool,
 ) -> list[Match]:
     """Find the source of every tensor in ``model.state_dict()``.
 
+    Args:
+        plan: what there is, by float names.
+        model: the float model.
+        report: gets what is unused or missing.
+        shape_of: shape of a source.
+        doubtful: float name -> why that source's weight may be wrong.
+        strict: raise where the report would say that something is missing, unused or lost.
+
     Raises:
-        QdeqValueError: a shape that differs, and with ``strict`` an unused source or a parameter without one.
+        QdeqValueError: a shape or a constant that differs, and with ``strict`` an unused source, a parameter without
+            one, or a weight or constant that the source cannot hold.
 
     """
-    return _Matcher(plan, model, report, shape_of).run(strict)
+    return _Matcher(plan, model, report, shape_of).run(doubtful, strict)
 
 
 class _Matcher:
-    def __init__(
-        self, plan: Plan, model: nn.Module, report: Report, shape_of: Callable[[Any], tuple[int, ...] | None]
-    ) -> None:
+    def __init__(self, plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf) -> None:
         self.plan, self.model, self.report = plan, model, report
-        self.shapes = {name: shape_of(target.value) or () for name, target in plan.targets.items()}
+        self.shapes = {name: target_shape(target.value, shape_of) or () for name, target in plan.targets.items()}
         self.targets = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
         self.modules = dict(model.named_modules())
         self.unused = dict.fromkeys(plan.targets)
         self.matches: dict[str, Match] = {}
 
-    def run(self, strict: bool) -> list[Match]:
+    def run(self, doubtful: Mapping[str, str], strict: bool) -> list[Match]:
         prefix = self._prefix()
         for name in self.targets:
             source = self._renamed(name, prefix)
@@ -81,19 +89,56 @@ class _Matcher:
         self._match_tied()
         self._fold_norms()
         self._check_shapes()
+        self._drop_zero_biases()
         missing = [name for name in self.targets if name not in self.matches]
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-        unused = [source for source in self.unused if source not in self._empty_like()]
+        unused = [source for source in self.unused if not source.endswith("num_batches_tracked")]
+        missing += self._missing_constants(prefix, strict)
         if strict and (missing or unused):
             raise QdeqValueError(self._complaint(missing, unused))
+        self._check_doubtful(doubtful, strict)
         for source in unused:
             self.report.dropped.append(DroppedSource(self.plan.targets[source].source, "no parameter of this name"))
         for name in missing:
-            self.report.note(name, "not written: nothing in the state dict goes there")
+            if name in self.targets:
+                self.report.note(name, "not written: nothing in the state dict goes there")
         return [self.matches[name] for name in self.targets if name in self.matches]
 
-    def _empty_like(self) -> set[str]:
-        return {name for name in self.unused if name.endswith("num_batches_tracked")}
+    def _missing_constants(self, prefix: tuple[str, str], strict: bool) -> list[str]:
+        """Names of constants that the file of a model with quantized activations should hold, and does not."""
+        known = {prefix[1] + name.removeprefix(prefix[0]): value for name, value in self.plan.constants.items()}
+        static = any(qparams != _DYNAMIC for qparams in self.report.activation_qparams.values())
+        if not static and not known:
+            return []  # activations were not quantized: their classes are the user's own
+        found = check_constants(self.model, known)
+        for name, (theirs, own) in found.differing.items():
+            if strict:
+                remedy = "Pass a model whose activation was made with that value."
+                raise QdeqValueError(expected(f"{WHERE}: {name}", f"{theirs}, as in the source", str(own), remedy))
+            self.report.note(name, f"{own} of the float class kept; the source says {theirs}")
+        for name, own in {**found.needed, **found.noted}.items():
+            self.report.note(name, f"{own} of the float class kept: torch's state dict does not hold it")
+        return list(found.needed)
+
+    def _check_doubtful(self, doubtful: Mapping[str, str], strict: bool) -> None:
+        names = {name: found.source for name, found in self.matches.items()}
+        for name, why in lost_names(self.model, names, doubtful).items():
+            if strict:
+                remedy = "With strict=False it is loaded as it is."
+                raise QdeqValueError(expected(f"{WHERE}: {name}", "a weight that torch saves right", why, remedy))
+            self.report.note(name, why)
+
+    def _drop_zero_biases(self) -> None:
+        """Qnnpack stores zeros for a layer without a bias."""
+        for source in [name for name in self.unused if name.rpartition(".")[2] in ("bias", "in_proj_bias")]:
+            weight = source.removesuffix("bias") + "weight"
+            values = self.plan.targets[source].value
+            parts = values.parts if isinstance(values, Stack) else (values,)
+            plain = all(isinstance(part, Tensor) and not part.is_quantized for part in parts)
+            if weight in self.matches and plain and not any(part.any() for part in parts):
+                self.unused.pop(source)
+                reason = "zeros that qnnpack stores for a layer without a bias"
+                self.report.dropped.append(DroppedSource(self.plan.targets[source].source, reason))
 
     def _class_of(self, name: str) -> str:
         module = self.modules.get(name.rpartition(".")[0])
@@ -170,7 +215,7 @@ class _Matcher:
             for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0)):
                 if f"{norm}.{part}" in self.targets:
                     self._take(f"{norm}.{part}", "", how, value)
-            self._take(f"{norm}.running_var", "", how, identity_variance(float(module.eps)))
+            self._take(f"{norm}.running_var", "", how, identity_variance(WHERE, float(module.eps)))
             self.report.note(norm, how)
             if owner in biases and f"{norm}.bias" in self.targets:
                 self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")
@@ -194,7 +239,7 @@ class _Matcher:
                 got = f"{self.shapes[found.source]} from {self.plan.targets[found.source].source}"
                 remedy = "Pass the float class of the model that was saved."
                 raise QdeqValueError(
-                    expected(f"{_WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
+                    expected(f"{WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
                 )
 
     def _complaint(self, missing: list[str], unused: list[str]) -> str:
@@ -204,76 +249,5 @@ class _Matcher:
         if unused:
             parts.append(f"sources that nothing uses: {', '.join(self.plan.targets[s].source for s in unused)}")
         remedy = "Pass the float class of the model that was saved, or strict=False to load the rest."
-        lost = [n for n in missing if isinstance(self.modules.get(n.rpartition(".")[0]), nn.PReLU)]
-        if lost:
-            remedy = f"torch saves no slopes of a quantized PReLU, so its state dict does not hold {', '.join(lost)}: "
-            remedy += "convert the live model with qdeq.dequantize_model, or load with strict=False and set them."
-        return expected(_WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)
-
-
-def identity_variance(eps: float) -> float:
-    """Return the float32 variance with which ``(x - 0) / sqrt(variance + eps) * 1 + 0`` is ``x`` bit for bit.
-
-    The sum must round to 1 in float32; 1 - eps rounded, or a neighbour of it.
-
-    Raises:
-        QdeqValueError: no variance does it (eps of 1 or more).
-
-    """
-    probe = torch.linspace(0.1, 1.9, 257)[None, :, None].contiguous()
-    ones, zeros = torch.ones(257), torch.zeros(257)
-    start = torch.tensor(1.0 - eps, dtype=torch.float32)
-    below = torch.nextafter(start, torch.tensor(-math.inf))
-    above = torch.nextafter(start, torch.tensor(math.inf))
-    for variance in (start, above, below):
-        if float(variance) >= 0:
-            result = nn.functional.batch_norm(probe, zeros, variance.expand(257), ones, zeros, False, 0.0, eps)
-            if torch.equal(result, probe):
-                return float(variance)
-    raise QdeqValueError(expected(f"{_WHERE}: eps", "an eps below 1", str(eps), "Remove the batch norm: it is folded."))
-
-
-def load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Write everything, or, if one write fails, put back what was there.
-
-    Args:
-        model: the float model.
-        matches: what goes where; shapes are already checked.
-        tensors: float name of a source -> its value.
-
-    Returns:
-        Name in the model -> the value that was written.
-
-    """
-    targets = model.state_dict(keep_vars=True)
-    values: dict[str, Tensor] = {}
-    for found in matches:
-        target = targets[found.target]
-        if target.device.type == "meta":
-            remedy = "Call to_empty(device='cpu') on it first."
-            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "a tensor with memory", "a meta tensor", remedy))
-        value = tensors[found.source] if found.value is None else torch.full(target.shape, found.value)
-        earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
-        if found.how.startswith("tied to ") and earlier is not None and not _equal(earlier, value):
-            remedy = "The model ties two parameters that differ in the state dict: untie them."
-            raise QdeqValueError(expected(f"{_WHERE}: {found.target}", "equal tied values", "different ones", remedy))
-        values[found.target] = value
-    before = {name: targets[name].detach().clone() for name in values}
-    try:
-        with torch.no_grad():
-            for name, value in values.items():
-                targets[name].detach().copy_(value)
-    except BaseException:
-        with torch.no_grad():
-            for name, old in before.items():
-                targets[name].detach().copy_(old)
-        raise
-    return values
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.numel() > 0 and a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        remedy = remedy_for(self.model, missing) or remedy
+        return expected(WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)

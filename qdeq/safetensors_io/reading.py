@@ -5,19 +5,16 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from qdeq.archive.reader import Entry
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.report import Report, ReportEntry
-from qdeq.safetensors_format import (
+from qdeq.safetensors_io.format import (
     INDEX_SUFFIX,
     MAX_HEADER_BYTES,
     SCALE_SUFFIX,
@@ -29,6 +26,7 @@ from qdeq.safetensors_format import (
     shown,
 )
 from qdeq.weight import QuantizedWeight
+from qdeq.weight_file import Entry, WeightFile, map_file
 
 __all__ = ["SafetensorsFile", "looks_like_safetensors", "open_safetensors"]
 
@@ -57,24 +55,17 @@ class _Kept:
     shape: tuple[int, ...]
 
 
-class SafetensorsFile(Mapping[str, QuantizedWeight | Tensor]):
-    """Weights by name, read when they are asked for.
+class SafetensorsFile(WeightFile):
+    """Safetensors files as one mapping. The format has no checksums.
 
-    Tensors alias the mapped file; writing to one changes neither the file nor another mapping of it. Weights that
-    :func:`qdeq.save_safetensors` kept as integers come back as :class:`qdeq.QuantizedWeight`. The format has no
-    checksums.
-
-    Attributes:
-        path: what was opened.
-        files: the files that hold tensors, and the index.
-        activation_qparams: empty; of the same name as an archive's.
-
+    Weights that :func:`qdeq.save_safetensors` kept as integers come back as :class:`qdeq.QuantizedWeight`.
     """
 
+    kind = "safetensors"
+
     def __init__(self, path: str, files: list[_Mapped], index: str | None) -> None:
-        self.path = path
-        self.files = tuple(Path(file.path) for file in files) + ((Path(index),) if index else ())
-        self.activation_qparams: dict[str, tuple[float, int]] = {}
+        """Made by :func:`open_safetensors`."""
+        self._files = tuple(Path(file.path) for file in files) + ((Path(index),) if index else ())
         self._parts: list[_Mapped] | None = files
         self._tensors: dict[str, tuple[_Mapped, Place]] = {}
         self._kept: dict[str, _Kept] = {}
@@ -86,7 +77,7 @@ class SafetensorsFile(Mapping[str, QuantizedWeight | Tensor]):
             for name, text in file.kept.items():
                 self._kept[name] = _kept_weight(file, name, text)
         inner = {name + suffix for name in self._kept for suffix in (SCALE_SUFFIX, ZERO_POINT_SUFFIX)}
-        self._names = {name: None for name in self._tensors if name not in inner}
+        super().__init__(path, {name: None for name in self._tensors if name not in inner})
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
         if name not in self._names:
@@ -115,25 +106,10 @@ class SafetensorsFile(Mapping[str, QuantizedWeight | Tensor]):
             return raw.clone().view(place.dtype).view(place.shape)
         return torch.frombuffer(file.buffer, dtype=place.dtype, count=count, offset=offset).view(place.shape)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __repr__(self) -> str:
-        return f"<qdeq.SafetensorsFile {self.path!r}: {len(self)} weights>"
-
-    def __enter__(self) -> SafetensorsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold tensors, and the index."""
+        return self._files
 
     def close(self) -> None:
         """Let go of the files; tensors that were read stay valid."""
@@ -155,35 +131,6 @@ class SafetensorsFile(Mapping[str, QuantizedWeight | Tensor]):
         scale = self._tensor(name + SCALE_SUFFIX)
         low, high = (float(scale.min()), float(scale.max())) if scale.numel() else (None, None)
         return Entry(name, kept.shape, kept.dtype, kept.qscheme, kept.axis, low, high, size, name)
-
-    def describe(self) -> list[Entry]:
-        """Describe every weight, in the order of the data, without reading values."""
-        return [self.entry(name) for name in self]
-
-    @property
-    def warnings(self) -> list[str]:
-        """Nothing: of the same name as an archive's."""
-        return []
-
-    @property
-    def report(self) -> Report:
-        """The account of the file."""
-        report = Report()
-        for entry in self.describe():
-            report.entries.append(
-                ReportEntry(
-                    entry.name,
-                    entry.source,
-                    "safetensors",
-                    "Tensor",
-                    entry.shape,
-                    entry.dtype,
-                    entry.qscheme,
-                    entry.scale_min,
-                    entry.scale_max,
-                )
-            )
-        return report
 
 
 def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
@@ -259,8 +206,7 @@ def _map(path: str) -> _Mapped:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
             _refuse(path, "a safetensors file", f"{size} bytes")
-        # Copy on write: tensors over it are writable, the file never is.
-        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        buffer = map_file(file)
     length = int.from_bytes(buffer[:8], "little")
     if length > min(MAX_HEADER_BYTES, size - 8):
         _refuse(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", str(length))

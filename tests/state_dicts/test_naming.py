@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import qdeq
-from qdeq.naming import Cell, Packed, RnnShape, plan_names
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Cell, Packed
+from qdeq.state_dicts.rnn import RnnShape
 
 
 def plan(sources: dict[str, Any], **options: Any):

@@ -16,7 +16,7 @@ from torch import Tensor
 from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.ops import OUT_DTYPES
-from qdeq.safetensors_format import (
+from qdeq.safetensors_io.format import (
     CODES,
     INDEX_SUFFIX,
     SCALE_SUFFIX,
@@ -27,12 +27,49 @@ from qdeq.safetensors_format import (
 )
 from qdeq.weight import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, QuantizedWeight
 
-__all__ = ["SUFFIX", "Item", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
+__all__ = ["SUFFIX", "Item", "Options", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
 
 Weights = Mapping[str, QuantizedWeight | Tensor]
 
 SUFFIX = ".safetensors"
+_WHERE = "save_safetensors"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How weights are written; the fields are the arguments of :func:`qdeq.save_safetensors`, checked.
+
+    Raises:
+        QdeqValueError: a value that is not among those, or two that contradict each other.
+
+    """
+
+    dtype: torch.dtype = torch.float32
+    shard_size: int | str | None = None
+    keep: str | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in OUT_DTYPES:
+            remedy = "Other dtypes would not hold the values."
+            what = f"one of {list(OUT_DTYPES)}"
+            raise QdeqValueError(expected(f"{_WHERE}: dtype", what, repr(self.dtype), remedy))
+        if self.keep not in (None, "int8"):
+            remedy = "Nothing else can be kept."
+            raise QdeqValueError(expected(f"{_WHERE}: keep", 'None or "int8"', repr(self.keep), remedy))
+        if self.keep and self.dtype != torch.float32:
+            remedy = "Kept weights and all other tensors stay as they are: leave dtype out."
+            raise QdeqValueError(expected(f"{_WHERE}: dtype", 'float32 with keep="int8"', str(self.dtype), remedy))
+        _ = self.limit  # refuses what is no size
+
+    @property
+    def limit(self) -> int | None:
+        """The most bytes of tensors in a file; None where one file takes all."""
+        return None if self.shard_size is None else parse_size(self.shard_size, f"{_WHERE}: shard_size")
+
+
+_DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -94,40 +131,22 @@ class Plan:
         return sum(len(shard.header) + shard.data_bytes for shard in self.shards)
 
 
-def plan_safetensors(
-    weights: Weights,
-    path: str | os.PathLike[str],
-    *,
-    dtype: torch.dtype = torch.float32,
-    shard_size: int | str | None = None,
-    keep: str | None = None,
-    force: bool = False,
-) -> Plan:
+def plan_safetensors(weights: Weights, path: str | os.PathLike[str], options: Options = _DEFAULTS) -> Plan:
     """Check the arguments of :func:`save_safetensors` and lay out its files, without reading data or writing."""
-    where = "save_safetensors"
     if not isinstance(weights, Mapping):
         remedy = "Pass name -> weight, such as qdeq.open(file) or model.state_dict()."
-        raise QdeqTypeError(expected(f"{where}: weights", "a mapping", type(weights).__qualname__, remedy))
-    if dtype not in OUT_DTYPES:
-        remedy = "Other dtypes would not hold the values."
-        raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(OUT_DTYPES)}", repr(dtype), remedy))
-    if keep not in (None, "int8"):
-        raise QdeqValueError(expected(f"{where}: keep", 'None or "int8"', repr(keep), "Nothing else can be kept."))
-    if keep and dtype != torch.float32:
-        remedy = "Kept weights and all other tensors stay as they are: leave dtype out."
-        raise QdeqValueError(expected(f"{where}: dtype", 'float32 with keep="int8"', str(dtype), remedy))
-    limit = None if shard_size is None else parse_size(shard_size, f"{where}: shard_size")
+        raise QdeqTypeError(expected(f"{_WHERE}: weights", "a mapping", type(weights).__qualname__, remedy))
     target = Path(path)
     if target.name.endswith(INDEX_SUFFIX) or not target.name:
         remedy = f"Name the safetensors file; the index is called after it, with {INDEX_SUFFIX} at the end."
-        raise QdeqValueError(expected(f"{where}: path", "a file name", f"{os.fspath(path)!r}", remedy))
-    items = [_describe(weights, name, dtype, bool(keep)) for name in weights]
+        raise QdeqValueError(expected(f"{_WHERE}: path", "a file name", f"{os.fspath(path)!r}", remedy))
+    items = [_describe(weights, name, options.dtype, bool(options.keep)) for name in weights]
     _check_names(items)
-    shards = _split(target, items, limit)
+    shards = _split(target, items, options.limit)
     for shard in shards:
         _lay_out(shard)
     index = target.with_name(target.name + INDEX_SUFFIX) if len(shards) > 1 else None
-    return Plan(target, shards, index, force, _notes(items, dtype))
+    return Plan(target, shards, index, options.force, _notes(items, options.dtype))
 
 
 def parse_size(size: int | str, where: str) -> int:

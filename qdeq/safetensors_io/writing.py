@@ -16,10 +16,10 @@ from torch import Tensor
 from qdeq.blocks import Index, block_shape, float_block, weight_blocks
 from qdeq.dequant import unpack_source
 from qdeq.errors import QdeqValueError, expected
-from qdeq.layout import SUFFIX, Item, Plan, Weights, plan_safetensors
-from qdeq.new_files import NewFiles
-from qdeq.safetensors_format import INDEX_SUFFIX, SCALE_SUFFIX
-from qdeq.streaming import Piece, stream
+from qdeq.safetensors_io.format import INDEX_SUFFIX, SCALE_SUFFIX
+from qdeq.safetensors_io.layout import SUFFIX, Item, Options, Plan, Weights, plan_safetensors
+from qdeq.safetensors_io.new_files import NewFiles
+from qdeq.safetensors_io.streaming import Piece, stream
 from qdeq.weight import QuantizedWeight
 
 __all__ = ["Saved", "check_plan", "save_safetensors", "touched_files", "write_plan"]
@@ -68,8 +68,8 @@ def save_safetensors(
         shard_size: the most bytes of tensors in a file, or a text such as "2GB" (10**9 bytes each; "2GiB" for 2**30);
             a larger tensor gets a file of its own. If one file is enough, there is no index.
         keep: "int8" keeps the integers of quantized weights, of any width, with scales and zero points as tensors of
-            their own (names: :mod:`qdeq.safetensors_format`) and every other tensor as it is; :func:`qdeq.open` reads
-            the same weights back.
+            their own (names: :mod:`qdeq.safetensors_io.format`) and every other tensor as it is; :func:`qdeq.open`
+            reads the same weights back.
         force: replace files that are there, and remove those of an earlier set of shards at ``path``.
 
     Returns:
@@ -82,8 +82,7 @@ def save_safetensors(
         QdeqError: the folder cannot be written to, or the disk is full.
 
     """
-    plan = plan_safetensors(weights, path, dtype=dtype, shard_size=shard_size, keep=keep, force=force)
-    return write_plan(plan, weights)
+    return write_plan(plan_safetensors(weights, path, Options(dtype, shard_size, keep, force)), weights)
 
 
 def write_plan(plan: Plan, weights: Weights, progress: Callable[[str, int], object] | None = None) -> Saved:

@@ -12,11 +12,18 @@ from qdeq import packed
 from qdeq.checks import describe
 from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.folding import fold_batch_norm
-from qdeq.matching import Match, load, match
-from qdeq.naming import Cell, Fold, Packed, Plan, Target, plan_names, rnn_shapes_of
 from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.state_dicts.attention import keeps_projections
+from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.loading import load
+from qdeq.state_dicts.lost import direct_conv_doubt
+from qdeq.state_dicts.matching import Match, match
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Cell, Fold, Packed, Plan, Stack, Target
+from qdeq.state_dicts.rnn import rnn_shapes_of
+from qdeq.state_dicts.stacking import stack_weights
 from qdeq.weight import QuantizedWeight, weight_from_tensor
+from qdeq.weight_file import WeightFile
 
 __all__ = ["dequantize_state_dict"]
 
@@ -60,18 +67,29 @@ def dequantize_state_dict(
         raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
     if into is not None and not isinstance(into, nn.Module):
         raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
-    plan = plan_names(_WHERE, _sources(sd), _shape_of, rnn_shapes_of(into))
+    shapes, attentions = rnn_shapes_of(into), not keeps_projections(into)
+    plan = plan_names(_WHERE, _sources(sd), _shape_of, shapes, attentions=attentions)
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."
         raise QdeqValueError(expected(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy))
-    report = Report(activation_qparams=_activations(plan, sd))
+    report = Report(activation_qparams={n: (float(s), int(z)) for n, (s, z) in plan.activations.items()})
+    doubtful = _doubtful(plan)
+    if isinstance(sd, WeightFile):  # it knows more than its weights
+        report.activation_qparams |= sd.activation_qparams
+        plan.constants |= sd.constants
+        plan.dropped |= sd.dropped
+        doubtful = sd.doubtful
     report.dropped.extend(DroppedSource(source, reason) for source, reason in plan.dropped.items())
-    matches = None if into is None else match(plan, into, report, _shape_of, strict=strict)
-    tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
     if into is None:
-        matches = [Match(name, name, "", "Tensor") for name in tensors]
-    assert matches is not None
+        matches = [Match(name, name, "", "Tensor") for name in plan.targets]
+        for name, why in doubtful.items():
+            report.note(name, why)
+    else:
+        matches = match(plan, into, report, _shape_of, doubtful, strict=strict)
+    tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
     _fill_report(report, plan, matches)
+    for text in sd.unchecked if isinstance(sd, WeightFile) else ():
+        report.note("", text)
     if into is None:
         return tensors, report
     return load(into, matches, tensors), report
@@ -89,7 +107,7 @@ def _sources(sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _source(name: str, value: Any) -> Any:
-    """What :func:`qdeq.naming.plan_names` takes: tensors, pairs and cells; packed objects are unpacked."""
+    """What :func:`qdeq.state_dicts.naming.plan_names` takes: tensors, pairs and cells; packed objects are unpacked."""
     if isinstance(value, tuple | list) and name.endswith("_packed_params._packed_params"):
         if not value or not isinstance(value[0], Tensor) or len(value) not in (2, 4):
             remedy = "The checkpoint is damaged."
@@ -117,17 +135,21 @@ def _unpack(name: str, value: Any) -> QuantizedWeight | Tensor:
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
-    if isinstance(value, Fold):
-        value = value.parts[0 if value.part == "weight" else 2]
     return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight) else None
 
 
-def _activations(plan: Plan, sd: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
-    found: dict[str, tuple[float, int]] = {}
-    for name, (scale, zero_point) in plan.activations.items():
-        found[name] = (float(scale), int(zero_point))
-    from_archive = getattr(sd, "activation_qparams", None)
-    return {**from_archive, **found} if isinstance(from_archive, dict) else found
+def _doubtful(plan: Plan) -> dict[str, str]:
+    """Weights that may be uninitialized memory."""
+    found = {}
+    for name, target in plan.targets.items():
+        if isinstance(target.value, Tensor | QuantizedWeight):
+            value = _plain_or_weight(f"{_WHERE}: {target.source}", target.value)
+            scheme = value.qscheme if isinstance(value, QuantizedWeight) else None
+            stride = value.int_repr.stride() if isinstance(value, QuantizedWeight) else value.stride()
+            why = direct_conv_doubt(value.shape, stride, scheme, None)
+            if why:
+                found[name] = why
+    return found
 
 
 def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
@@ -135,6 +157,8 @@ def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
     value: Any = target.value
     if isinstance(value, Fold):
         return fold_batch_norm(where, value.part, *value.parts).detach().to(dtype)
+    if isinstance(value, Stack):
+        value = stack_weights(where, [_plain_or_weight(where, part) for part in value.parts])
     if isinstance(value, QuantizedWeight) or value.is_quantized:
         return dequantize_source(value, where=where, dtype=dtype)
     plain: Tensor = value.detach()
@@ -144,30 +168,38 @@ def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
     return plain.clone() if keeps else plain.to(dtype, copy=True)
 
 
+def _plain_or_weight(where: str, value: Any) -> QuantizedWeight | Tensor:
+    return weight_from_tensor(value, where) if isinstance(value, Tensor) and value.is_quantized else value
+
+
 def _fill_report(report: Report, plan: Plan, matches: list[Match]) -> None:
     for found in matches:
         target = plan.targets.get(found.source)
         if target is None:
             continue
         note = "; ".join(text for text in (target.note, found.how) if text)
-        report.entries.append(_entry(found, target, note))
+        if not isinstance(target.value, Stack):
+            value = target.value.like if isinstance(target.value, Fold) else target.value
+            report.entries.append(_entry(found, value, target.source, note))
+            continue
+        row = 0
+        for value, source in zip(target.value.parts, target.value.sources, strict=True):
+            rows = f"rows {row} to {row + value.shape[0] - 1}"
+            report.entries.append(_entry(found, value, source, f"{rows}; {note}" if note else rows))
+            row += value.shape[0]
 
 
-def _entry(found: Match, target: Target, note: str) -> ReportEntry:
-    value = target.value
-    if isinstance(value, Fold):
-        value = value.parts[0 if value.part == "weight" else 2]
+def _entry(found: Match, value: Any, source: str, note: str) -> ReportEntry:
     source_class = type(value).__name__
-    if isinstance(value, Tensor) and value.is_quantized:
-        value = weight_from_tensor(value, f"{_WHERE}: {target.source}")
+    value = _plain_or_weight(f"{_WHERE}: {source}", value)
     shape = tuple(value.shape)
     if not isinstance(value, QuantizedWeight):
         dtype = str(value.dtype).removeprefix("torch.")
-        return ReportEntry(found.target, target.source, source_class, found.target_class, shape, dtype, note=note)
+        return ReportEntry(found.target, source, source_class, found.target_class, shape, dtype, note=note)
     some = value.scale.numel() > 0
     return ReportEntry(
         target=found.target,
-        source=target.source,
+        source=source,
         source_class=source_class,
         target_class=found.target_class,
         shape=shape,

@@ -1,0 +1,112 @@
+"""What the naming of a checkpoint works with: the things a key may hold, and the plan of where they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qdeq.errors import QdeqValueError, expected
+
+__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "join", "target_shape"]
+
+ShapeOf = Callable[[Any], "tuple[int, ...] | None"]
+"""Gives the shape of a tensor of any kind; None for what is no tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Weight and bias that one key holds; ``bias`` is None where the layer has none."""
+
+    weight: Any
+    bias: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The two packed linears of one layer and direction of an RNN."""
+
+    ih: Packed
+    hh: Packed
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """A convolution or linear whose batch norm is folded in: ``weight`` or ``bias`` of the result.
+
+    ``parts``: weight, bias or None, and the batch norm's weight, bias, running mean and running variance.
+    """
+
+    part: str
+    parts: tuple[Any, ...]
+
+    @property
+    def like(self) -> Any:
+        """The part that has the shape and dtype of the result."""
+        return self.parts[0 if self.part == "weight" else 2]
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """Tensors that the float model keeps as one, below each other; ``sources`` are the keys they come from."""
+
+    parts: tuple[Any, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One tensor of the float model: its value as the source gave it, the source's key, and a remark."""
+
+    value: Any
+    source: str
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """Where everything goes.
+
+    Attributes:
+        targets: float name -> where it comes from.
+        activations: module path -> (scale, zero point), as the source gave them.
+        constants: dotted name -> number that the float class holds as an attribute, such as ``act.alpha``.
+        dropped: source key -> why it has no place in a float model.
+        empty: source keys that hold None (a layer without bias).
+
+    """
+
+    targets: dict[str, Target] = field(default_factory=dict)
+    activations: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+
+def join(path: str, name: str) -> str:
+    """The dotted name of ``name`` in the module at ``path``."""
+    return f"{path}.{name}" if path else name
+
+
+def add_target(where: str, plan: Plan, name: str, target: Target) -> None:
+    """Put a tensor into the plan.
+
+    Raises:
+        QdeqValueError: another key has this float name.
+
+    """
+    if name in plan.targets:
+        got = f"{plan.targets[name].source!a} and {target.source!a}"
+        remedy = "The checkpoint holds two versions of one layer: remove one."
+        raise QdeqValueError(expected(f"{where}: {name}", "one source", got, remedy))
+    plan.targets[name] = target
+
+
+def target_shape(value: Any, shape_of: ShapeOf) -> tuple[int, ...] | None:
+    """The shape of a target's value in the float model."""
+    if isinstance(value, Fold):
+        return shape_of(value.like)
+    if isinstance(value, Stack):
+        shapes = [shape_of(part) or () for part in value.parts]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    return shape_of(value)

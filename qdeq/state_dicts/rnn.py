@@ -1,0 +1,104 @@
+"""Names of the weights of RNNs: ``weight_ih_l0``, ``bias_hh_l1_reverse``, ..."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from qdeq.errors import QdeqValueError, expected
+from qdeq.state_dicts.parts import Cell, Plan, ShapeOf, Target, add_target, join
+
+__all__ = ["RnnShape", "lstm_name", "rnn_shapes_of", "take_rnns"]
+
+
+@dataclass(frozen=True)
+class RnnShape:
+    """What the keys of an RNN do not tell."""
+
+    layers: int
+    bidirectional: bool
+
+
+def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
+    """Layers and directions of every RNN of a float model, by its path; nothing for None."""
+    rnns = {} if model is None else {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
+    return {name: RnnShape(m.num_layers, m.bidirectional) for name, m in rnns.items()}
+
+
+_RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
+_LSTM_LINEAR = re.compile(
+    r"(?P<path>.*?)layers\.(?P<at>\d+)\.layer_(?P<way>fw|bw)\.cell\.(?P<gates>[ih]gates)\.(?P<name>weight|bias)"
+)
+
+
+def take_rnns(
+    where: str,
+    plan: Plan,
+    rest: dict[str, Any],
+    shape_of: ShapeOf,
+    known: Mapping[str, RnnShape],
+) -> None:
+    """Move the packed cells of dynamic RNNs from ``rest`` into ``plan``.
+
+    Args:
+        where: for errors.
+        plan: gets the weights.
+        rest: the sources; the cells are removed.
+        shape_of: shape of a tensor.
+        known: RNN path -> what the keys may not tell.
+
+    Raises:
+        QdeqValueError: layers are missing, or directions cannot be told from layers.
+
+    """
+    rnns: dict[str, dict[int, str]] = {}
+    for key, value in rest.items():
+        match = _RNN.fullmatch(key)
+        if match and isinstance(value, Cell):
+            rnns.setdefault(match["path"], {})[int(match["at"])] = key
+    for path, keys in rnns.items():
+        if sorted(keys) != list(range(len(keys))):
+            remedy = "The checkpoint is not complete."
+            raise QdeqValueError(expected(f"{where}: {path}", "layers counted from 0", str(sorted(keys)), remedy))
+        cells = [rest[keys[at]] for at in range(len(keys))]
+        shape = known.get(path) or _rnn_shape(where, path, cells, shape_of)
+        directions = 2 if shape.bidirectional else 1
+        for at, cell in enumerate(cells):
+            tail = f"_l{at // directions}" + ("_reverse" if at % directions else "")
+            del rest[keys[at]]
+            for part, packed in (("ih", cell.ih), ("hh", cell.hh)):
+                add_target(where, plan, join(path, f"weight_{part}{tail}"), Target(packed.weight, keys[at]))
+                if packed.bias is not None:
+                    add_target(where, plan, join(path, f"bias_{part}{tail}"), Target(packed.bias, keys[at]))
+
+
+def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: ShapeOf) -> RnnShape:
+    """Tell layers and directions by the input sizes: a layer above a bidirectional one takes twice the hidden size."""
+    sizes = [((shape_of(c.ih.weight) or (0, 0))[1], (shape_of(c.hh.weight) or (0, 0))[1]) for c in cells]
+    count, (first, hidden) = len(sizes), sizes[0]
+    inputs = [size for size, _ in sizes]
+    forward = inputs[1:] == [hidden] * (count - 1)
+    both = count % 2 == 0 and inputs[1] == first and inputs[2:] == [2 * hidden] * (count - 2)
+    if forward and both:
+        what = "keys that tell one bidirectional layer from two forward ones"
+        got = f"input and hidden size {hidden} both"
+        remedy = "Pass a float model that holds this RNN: dequantize_state_dict(into=...), qdeq.open(like=...)."
+        raise QdeqValueError(expected(f"{where}: {path}", what, got, remedy))
+    if not forward and not both:
+        got = f"input sizes {inputs} with hidden size {hidden}"
+        raise QdeqValueError(expected(f"{where}: {path}", "the layers of one RNN", got, "The file is damaged."))
+    return RnnShape(count // 2 if both else count, both)
+
+
+def lstm_name(name: str) -> str:
+    """Name the weights of the static LSTM, which is made of linears, as ``nn.LSTM`` does; other names stay."""
+    match = _LSTM_LINEAR.fullmatch(name)
+    if match is None:
+        return name
+    part = "ih" if match["gates"] == "igates" else "hh"
+    reverse = "_reverse" if match["way"] == "bw" else ""
+    return f"{match['path']}{match['name']}_{part}_l{match['at']}{reverse}"
