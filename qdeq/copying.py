@@ -53,7 +53,7 @@ def copy_module(module: Module, memo: dict[int, Any]) -> Module:
         kind = type(value)
         if kind in ATOMS:
             continue
-        if not value and kind in _CONTAINERS and (kind is not OrderedDict or not value.__dict__):
+        if kind in _CONTAINERS and not value and (kind is not OrderedDict or not value.__dict__):
             known = memo.get(id(value))
             if known is None:
                 memo[id(value)] = known = kind()

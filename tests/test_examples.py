@@ -27,9 +27,14 @@ def test_export_onnx():
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} of the extra [onnx] is not installed")
     out = run("export_onnx.py")
-    assert "'QuantizeLinear': 5" in out
-    assert float(re.search(r"at most ([0-9.e+-]+)", out)[1]) < 1e-4
-    assert float(re.search(r"model: ([0-9.]+) %", out)[1]) >= 99
+    drop, fake_quant = (line for line in out.splitlines() if ".onnx: " in line)
+    assert "QuantizeLinear" not in drop
+    assert "'QuantizeLinear': 5" in fake_quant
+    assert "'DequantizeLinear': 5" in fake_quant
+    differences = [float(value) for value in re.findall(r"at most ([0-9.e+-]+)", out)]
+    assert len(differences) == 2
+    assert max(differences) < 1e-4
+    assert float(re.search(r"fake_quant: ([0-9.]+) %", out)[1]) >= 99
 
 
 def test_fine_tune_and_requantize():

@@ -22,7 +22,7 @@ LAYERS = [
     ["blocks"],
     ["modules"],
     ["registry", "mappings", "forms", "call_trace", "slots", "rebuilt"],
-    ["rewrite", "postprocess", "flow", "activations", "unfold"],
+    ["activations", "unfold"],
     ["weight_file"],
     ["state_dicts", "safetensors_io"],
     ["archive"],

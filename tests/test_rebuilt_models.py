@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import qdeq
+from tests.activations.models import Pooled
 from tests.helpers.models import assert_same_bits, bits, quantize, small_vgg, tq
-from tests.test_activations import Pooled
 
 MODES = ("drop", "clamp", "fake_quant")
 

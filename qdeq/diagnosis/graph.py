@@ -103,5 +103,5 @@ def _is_transparent(node: fx.Node, model: nn.Module) -> bool:
         return node.op == "call_method" and node.target in ("contiguous", "dequantize")
     module = model.get_submodule(str(node.target))
     norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ours = type(module).__module__ == "qdeq.activations"
+    ours = type(module).__module__.startswith("qdeq.activations")
     return norm or ours or type(module).__name__.rstrip("123d") in _TRANSPARENT

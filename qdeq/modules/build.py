@@ -13,14 +13,13 @@ from qdeq import ops
 from qdeq.copying import per_class
 from qdeq.dequant import dequantize_source, unpack_source
 from qdeq.errors import QdeqError, QdeqValueError, expected
+from qdeq.modules.fused import Fused
+from qdeq.modules.sources import declared_tensor, is_float_tensor, shape_of, weight_details
 from qdeq.packed import open_packed, read_convolutions
 from qdeq.report import DroppedSource, Report, ReportEntry
-from qdeq.weight import QuantizedWeight
 
 __all__ = ["Build", "Builder", "Fused", "Rule", "class_name", "join"]
 
-# The kernels write these directly; any other floating dtype is converted from the exact float32 result.
-KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _CONV_1D = (nn.Conv1d, nn.ConvTranspose1d)
 
@@ -39,34 +38,6 @@ def class_name(obj: object) -> str:
 def _import_name(kind: type) -> str:
     module = kind.__module__.partition(".modules")[0]
     return f"{module}.{kind.__qualname__}"
-
-
-@dataclass
-class Fused:
-    """A rebuilt layer and the activation that its quantized form owned.
-
-    Attributes:
-        layer: the float layer, without the activation.
-        activation: makes the float activation module.
-        holder: subclass of the layer's class that applies the activation itself, with the same parameter names;
-            used where no slot for the activation can be proven.
-        slots: how many ``nn.Identity`` places fusing may have left behind the layer, at most.
-        held_attributes: what the holder needs to apply the activation, such as its slope.
-
-    """
-
-    layer: nn.Module
-    activation: Callable[[], nn.Module]
-    holder: type[nn.Module]
-    slots: int
-    held_attributes: dict[str, Any] = field(default_factory=dict)
-
-    def hold(self) -> nn.Module:
-        """The layer with its activation in one module: the holder takes over the layer's state."""
-        held = self.holder.__new__(self.holder)
-        held.__dict__.update(self.layer.__dict__)
-        held.__dict__.update(self.held_attributes)
-        return held
 
 
 @dataclass
@@ -140,7 +111,7 @@ class Build:
             name: name of the parameter or buffer in the float module.
 
         """
-        declared = _declared(target, name)
+        declared = declared_tensor(target, name)
         ahead = self._ahead.get(id(parts[0][1])) if len(parts) == 1 else None
         done = ahead is not None and ahead[0].shape == declared.shape
         if ahead and done:
@@ -239,14 +210,14 @@ class Build:
     def _dtype_for(self, declared: Tensor, parts: Sequence[tuple[str, Any]]) -> torch.dtype:
         if not declared.is_floating_point():
             return declared.dtype
-        if all(_is_float_tensor(source) for _, source in parts):
+        if all(is_float_tensor(source) for _, source in parts):
             dtype: torch.dtype = parts[0][1].dtype
             return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
         return self._kernel_dtype()
 
     def _kernel_dtype(self) -> torch.dtype:
         # The kernels write these directly; any other floating dtype is rounded from the exact float32 result.
-        return self.dtype if self.dtype in KERNEL_DTYPES else torch.float32
+        return self.dtype if self.dtype in ops.OUT_DTYPES else torch.float32
 
     def _read(self, source: Any, where: str, target: nn.Module, out: Tensor) -> dict[str, Any]:
         """Write the values of ``source`` into ``out``; return what the report says about them."""
@@ -275,7 +246,7 @@ class Build:
         try:
             dequantize_source(readable, where=where, out=out, dtype=out.dtype, allow_bad_scales=self.allow_bad_scales)
         except QdeqError as error:
-            shape = _shape_of(source, where)
+            shape = shape_of(source, where)
             if shape is None or shape == tuple(out.shape):
                 raise
             remedy = "The module was changed after its weight was packed: convert the model again."
@@ -285,7 +256,7 @@ class Build:
 
     def _details(self, source: Any, where: str) -> dict[str, Any]:
         self.use(source)
-        return _details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
+        return weight_details(unpack_source(source, where=where)) if self.detailed else {"dtype": "", "qscheme": ""}
 
     def drop(self, path: str, name: str, reason: str, value: float | int | None = None) -> None:
         """Name a source that has no place in the float model."""
@@ -328,35 +299,3 @@ class Rule:
     builder: Builder
     becomes: str
     note: str = ""
-
-
-def _shape_of(source: Any, where: str) -> tuple[int, ...] | None:
-    """The shape of a source, None where it cannot be unpacked."""
-    try:
-        return tuple(unpack_source(source, where=where).shape)
-    except QdeqError:
-        return None
-
-
-def _is_float_tensor(source: Any) -> bool:
-    return isinstance(source, Tensor) and source.is_floating_point()
-
-
-def _declared(target: nn.Module, name: str) -> Tensor:
-    parameter = target._parameters.get(name)
-    declared = target._buffers.get(name) if parameter is None else parameter
-    if declared is None:
-        raise AttributeError(f"{type(target).__name__} has no parameter or buffer {name!r}")
-    return declared
-
-
-def _details(weight: QuantizedWeight) -> dict[str, Any]:
-    return {
-        "dtype": weight.dtype,
-        "qscheme": weight.qscheme,
-        "scale_min": float(weight.scale.min()) if weight.scale.numel() else None,
-        "scale_max": float(weight.scale.max()) if weight.scale.numel() else None,
-        "zero_point_min": float(weight.zero_point.min()) if weight.zero_point.numel() else None,
-        "zero_point_max": float(weight.zero_point.max()) if weight.zero_point.numel() else None,
-        "saturated_share": weight.saturated_share(),
-    }

@@ -41,13 +41,13 @@ def build_embedding_bag(module: Any, path: str, build: Build) -> nn.EmbeddingBag
     return layer
 
 
-_NOT_KEPT = "8 and 4 bits; torch's class does not keep padding_idx and max_norm"
+_NOT_KEPT = "8 and 4 bits (torch has no 2-bit module); torch's class does not keep padding_idx and max_norm"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.Embedding: Rule(build_embedding, "nn.Embedding", _NOT_KEPT),
     nnq.EmbeddingBag: Rule(
         build_embedding_bag,
         "nn.EmbeddingBag",
-        "8 and 4 bits; the quantized one sums in every mode, the float one obeys",
+        f"{_NOT_KEPT}; the quantized one sums in every mode, the float one obeys",
     ),
 }

@@ -74,3 +74,21 @@ def check_weight_and_bias(module: nn.Module, rebuilt: nn.Module, *, backend: str
     else:
         assert_same_bits(rebuilt.bias, bias)
         assert rebuilt.bias.data_ptr() != bias.data_ptr()
+
+
+def check_dynamic_output(module: nn.Module, rebuilt: nn.Module, x: Tensor, backend: str) -> None:
+    """A dynamic convolution against the float one, which is given the input as torch rounds it to 8 bits.
+
+    torch rounds the output to the grid of the input, too: the reason for its warning of poor accuracy.
+    """
+    scale, zero_point = torch._choose_qparams_per_tensor(x, reduce_range=backend != "qnnpack")
+
+    def rounded(value: Tensor) -> Tensor:
+        return torch.quantize_per_tensor(value, scale, zero_point, torch.quint8).dequantize()
+
+    with engine(backend):
+        expected = module(x)
+    actual = rounded(rebuilt(rounded(x)))
+    assert (actual - expected).abs().max() <= scale * 1.01, "more than one step"
+    assert (actual == expected).float().mean() > 0.99
+    assert expected.unique().numel() > 20, "clamped to a few values: it shows nothing"

@@ -13,7 +13,14 @@ from torch.nn import functional as F
 from qdeq import QdeqError
 from qdeq.modules import conv as family
 from tests.helpers.models import assert_same_bits, engine
-from tests.modules.helpers import ENGINES, ON_ENGINES, SCHEMES, build, check_weight_and_bias, rebuilt_and_report
+from tests.modules.helpers import (
+    ENGINES,
+    SCHEMES,
+    build,
+    check_dynamic_output,
+    check_weight_and_bias,
+    rebuilt_and_report,
+)
 
 GEOMETRIES = [
     {"stride": 1, "padding": 0, "dilation": 1, "groups": 1},
@@ -39,13 +46,19 @@ def name_of(value):
     return f"{value.__module__.split('.modules')[0].removeprefix('torch.ao.nn.')}.{value.__name__}"
 
 
-@ON_ENGINES
+# torch cannot unpack a 3d convolution of qnnpack: test_qnnpack_3d_is_refused.
+COMBINATIONS = [
+    pytest.param(backend, kind, target, id=f"{backend}-{name_of(kind)}")
+    for backend in ENGINES
+    for kind, target in KINDS
+    if not (backend == "qnnpack" and "3d" in kind.__name__)
+]
+
+
 @SCHEMES
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["plain", "strided", "depthwise"])
-@pytest.mark.parametrize(("kind", "target"), KINDS, ids=[name_of(kind) for kind, _ in KINDS])
+@pytest.mark.parametrize(("backend", "kind", "target"), COMBINATIONS)
 def test_weight_bias_and_geometry(kind, target, geometry, per_channel, backend):
-    if backend == "qnnpack" and "3d" in kind.__name__:
-        pytest.skip("torch cannot unpack a 3d convolution of qnnpack: test_qnnpack_3d_is_refused")
     torch.manual_seed(11)
     for bias in (True, False):
         module = build(kind, 4, 8, 3, backend=backend, bias=bias, per_channel=per_channel, **geometry)
@@ -105,6 +118,16 @@ def test_the_two_input_modules_compute_what_onednn_computes(kind):
     steps = (actual.int_repr().int() - expected.int_repr().int()).abs()
     assert steps.max() <= 1
     assert (steps == 0).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("backend", "dims"), [(name, dims) for name in ENGINES for dims in (1, 2, 3) if (name, dims) != ("qnnpack", 3)]
+)
+def test_dynamic_convolutions_compute_what_torch_computes(dims, backend):
+    torch.manual_seed(14)
+    module = build(getattr(nnqd, f"Conv{dims}d"), 4, 6, 3, backend=backend, padding=1)
+    rebuilt, _ = rebuilt_and_report(module)
+    check_dynamic_output(module, rebuilt, 4 * torch.randn(16, 4, *[9] * dims), backend)
 
 
 @pytest.mark.skipif("qnnpack" not in ENGINES, reason="this torch has no qnnpack")

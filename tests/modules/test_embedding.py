@@ -8,6 +8,7 @@ import torch.ao.nn.quantized as nnq
 import torch.ao.quantization as tq
 from torch import nn
 
+import qdeq
 from qdeq import QdeqError, dequantize_model
 from tests.helpers.models import assert_same_bits
 from tests.modules.helpers import ON_ENGINES, rebuilt_and_report
@@ -92,6 +93,30 @@ def test_the_result_outlives_the_module():
     assert_same_bits(rebuilt[0].weight, expected)
     assert 0 < report.entries[0].scale_max < 1
     del junk
+
+
+@pytest.mark.parametrize("kind", [nnq.Embedding, nnq.EmbeddingBag])
+def test_two_bits_are_no_module_of_torchs(kind):
+    """When torch packs a 2-bit table, BITS gets it. Until then its tensors are read, through a class of one's own."""
+    table = quantized_table(13, 24, torch.quint2x4)
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"quint2x4|Unsupported dtype"):
+        kind(13, 24, dtype=torch.quint2x4, _weight=table)
+    assert_same_bits(qdeq.dequantize(table), table.dequantize())
+
+
+def test_max_norm_is_gone_before_qdeq_sees_the_module():
+    """convert() drops it, and renormalizing would change a weight that is exact now."""
+    torch.manual_seed(55)
+    options = {"mode": "sum", "include_last_offset": True, "max_norm": 0.5, "padding_idx": 2}
+    model = nn.ModuleDict({"bag": nn.EmbeddingBag(10, 16, **options)})
+    model["bag"].qconfig = tq.float_qparams_weight_only_qconfig
+    tq.prepare(model, inplace=True)
+    tq.convert(model, inplace=True)
+    assert type(model["bag"]) is nnq.EmbeddingBag
+    assert not hasattr(model["bag"], "max_norm")
+    rebuilt = dequantize_model(model)["bag"]
+    assert (rebuilt.max_norm, rebuilt.padding_idx, rebuilt.include_last_offset) == (None, None, True)
+    assert_same_bits(rebuilt.weight, model["bag"].weight().dequantize())
 
 
 def test_pruned_rows_are_refused():

@@ -60,6 +60,28 @@ def test_weight_bias_and_activation(kind, target, extra, per_channel, backend):
             assert "bias is all zeros, as qnnpack" in report.notes["0"][0]
 
 
+@pytest.mark.skipif("onednn" not in ENGINES, reason="these ops exist for onednn only")
+@pytest.mark.parametrize(
+    ("kind", "extra", "step", "qparams"),
+    [(nniq.LinearLeakyReLU, (0.125,), 0.05, (0.25, 64)), (nniq.LinearTanh, (), 0.005, (2 / 256, 128))],
+    ids=["LeakyReLU", "Tanh"],
+)
+def test_fused_layers_of_onednn_compute_what_torch_computes(kind, extra, step, qparams):
+    torch.manual_seed(24)
+    module = build(kind, 33, 7, *extra, backend="onednn")
+    module.scale, module.zero_point = qparams
+    rebuilt, _ = rebuilt_and_report(module)
+    # 7 bits, so that no CPU saturates.
+    x = torch.quantize_per_tensor(torch.randn(64, 33).clamp(-3, 3) * 20 * step, step, 64, torch.quint8)
+    assert x.int_repr().max() <= 127
+    with engine("onednn"):
+        expected = module(x).int_repr().int()
+    actual = torch.quantize_per_tensor(rebuilt(x.dequantize()), *qparams, torch.quint8).int_repr().int()
+    assert (actual - expected).abs().max() <= 1
+    assert (actual == expected).float().mean() > 0.99
+    assert expected.unique().numel() > 20, "clamped to a few values: it shows nothing"
+
+
 @pytest.mark.parametrize("backend", [name for name in ENGINES if name in ("fbgemm", "x86")])
 @pytest.mark.parametrize("kind", [nnqd.Linear, nniqd.LinearReLU])
 @pytest.mark.parametrize("bias", [True, False])

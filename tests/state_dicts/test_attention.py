@@ -124,3 +124,11 @@ def test_bias_k_is_not_in_the_file():
     target = Model(nn.MultiheadAttention(EMBED, HEADS, add_bias_kv=True))
     with pytest.raises(qdeq.QdeqValueError, match=r"torch saves no bias_k and bias_v .* attention.bias_k"):
         qdeq.dequantize_state_dict(state, into=target)
+
+
+def test_bias_k_is_in_a_whole_model(tmp_path):
+    options = {"add_bias_kv": True}
+    model, target = quantized(options), poisoned(options)
+    qdeq.dequantize_state_dict(saved(model, tmp_path / "a.pt", "whole"), into=target)
+    for name in ("bias_k", "bias_v"):
+        assert_same_bits(getattr(target.attention, name), getattr(model.attention, name).dequantize())

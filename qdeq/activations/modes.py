@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from qdeq.activations.flow import follow
+from qdeq.activations.placing import place
+from qdeq.activations.postprocess import QPARAMS_RANGES, Clamp, FakeQuantize, Qparams, install, remove
+from qdeq.activations.rewrite import restore
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.flow import imitate_functions
-from qdeq.postprocess import QPARAMS_RANGES, Clamp, FakeQuantize, Qparams, install, remove
 from qdeq.report import Report
-from qdeq.rewrite import restore
 
 __all__ = ["check_mode", "drop_activations", "imitate"]
 
@@ -52,7 +53,7 @@ def imitate(model: nn.Module, placed: Mapping[str, tuple[nn.Module, nn.Module]],
     if mode == "fake_quant":
         ends = {id(placed[path][0]) for path, (source, _) in report.replaced.items() if source.endswith("DeQuantize")}
         inner = {id(layer) for layer, carrier in placed.values() if layer is not carrier}
-        imitate_functions(model, ends, inner, report)
+        place(follow(model, ends, inner, report), report)
 
 
 def _default_range(report: Report) -> tuple[int, int]:
