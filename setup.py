@@ -1,7 +1,8 @@
-"""The two extension modules; everything else is in pyproject.toml.
+"""The three extension modules; everything else is in pyproject.toml.
 
-``qdeq._C`` uses torch's stable ABI and runs with every torch from 2.13 on. ``qdeq._fbgemm`` reads fbgemm's C++
-objects by their layout, so it belongs to the one torch it was built with, and is left out where it cannot be built.
+``qdeq._C`` uses torch's stable ABI and runs with every torch from 2.13 on. ``qdeq._direct`` and ``qdeq._fbgemm`` read
+torch's and fbgemm's C++ objects by their layout, so they belong to the one torch that they were built with, and are
+left out where they cannot be built: everything then works without them, slower, with the same bits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 STABLE_ABI_TARGET = "0x020d000000000000"  # torch 2.13.0
-CORE = ("direct", "limits", "memory", "module", "ops")
+CORE = ("limits", "memory", "module", "ops")
+DIRECT = ("direct", "memory")
+PACKED = ("batch", "fbgemm_module", "memory", "packed_read", "packed_weight")
 NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
 
 
@@ -59,10 +62,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                     f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}",
                     file=sys.stderr,
                 )
-                print(
-                    "qdeq: packed weights will be read through torch's unpack(): slower, same bits",
-                    file=sys.stderr,
-                )
+                print("qdeq: works without it: slower, same bits", file=sys.stderr)
 
         def copy_extensions_to_source(self) -> None:
             built = [e for e in self.extensions if Path(self.build_lib, self.get_ext_filename(e.name)).exists()]
@@ -79,18 +79,25 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
         extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={STABLE_ABI_TARGET}", built_with],
     )
     core.libraries.remove("torch_python")  # not part of the stable ABI
-    extensions = [core]
+    # The others look into torch's own objects. Their pybind11 is the one that torch brings: another version would not
+    # see the classes that torch has bound with it.
+    direct = CppExtension(
+        "qdeq._direct",
+        _sources("csrc/kernels/*.cpp", *(f"csrc/{name}.cpp" for name in DIRECT)),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=flags,
+    )
+    extensions = [core, direct]
     if _has_fbgemm(includes):
         packed = CppExtension(
             "qdeq._fbgemm",
-            _sources(
-                "csrc/kernels/*.cpp", "csrc/memory.cpp", "csrc/packed/*.cpp", "csrc/fbgemm_ops.cpp", "csrc/batch.cpp"
-            ),
-            include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/packed/asmjit_stub"), pybind11.get_include()],
+            _sources("csrc/kernels/*.cpp", "csrc/packed/*.cpp", *(f"csrc/{name}.cpp" for name in PACKED)),
+            include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/packed/asmjit_stub")],
             extra_compile_args=[*flags, "-DUSE_FBGEMM", built_with],
         )
-        packed.optional = True
         extensions.append(packed)
+    for extension in extensions[1:]:
+        extension.optional = True
     return extensions, {"build_ext": BuildWithOptional}
 
 

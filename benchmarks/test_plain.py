@@ -9,7 +9,7 @@ import torch
 
 import qdeq
 from benchmarks import peers
-from benchmarks.harness import LIMITS, Case, assert_same_bits, limits_given, measure
+from benchmarks.harness import LIMITS, Case, assert_same_bits, calls_for, limits_given, measure
 
 VECTOR_KERNELS = [name for name in qdeq.kernels() if name != "scalar"] or ["scalar"]
 NEEDS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "numexpr": "numexpr"}
@@ -62,7 +62,7 @@ def test_large_given_buffer(benchmark, large, rounds, generator, kernel, quick):
             f"int8 per channel {large[0]} x {large[1]}, given buffer, {kernel}",
             lambda: qdeq.dequantize(q, out=out),
             others,
-            limits_given(w.int_repr, out),
+            limits_given(out, out.numel()),
             out.nbytes,
             goal,
         )
@@ -85,25 +85,41 @@ def test_large_fresh(benchmark, large, rounds, generator):
     measure(benchmark, case, rounds=rounds)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads(benchmark, large, rounds, generator, threads):
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        run_layout(benchmark, rounds, make(large, generator), f"int8 per channel, {threads} thread(s)", {})
-    finally:
-        torch.set_num_threads(before)
+def test_threads(benchmark, large, rounds, generator):
+    """One thread and all of them in turn: on one thread a core may already fill the memory's bandwidth."""
+    q = make(large, generator)
+    want, out = q.dequantize(), touched(large)
+    threads = torch.get_num_threads()
+
+    def with_threads(count, call):
+        def run():
+            torch.set_num_threads(count)
+            call()
+            torch.set_num_threads(threads)
+
+        return run
+
+    ours = lambda: qdeq.dequantize(q, out=out)  # noqa: E731
+    with_threads(1, ours)()
+    assert_same_bits(out, want)
+    limits = limits_given(out, out.numel())
+    limits["bare loop, 1 thread"] = with_threads(1, limits["bare loop"])
+    case = Case(
+        f"int8 per channel, {threads} threads",
+        with_threads(threads, ours),
+        {"torch": q.dequantize, "1 thread": with_threads(1, ours)},
+        limits,
+        out.nbytes,
+        {"1 thread": 1},
+    )
+    measure(benchmark, case, rounds=2 * rounds + 1)
 
 
 def run_layout(benchmark, rounds, q, name, goal, dtype=torch.float32):
     want = q.dequantize().to(dtype)
     out = torch.empty_strided(want.shape, want.stride(), dtype=dtype).fill_(1)
     assert_same_bits(qdeq.dequantize(q, out=out, dtype=dtype), want)
-    limits = {}
-    if dtype == torch.float32 and q.dtype in (torch.qint8, torch.quint8):
-        # Any one-byte source of the same size: the loop moves bytes and does not ask what they mean.
-        flat = torch.empty(0).set_(out.untyped_storage(), 0, (out.numel(),), (1,))
-        limits = limits_given(torch.zeros(out.numel(), dtype=torch.int8), flat)
+    limits = limits_given(out, q.untyped_storage().nbytes())
     others = {"torch": q.dequantize if dtype == torch.float32 else lambda: q.dequantize().to(dtype)}
     call = lambda: qdeq.dequantize(q, out=out, dtype=dtype)  # noqa: E731
     measure(benchmark, Case(name, call, others, limits, out.nbytes, goal), rounds=rounds)
@@ -202,9 +218,12 @@ def test_cost_against_size(benchmark, rounds, generator, log_bytes, quick):
             part = torch._make_per_channel_quantized_tensor(w.int_repr[a:b], w.scale[a:b], w.zero_point[a:b], 0)
             assert_same_bits(out[a:b], part.dequantize())
     ints = qdeq.unpack(q).int_repr
-    limits = {"bare loop": lambda: LIMITS.bare_loop(ints, out)}
-    calls = max(1, min(300, 2**22 // out.nbytes))
-    name = f"size {out.nbytes} bytes, given buffer"
-    measure(
-        benchmark, Case(name, lambda: qdeq.dequantize(q, out=out), peer, limits, out.nbytes, {}, calls), rounds=rounds
+    case = Case(
+        f"size {out.nbytes} bytes, given buffer",
+        lambda: qdeq.dequantize(q, out=out),
+        peer,
+        {"bare loop": lambda: LIMITS.bare_loop(ints, out)},
+        out.nbytes,
+        calls=calls_for(out.nbytes),
     )
+    measure(benchmark, case, rounds=rounds)

@@ -32,10 +32,13 @@ void set_lines(char* dst, int64_t lines) {
     for (int64_t i = 0; i < lines; ++i) put_line(dst + 64 * i, value, value, value, value);
     _mm_sfence();
 }
-void widen_lines(const char* src, char* dst, int64_t lines) {  // 16 bytes in, 64 bytes out, no arithmetic
+template <int kBytes>  // of the source for each 64 of the result; no arithmetic
+void widen_lines(const char* src, char* dst, int64_t lines) {
     for (int64_t i = 0; i < lines; ++i) {
-        const __m128i x = load(src + 16 * i);
-        put_line(dst + 64 * i, x, x, x, x);
+        __m128i x = _mm_setzero_si128(), y;
+        std::memcpy(&x, src + kBytes * i, kBytes < 16 ? kBytes : 16);
+        std::memcpy(&y, src + kBytes * i + (kBytes < 32 ? 0 : 16), kBytes < 16 ? kBytes : 16);
+        put_line(dst + 64 * i, x, y, x, y);
     }
     _mm_sfence();
 }
@@ -48,9 +51,10 @@ void copy_lines(const char* src, char* dst, int64_t lines) {
 }
 #else
 void set_lines(char* dst, int64_t lines) { std::memset(dst, 1, 64 * lines); }
+template <int kBytes>
 void widen_lines(const char* src, char* dst, int64_t lines) {
     for (int64_t i = 0; i < lines; ++i)
-        for (int part = 0; part < 4; ++part) std::memcpy(dst + 64 * i + 16 * part, src + 16 * i, 16);
+        for (int part = 0; part < 64; part += kBytes) std::memcpy(dst + 64 * i + part, src + kBytes * i, kBytes);
 }
 void copy_lines(const char* src, char* dst, int64_t lines) { std::memcpy(dst, src, 64 * lines); }
 #endif
@@ -63,11 +67,29 @@ void over_lines(const Tensor& out, const F& f) {
     torch::stable::parallel_for(0, bytes / 64, kGrain / 64, f);
 }
 
+// Reads all of src and writes all of out. A line of out takes 4 bytes (2-bit values), 8, 16 (8-bit) or 32 (8-bit values
+// to 16-bit results).
 void bare_loop(Tensor src, Tensor out) {
-    STD_TORCH_CHECK(src.is_contiguous() && src.element_size() == 1 && src.numel() == out.numel(), "qdeq_limits: src");
+    const int64_t bytes = src.numel() * static_cast<int64_t>(src.element_size());
+    const int64_t lines = out.numel() * static_cast<int64_t>(out.element_size()) / 64;
     const auto* from = static_cast<const char*>(src.data_ptr());
     auto* to = static_cast<char*>(out.data_ptr());
-    over_lines(out, [=](int64_t begin, int64_t end) { widen_lines(from + 16 * begin, to + 64 * begin, end - begin); });
+    const auto run = [&]<int kBytes>() {
+        STD_TORCH_CHECK(src.is_contiguous() && bytes == kBytes * lines, "qdeq_limits: src is not of a fitting size");
+        over_lines(out, [=](int64_t begin, int64_t end) {
+            widen_lines<kBytes>(from + kBytes * begin, to + 64 * begin, end - begin);
+        });
+    };
+    switch (lines == 0 ? 0 : bytes / lines) {
+        case 4:
+            return run.template operator()<4>();
+        case 8:
+            return run.template operator()<8>();
+        case 32:
+            return run.template operator()<32>();
+        default:
+            return run.template operator()<16>();
+    }
 }
 
 void copy_all(Tensor src, Tensor out) {

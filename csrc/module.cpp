@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "direct.h"
 #include "kernels/kernels.h"
 #include "memory.h"
 
@@ -26,6 +25,5 @@ PYBIND11_MODULE(_C, m) {
           [](const std::optional<std::string>& name) { return qdeq::force_kernels(name ? name->c_str() : nullptr); });
     m.def("advise_huge_pages",
           [](uintptr_t data, int64_t bytes) { qdeq::advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
-    qdeq::add_direct_entry(m.ptr());
     m.def("last_level_cache_bytes", [] { return qdeq::last_level_cache_bytes(); });
 }

@@ -12,7 +12,7 @@
 namespace qdeq {
 
 // Less output than this per thread costs more to hand out than it saves.
-constexpr int64_t kBytesPerThread = 256 << 10;
+constexpr int64_t kBytesPerThread = 128 << 10;
 
 inline void run_on_threads(const StridedDequantizer& work) {
     const int64_t bytes = work.out_bytes(), numel = work.numel();

@@ -73,7 +73,7 @@ def check_out(
 
     Raises:
         QdeqTypeError: not a tensor.
-        QdeqValueError: shape, dtype, device, layout, overlap, or it requires grad.
+        QdeqValueError: shape, dtype, device, layout, overlap, a negated view, or it requires grad.
 
     """
     name = f"{where}: out"
@@ -91,6 +91,9 @@ def check_out(
     if out.requires_grad:
         remedy = "Pass out.detach(), or out.data of a parameter."
         raise QdeqValueError(expected(name, "a tensor that does not require grad", "one that does", remedy))
+    if out.is_neg():
+        remedy = "Pass out.resolve_neg(), or another tensor."
+        raise QdeqValueError(expected(name, "memory that holds the values themselves", "a negated view", remedy))
     if _may_overlap_itself(out):
         remedy = "Each element needs its own memory: pass a tensor that was not expanded."
         raise QdeqValueError(expected(name, "elements that do not overlap", f"strides {out.stride()}", remedy))

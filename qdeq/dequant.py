@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qdeq import ops
+from qdeq import ops, packed
 from qdeq.checks import check_out, describe
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.weight import QuantizedWeight, dequantize_weight, refuse, weight_from_tensor
@@ -62,11 +62,8 @@ def dequantize_source(
     if isinstance(x, Tensor):
         if x.is_quantized and x.device.type == "cpu" and dtype in ops.OUT_DTYPES:
             return _dequantize_tensor(x, where, out, dtype, allow_bad_scales)
-    elif not isinstance(x, QuantizedWeight):
-        from qdeq import packed
-
-        if packed.is_packed_weight(x):
-            return packed.dequantize_packed(x, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+    elif isinstance(x, torch.ScriptObject):
+        return packed.dequantize_packed(x, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
     weight = unpack_source(x, where=where)
     return dequantize_weight(weight, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
 
@@ -99,8 +96,6 @@ def unpack_source(x: object, *, where: str) -> QuantizedWeight:
         return x
     if isinstance(x, Tensor):
         return weight_from_tensor(x, where)
-    from qdeq import packed
-
     if packed.is_packed_weight(x):
         return packed.unpack_packed(x, where=where)
     what = "a quantized tensor, a packed weight or a QuantizedWeight"

@@ -7,10 +7,11 @@ word it (:mod:`qdeq.weight`).
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,15 +30,43 @@ __all__ = [
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
-    "packed_operator",
     "use_kernel",
+    "why_not",
 ]
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+
+def why_not(module: str) -> str:
+    """Say why a native module that belongs to the torch it was built with may not be loaded; empty if it is loaded.
+
+    Args:
+        module: full name, such as "qdeq._direct".
+
+    """
+    built, running = (version.partition("+")[0] for version in (built_with_torch(), torch.__version__))
+    if built != running:
+        return f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"the extension {module} was not built or does not load: {error}"
+    return ""
+
+
+def built_with_torch() -> str:
+    """Return the version of the torch that the extensions were built with."""
+    return str(_C.built_with_torch)
+
+
+def _no_short_way(q: object, out: object) -> Tensor | None:
+    return None
+
+
 # dequantize_direct(q, out): q's values in float32 in ``out`` (None: a fresh tensor), without the dispatcher's cost, for
 # small whole contiguous tensors; None where it is not that simple, and for everything that could be an error.
-dequantize_direct = _C.dequantize_direct
+_direct = None if why_not("qdeq._direct") else sys.modules["qdeq._direct"]
+dequantize_direct: Callable[[object, object], Tensor | None] = getattr(_direct, "dequantize_direct", _no_short_way)
 
 _dequantize = torch.ops.qdeq.dequantize.default
 _dequantize_out = torch.ops.qdeq.dequantize_out.default
@@ -125,30 +154,20 @@ def fresh_strides(sizes: Sequence[int], strides: Sequence[int]) -> tuple[int, ..
 @torch.library.register_fake("qdeq::dequantize")  # type: ignore[untyped-decorator]
 def _fake_dequantize(
     int_repr: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    axis: int,
+    _scale: Tensor,
+    _zero: Tensor,
+    _axis: int,
     shape: Sequence[int],
     bits: int,
     dtype: torch.dtype,
-    allow_bad_scales: bool,
+    _: bool,
 ) -> Tensor:
     strides = int_repr.stride() if bits >= 8 else [0] * len(shape)
     return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
 
 
 @torch.library.register_fake("qdeq::dequantize_out")  # type: ignore[untyped-decorator]
-def _fake_dequantize_out(
-    int_repr: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    axis: int,
-    shape: Sequence[int],
-    bits: int,
-    dtype: torch.dtype,
-    allow_bad_scales: bool,
-    out: Tensor,
-) -> None:
+def _fake_dequantize_out(*_: object) -> None:
     return None
 
 
@@ -203,6 +222,8 @@ def _force(name: str | None, where: str) -> None:
         )
     if not _C.force_kernel(name):
         raise QdeqValueError(expected(where, f"one of {kernels()}", repr(name), "Other sets do not run here."))
+    if _direct is not None:
+        _direct.force_kernel(name)
     _forced = name
 
 
@@ -224,29 +245,12 @@ def use_kernel(name: str | None) -> _KernelChoice:
     return _KernelChoice(previous)
 
 
-def packed_operator(name: str, kind: str) -> Callable[..., Any]:
-    """Return an operator that the extension for packed weights registers when it loads (csrc/fbgemm_ops.cpp).
-
-    Args:
-        name: "layout", "dequantize", ...
-        kind: "linear", "conv2d", "conv3d" or "embedding": the overload for that class of objects.
-
-    """
-    operator: Callable[..., Any] = getattr(getattr(torch.ops.qdeq, f"packed_{name}"), kind)
-    return operator
-
-
 _fact_providers: list[Callable[[], dict[str, object]]] = []
 
 
 def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
     """Let a module above this one add to :func:`build_info`; ``provider`` is called on each request."""
     _fact_providers.append(provider)
-
-
-def built_with_torch() -> str:
-    """Return the version of the torch that both extensions were built with."""
-    return str(_C.built_with_torch)
 
 
 def build_info() -> dict[str, object]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,9 +39,8 @@ _CONV2D = _CLASSES + "quantized.Conv2dPackedParamsBase"  # conv1d is packed as c
 _CONV3D = _CLASSES + "quantized.Conv3dPackedParamsBase"
 _EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
 _CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
-_OVERLOADS = {_LINEAR: "linear", _CONV2D: "conv2d", _CONV3D: "conv3d", _EMBEDDING: "embedding"}
 
-# What csrc/fbgemm_ops.cpp answers where it has no result.
+# What csrc/fbgemm_module.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
 
@@ -82,12 +81,12 @@ def dequantize_packed(
 
     """
     if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
-        kind = _in_place(obj)
-        if kind:
-            status, result = _dequantize_in_place(obj, kind, out, dtype, allow_bad_scales)
-            if not status:
-                return result
-            _raise_for(status, obj, kind, where, out, dtype)
+        native = _native()
+        if native is not None:
+            result = native.dequantize(obj, out, dtype, ops.current_kernel(), allow_bad_scales)
+            if not isinstance(result, str):
+                return cast(Tensor, result)
+            _raise_for(result, native, obj, where, out, dtype)
     else:
         _check_arguments(obj, where, out, dtype)
     _check_packed(obj, where)
@@ -114,13 +113,13 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
 
     """
     _check_packed(obj, where)
-    kind = _in_place(obj)
-    if kind and kind != "embedding":  # an embedding's bytes are those that unpack() copies
-        layout = _Layout(*_operator("layout", kind)(obj))
+    native = _native()
+    if native is not None and _class_name(obj) != _EMBEDDING:  # an embedding's bytes are those that unpack() copies
+        layout = _Layout(*native.layout(obj))
         if layout.name == _DIRECT_CONV:
             raise QdeqError(_lost_weight(where))
         if layout.name:
-            return _unpack_in_place(obj, kind, layout)
+            return _unpack_in_place(obj, native, layout)
     weight = _unpack(obj, where)
     if not weight.is_quantized:
         remedy = "Use dequantize: the values are float16 and stand for themselves."
@@ -134,9 +133,9 @@ def is_direct_conv(obj: object) -> bool:
     """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
     if _class_name(obj) != _CONV2D:
         return False
-    kind = _in_place(obj)
-    if kind:
-        return bool(_operator("layout", kind)(obj)[0] == _DIRECT_CONV)
+    native = _native()
+    if native is not None:
+        return _Layout(*native.layout(obj)).name == _DIRECT_CONV
     return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
 
 
@@ -170,10 +169,10 @@ def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
     _check_packed(obj, where)
     if _class_name(obj) == _EMBEDDING:
         return obj, None
-    kind = _in_place(obj)
-    if kind and _operator("is_fbgemm", kind)(obj):
-        weight, bias = obj, _operator("bias", kind)(obj)
-    else:
+    native = _native()
+    known, bias = native.bias(obj) if native is not None else (False, None)
+    weight: Any = obj
+    if not known:
         weight, bias = _call_unpack(obj, where)
         if not weight.is_quantized or _lost(obj, weight):
             weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
@@ -195,10 +194,10 @@ def read_convolutions(
         extension was not built for, nor what :func:`dequantize_packed` refuses: it says why.
 
     """
-    if not objs or _why_not():
+    native = _native()
+    if native is None or not objs:
         return [(False, None)] * len(objs)
-    biases, done = _operator("read_all", "conv2d")(list(objs), list(outs), ops.current_kernel(), allow_bad_scales)
-    return list(zip(done, biases, strict=True))
+    return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, ops.current_kernel(), allow_bad_scales))
 
 
 def in_place_status() -> tuple[bool, str]:
@@ -209,37 +208,21 @@ def in_place_status() -> tuple[bool, str]:
 # ---- the extension, if it may be loaded ------------------------------------------------------------------------------
 
 
-def _public(version: str) -> str:
-    return version.partition("+")[0]
-
-
 @functools.cache
 def _why_not() -> str:
-    built, running = _public(ops.built_with_torch()), _public(torch.__version__)
-    if built != running:
-        return f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
-    try:
-        importlib.import_module("qdeq._fbgemm")
-    except ImportError as error:
-        return f"the extension qdeq._fbgemm was not built or does not load: {error}"
-    return ""
+    return ops.why_not("qdeq._fbgemm")
 
 
-def _in_place(obj: object) -> str:
-    """Return the operators' overload for ``obj``; empty where there is none or the extension may not be loaded."""
-    return "" if _why_not() else _OVERLOADS.get(_class_name(obj) or "", "")
-
-
-@functools.cache
-def _operator(name: str, kind: str) -> Callable[..., Any]:
-    return ops.packed_operator(name, kind)
+def _native() -> Any:
+    """Return the extension, None where it may not be loaded."""
+    return None if _why_not() else sys.modules["qdeq._fbgemm"]
 
 
 ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
 
 
 class _Layout(NamedTuple):
-    """Answer of the operator packed_layout; ``name`` is empty for what cannot be read in place."""
+    """Answer of the extension's ``layout``; ``name`` is empty for what cannot be read in place."""
 
     name: str
     shape: list[int]
@@ -247,32 +230,21 @@ class _Layout(NamedTuple):
     per_channel: bool
 
 
-def _dequantize_in_place(
-    obj: object, kind: str, out: Tensor | None, dtype: torch.dtype, allow_bad_scales: bool
-) -> tuple[str, Tensor]:
-    """Return a status, empty if all is well, and the result."""
-    kernel = ops.current_kernel()
-    if out is None:
-        fresh: tuple[str, Tensor] = _operator("dequantize", kind)(obj, dtype, kernel, allow_bad_scales)
-        return fresh
-    return _operator("dequantize_out", kind)(obj, out, dtype, kernel, allow_bad_scales), out
-
-
-def _unpack_in_place(obj: object, kind: str, layout: _Layout) -> QuantizedWeight:
-    scale, zero_point = _operator("qparams", kind)(obj)
+def _unpack_in_place(obj: object, native: Any, layout: _Layout) -> QuantizedWeight:
+    scale, zero_point = native.qparams(obj)
     axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
-    integers = _operator("int_repr", kind)(obj, ops.current_kernel())
+    integers = native.int_repr(obj, ops.current_kernel())
     return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
 
 
-def _raise_for(status: str, obj: object, kind: str, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
-    """Raise what a status of the operators stands for; return where unpack() is the way."""
+def _raise_for(status: str, native: Any, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise what the extension's answer stands for; return where unpack() is the way."""
     if status == _DIRECT_CONV:
         raise QdeqError(_lost_weight(where))
     if status == _BAD_SCALE:
-        check_scales(where, _operator("qparams", kind)(obj)[0])
+        check_scales(where, native.qparams(obj)[0])
     if status == _BAD_OUT:
-        check_out(where, out, _operator("layout", kind)(obj)[1], dtype)
+        check_out(where, out, native.layout(obj)[1], dtype)
 
 
 # ---- torch's own unpack() --------------------------------------------------------------------------------------------

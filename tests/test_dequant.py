@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qdeq
+from qdeq import ops
 from qdeq.weight import reference
 from tests.helpers.tensors import (
     INT_DTYPES,
@@ -256,6 +257,7 @@ def bad_outs(q):
     yield "dtype", torch.empty(shape, dtype=torch.bfloat16), qdeq.QdeqValueError
     yield "on cpu", torch.empty(shape, device="meta"), qdeq.QdeqValueError
     yield "requires? grad", torch.empty(shape, requires_grad=True), qdeq.QdeqValueError
+    yield "negated view", torch.zeros(shape, dtype=torch.complex64).conj().imag, qdeq.QdeqValueError
     yield "overlap", torch.empty(1, shape[1]).expand(shape), qdeq.QdeqValueError
     yield "overlap", torch.empty(100).as_strided(shape, (2, 1)), qdeq.QdeqValueError
     yield "a tensor", [1.0], qdeq.QdeqTypeError
@@ -280,6 +282,36 @@ def test_out_that_shares_memory_is_refused():
     with pytest.raises(qdeq.QdeqValueError, match="memory of its own"):
         w.dequantize(out=memory.view(8, 8))
     assert torch.equal(w.dequantize(out=torch.empty(8, 8)), torch.zeros(8, 8))
+
+
+def test_the_short_way_takes_plain_tensors_only(generator):
+    """What is not plain memory, or might be an error, goes to the operators."""
+    q = random_quantized((4, 6), torch.qint8, 0, generator)
+    assert ops.dequantize_direct(q, None) is not None
+    image = random_quantized((2, 3, 4, 5), torch.qint8, 0, generator).contiguous(memory_format=torch.channels_last)
+    for source, out in [
+        (q, torch.zeros((4, 6), dtype=torch.complex64).conj().imag),
+        (q, torch.empty(6, 4).t()),
+        (q, torch.empty(4, 6, requires_grad=True)),
+        (q, torch.empty(4, 6, dtype=torch.float64)),
+        (q, torch.empty(24)),
+        (q, [1.0]),
+        (image, None),
+        (torch.zeros(4, 6), None),
+        ("q", None),
+    ]:
+        assert ops.dequantize_direct(source, out) is None
+
+
+def test_default_dtype_and_device_do_not_matter(generator):
+    q = random_quantized((4, 6), torch.qint8, 0, generator)
+    want = q.dequantize()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert_same_bits(qdeq.dequantize(q), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_bad_arguments():

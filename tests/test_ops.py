@@ -57,6 +57,14 @@ def test_use_kernel_as_function_and_context_manager():
         qdeq.use_kernel(None)
 
 
+def test_the_choice_reaches_every_extension():
+    assert ops.why_not("qdeq._direct") == ""  # this package is tested with the torch that it was built with
+    for name in qdeq.kernels():
+        with qdeq.use_kernel(name):
+            assert ops._direct.current_kernel() == name
+    assert ops._direct.current_kernel() == qdeq.current_kernel()
+
+
 def test_unknown_kernels_are_refused():
     before = qdeq.current_kernel()
     for bad in ("sse9", "", 3):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq import QdeqError, QdeqTypeError, QdeqValueError, ops, packed
+from qdeq import QdeqError, QdeqTypeError, QdeqValueError, packed
 from tests.packed import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
@@ -194,10 +194,11 @@ def test_denormal_scale_is_fine(way: str) -> None:
         (torch.empty(8, 4), "expected shape"),
         (torch.empty(4, 8, dtype=torch.float64), "expected dtype"),
         (torch.empty(4, 8, requires_grad=True), "require grad"),
+        (torch.zeros((4, 8), dtype=torch.complex64).conj().imag, "negated view"),
         (torch.empty(1, 8).expand(4, 8), "overlap"),
         (torch.empty(4, 8, device="meta"), "on cpu"),
     ],
-    ids=["shape", "dtype", "grad", "overlap", "device"],
+    ids=["shape", "dtype", "grad", "negated", "overlap", "device"],
 )
 def test_bad_out(way: str, out: torch.Tensor, message: str) -> None:
     with pytest.raises(QdeqValueError, match=rf"^dequantize: out: .*{message}"):
@@ -290,7 +291,3 @@ assert os.waitpid(pid, 0)[1] == 0
 
 def test_works_in_a_forked_child() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=60)
-
-
-def test_operators_live_in_ops() -> None:
-    assert ops.packed_operator("layout", "linear")(linear())[0] == "linear"

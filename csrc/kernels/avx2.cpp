@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -22,6 +23,7 @@ namespace {
 
 struct V {
     static constexpr int64_t kLanes = 8;
+    static constexpr bool kHasMasks = false;
     using F = __m256;
     struct Scales {
         __m256d low, high;

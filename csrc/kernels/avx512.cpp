@@ -1,4 +1,4 @@
-// AVX-512 F and BW kernels: 16 floats at a time, a whole cache line per store.
+// AVX-512 F, BW and VL kernels: 16 floats at a time, a whole cache line per store.
 #if defined(__x86_64__)
 
 #if defined(__GNUC__) && !defined(__clang__)
@@ -8,15 +8,16 @@
 #endif
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
 #include "kernels/kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx2,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx512f,avx512bw,avx2,f16c")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx2,f16c")
 #endif
 
 #include "kernels/scalar_math.h"
@@ -27,12 +28,18 @@ namespace {
 
 struct V {
     static constexpr int64_t kLanes = 16;
+    static constexpr bool kHasMasks = true;
+    struct First {
+        __mmask16 lanes;
+        explicit First(int64_t count) : lanes(static_cast<__mmask16>((1u << count) - 1)) {}  // 0 <= count <= 16
+    };
     using F = __m512;
     struct Scales {
         __m512d low, high;
     };
     static F set1(float x) { return _mm512_set1_ps(x); }
     static F loadu(const float* p) { return _mm512_loadu_ps(p); }
+    static F loadu(const float* p, First f) { return _mm512_maskz_loadu_ps(f.lanes, p); }
     static __m512i widen(const int8_t* p) {
         return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
@@ -40,18 +47,26 @@ struct V {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
     static __m512i widen(const int32_t* p) { return _mm512_loadu_si512(p); }
-    template <typename T>
-    static F load(const T* p) {
-        return _mm512_cvtepi32_ps(widen(p));
+    static __m128i bytes(const void* p, First f) { return _mm_maskz_loadu_epi8(f.lanes, p); }
+    static __m512i widen(const int8_t* p, First f) { return _mm512_cvtepi8_epi32(bytes(p, f)); }
+    static __m512i widen(const uint8_t* p, First f) { return _mm512_cvtepu8_epi32(bytes(p, f)); }
+    static __m512i widen(const int32_t* p, First f) { return _mm512_maskz_loadu_epi32(f.lanes, p); }
+    template <typename T, typename... First>
+    static F load(const T* p, First... first) {
+        return _mm512_cvtepi32_ps(widen(p, first...));
     }
-    template <typename T>
-    static F load_sub(const T* p, int32_t z) {
-        return _mm512_cvtepi32_ps(_mm512_sub_epi32(widen(p), _mm512_set1_epi32(z)));
+    template <typename T, typename... First>
+    static F load_sub(const T* p, int32_t z, First... first) {
+        return _mm512_cvtepi32_ps(_mm512_sub_epi32(widen(p, first...), _mm512_set1_epi32(z)));
     }
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     static Scales broadcast(double s) { return {_mm512_set1_pd(s), _mm512_set1_pd(s)}; }
     static Scales load_doubles(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+    static Scales load_doubles(const double* p, First f) {
+        return {_mm512_maskz_loadu_pd(static_cast<__mmask8>(f.lanes), p),
+                _mm512_maskz_loadu_pd(static_cast<__mmask8>(f.lanes >> 8), p + 8)};
+    }
     static F mul_double(F x, const Scales& s) {
         const __m256 x_high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
         const __m512d low = _mm512_mul_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(x)), s.low);
@@ -60,6 +75,7 @@ struct V {
         return _mm512_castpd_ps(_mm512_insertf64x4(low_only, _mm256_castps_pd(_mm512_cvtpd_ps(high)), 1));
     }
     static void storeu(float* p, F x) { _mm512_storeu_ps(p, x); }
+    static void storeu(float* p, F x, First f) { _mm512_mask_storeu_ps(p, f.lanes, x); }
     static void stream(float* p, F x) { _mm512_stream_ps(p, x); }
 };
 

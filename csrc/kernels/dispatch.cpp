@@ -18,7 +18,8 @@ struct Sets {
         __builtin_cpu_init();
         // F16C has no name of its own here in older compilers; every CPU with AVX2 has it.
         const bool avx2 = __builtin_cpu_supports("avx2");
-        if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
+        if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl"))
             sets[count++] = &kAvx512Kernels;
         if (avx2) sets[count++] = &kAvx2Kernels;
 #elif defined(__aarch64__)

@@ -4,6 +4,7 @@
 
 #include <arm_neon.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -16,6 +17,7 @@ namespace {
 
 struct V {
     static constexpr int64_t kLanes = 4;
+    static constexpr bool kHasMasks = false;
     using F = float32x4_t;
     struct Scales {
         float64x2_t low, high;

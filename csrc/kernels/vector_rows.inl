@@ -6,6 +6,8 @@
 //   F load_sub(const T*, int32_t) (wrapping int32 subtraction first), F sub(F, F), F mul(F, F),
 //   F mul_double(F, const Scales&) with Scales made by broadcast(double) or load_doubles(const double*),
 //   void storeu(float*, F), void stream(float*, F) (aligned to the vector).
+// A set with masks also defines First, the first lanes of a vector, and takes it as a last argument of every load and
+// of storeu: the other lanes are neither read nor written. kHasMasks says so.
 // No instruction here rounds more than once per operation named in kernels.h.
 
 template <typename T, Formula kFormula, bool kPerElement>
@@ -16,11 +18,13 @@ struct RowMath<T, kSubFloat, kPerElement> {
     const float *scale, *zero_point;
     typename V::F scales, zeros;
     RowMath(const float* s, const float* z) : scale(s), zero_point(z), scales(V::set1(*s)), zeros(V::set1(*z)) {}
-    typename V::F many(const T* src, int64_t i) const {
+    template <typename... First>
+    typename V::F many(const T* src, int64_t i, First... first) const {
+        const auto q = V::load(src + i, first...);
         if constexpr (kPerElement)
-            return V::mul(V::sub(V::load(src + i), V::loadu(zero_point + i)), V::loadu(scale + i));
+            return V::mul(V::sub(q, V::loadu(zero_point + i, first...)), V::loadu(scale + i, first...));
         else
-            return V::mul(V::sub(V::load(src + i), zeros), scales);
+            return V::mul(V::sub(q, zeros), scales);
     }
 };
 
@@ -30,7 +34,10 @@ struct RowMath<T, kSubInt32, false> {
     const int32_t* zero_point;
     typename V::F scales;
     RowMath(const float* s, const int32_t* z) : scale(s), zero_point(z), scales(V::set1(*s)) {}
-    typename V::F many(const T* src, int64_t i) const { return V::mul(V::load_sub(src + i, *zero_point), scales); }
+    template <typename... First>
+    typename V::F many(const T* src, int64_t i, First... first) const {
+        return V::mul(V::load_sub(src + i, *zero_point, first...), scales);
+    }
 };
 
 template <typename T, bool kPerElement>
@@ -40,29 +47,44 @@ struct RowMath<T, kDouble, kPerElement> {
     typename V::Scales scales;
     typename V::F zeros;
     RowMath(const double* s, const float* z) : scale(s), zero_point(z), scales(V::broadcast(*s)), zeros(V::set1(*z)) {}
-    typename V::F many(const T* src, int64_t i) const {
+    template <typename... First>
+    typename V::F many(const T* src, int64_t i, First... first) const {
+        const auto q = V::load(src + i, first...);
         if constexpr (kPerElement)
-            return V::mul_double(V::sub(V::load(src + i), V::loadu(zero_point + i)), V::load_doubles(scale + i));
+            return V::mul_double(V::sub(q, V::loadu(zero_point + i, first...)), V::load_doubles(scale + i, first...));
         else
-            return V::mul_double(V::sub(V::load(src + i), zeros), scales);
+            return V::mul_double(V::sub(q, zeros), scales);
     }
 };
+
+template <typename W, typename Math, typename T>  // W is V; a parameter, since not every V has First
+inline void masked_part(const Math& math, const T* src, float* dst, int64_t begin, int64_t count) {
+    const typename W::First first(count);
+    W::storeu(dst + begin, math.many(src, begin, first), first);
+}
 
 template <typename T, Formula kFormula, bool kPerElement>
 inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaTypes<kFormula>::Scale* scale,
                     const typename FormulaTypes<kFormula>::Zero* zero_point, bool stream) {
     constexpr int64_t kLanes = V::kLanes;
-    const auto scalars_until = [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            const int64_t c = kPerElement ? i : 0;
-            dst[i] = dequantize_one<kFormula>(src[i], scale[c], zero_point[c]);
+    const RowMath<T, kFormula, kPerElement> math(scale, zero_point);
+    // Fewer values than a vector holds.
+    const auto part = [&](int64_t begin, int64_t end) {
+        if constexpr (V::kHasMasks) {
+            if (begin == end) return;
+            masked_part<V>(math, src, dst, begin, end - begin);
+        } else {
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t c = kPerElement ? i : 0;
+                dst[i] = dequantize_one<kFormula>(src[i], scale[c], zero_point[c]);
+            }
         }
     };
-    const RowMath<T, kFormula, kPerElement> math(scale, zero_point);
     int64_t i = 0;
     if (stream) {
+        // A row that can never be aligned is written in parts.
         const int64_t head = floats_until_aligned<kLanes * 4>(dst, n);
-        scalars_until(0, head);
+        for (; i < head; i += kLanes) part(i, std::min(head, i + kLanes));
         i = head;
         for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
             const auto a = math.many(src, i);
@@ -75,20 +97,26 @@ inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaT
             V::stream(dst + i + 3 * kLanes, d);
         }
         for (; i + kLanes <= n; i += kLanes) V::stream(dst + i, math.many(src, i));
-    } else {
-        for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-            const auto a = math.many(src, i);
-            const auto b = math.many(src, i + kLanes);
-            const auto c = math.many(src, i + 2 * kLanes);
-            const auto d = math.many(src, i + 3 * kLanes);
-            V::storeu(dst + i, a);
-            V::storeu(dst + i + kLanes, b);
-            V::storeu(dst + i + 2 * kLanes, c);
-            V::storeu(dst + i + 3 * kLanes, d);
-        }
-        for (; i + kLanes <= n; i += kLanes) V::storeu(dst + i, math.many(src, i));
+        part(i, n);
+        return;
     }
-    scalars_until(i, n);
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+        const auto a = math.many(src, i);
+        const auto b = math.many(src, i + kLanes);
+        const auto c = math.many(src, i + 2 * kLanes);
+        const auto d = math.many(src, i + 3 * kLanes);
+        V::storeu(dst + i, a);
+        V::storeu(dst + i + kLanes, b);
+        V::storeu(dst + i + 2 * kLanes, c);
+        V::storeu(dst + i + 3 * kLanes, d);
+    }
+    for (; i + kLanes <= n; i += kLanes) V::storeu(dst + i, math.many(src, i));
+    if (!V::kHasMasks && i < n && n >= kLanes) {
+        // A whole vector that ends with the row: some of its values are computed twice, to the same bits.
+        V::storeu(dst + n - kLanes, math.many(src, n - kLanes));
+    } else {
+        part(i, n);
+    }
 }
 
 template <typename T, Formula kFormula, bool kPerElement>

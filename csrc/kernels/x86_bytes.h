@@ -3,7 +3,9 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 namespace qdeq {
 namespace {
@@ -43,10 +45,9 @@ void unpack_2bit(const uint8_t* src, uint8_t* dst, int64_t num_values) {
     for (; i < num_values; ++i) dst[i] = (src[i / 4] >> (i % 4 * 2)) & 0x3;
 }
 
-// 16 x 16 bytes: four rounds that interleave row k with row k + 8.
-inline void transpose_16x16(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride) {
-    __m128i a[16], b[16];
-    for (int k = 0; k < 16; ++k) a[k] = load_16(src + k * src_stride);
+// 16 x 16 bytes in registers: four rounds that interleave row k with row k + 8.
+inline void transpose_16x16(__m128i* a) {
+    __m128i b[16];
     for (int round = 0; round < 4; ++round) {
         for (int k = 0; k < 8; ++k) {
             b[2 * k] = _mm_unpacklo_epi8(a[k], a[k + 8]);
@@ -54,23 +55,72 @@ inline void transpose_16x16(const uint8_t* src, int64_t src_stride, uint8_t* dst
         }
         for (int k = 0; k < 16; ++k) a[k] = b[k];
     }
-    for (int k = 0; k < 16; ++k) store_16(dst + k * dst_stride, a[k]);
+}
+
+template <typename Word>
+inline void copy_ends(const uint8_t* from, uint8_t* to, int64_t count) {  // sizeof(Word) <= count <= 2 * sizeof(Word)
+    Word first, last;
+    std::memcpy(&first, from, sizeof(Word));
+    std::memcpy(&last, from + count - sizeof(Word), sizeof(Word));
+    std::memcpy(to, &first, sizeof(Word));
+    std::memcpy(to + count - sizeof(Word), &last, sizeof(Word));
+}
+
+// 1 <= count <= 16 bytes, and no others.
+inline void copy_few(const uint8_t* from, uint8_t* to, int64_t count) {
+    if (count >= 8)
+        copy_ends<uint64_t>(from, to, count);
+    else if (count >= 4)
+        copy_ends<uint32_t>(from, to, count);
+    else if (count >= 2)
+        copy_ends<uint16_t>(from, to, count);
+    else
+        *to = *from;
+}
+
+// At most 16 x 16: the part of a block that lies inside the matrix.
+inline void transpose_part(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                           int64_t num_cols) {
+    alignas(16) uint8_t line[16] = {};
+    __m128i a[16];
+    for (int k = 0; k < 16; ++k) {
+        if (k >= num_cols) {
+            a[k] = _mm_setzero_si128();
+        } else if (num_rows == 16) {
+            a[k] = load_16(src + k * src_stride);
+        } else {
+            copy_few(src + k * src_stride, line, num_rows);
+            a[k] = load_16(line);
+        }
+    }
+    transpose_16x16(a);
+    for (int64_t r = 0; r < num_rows; ++r) {
+        store_16(line, a[r]);
+        copy_few(line, dst + r * dst_stride, num_cols);
+    }
 }
 
 void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
                      int64_t num_cols) {
-    const int64_t full_rows = num_rows / 16 * 16, full_cols = num_cols / 16 * 16;
     // Each source row is another page for the hardware's prefetchers: ask for the lines two blocks ahead.
     constexpr int64_t kAhead = 32;
-    for (int64_t c = 0; c < full_cols; c += 16) {
+    for (int64_t c = 0; c < num_cols; c += 16) {
         for (int64_t k = c + kAhead; k < c + kAhead + 16 && k < num_cols; ++k)
             _mm_prefetch(reinterpret_cast<const char*>(src + k * src_stride), _MM_HINT_T0);
-        for (int64_t r = 0; r < full_rows; r += 16)
-            transpose_16x16(src + c * src_stride + r, src_stride, dst + r * dst_stride + c, dst_stride);
+        for (int64_t r = 0; r < num_rows; r += 16) {
+            const uint8_t* from = src + c * src_stride + r;
+            uint8_t* to = dst + r * dst_stride + c;
+            if (r + 16 > num_rows || c + 16 > num_cols) {
+                transpose_part(from, src_stride, to, dst_stride, std::min<int64_t>(num_rows - r, 16),
+                               std::min<int64_t>(num_cols - c, 16));
+                continue;
+            }
+            __m128i a[16];
+            for (int k = 0; k < 16; ++k) a[k] = load_16(from + k * src_stride);
+            transpose_16x16(a);
+            for (int k = 0; k < 16; ++k) store_16(to + k * dst_stride, a[k]);
+        }
     }
-    for (int64_t r = 0; r < num_rows; ++r)
-        for (int64_t c = r < full_rows ? full_cols : 0; c < num_cols; ++c)
-            dst[r * dst_stride + c] = src[c * src_stride + r];
 }
 
 void fence() { _mm_sfence(); }

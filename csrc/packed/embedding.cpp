@@ -6,7 +6,7 @@
 namespace qdeq::packed {
 namespace {
 
-constexpr int64_t kElementsPerThread = 65536;
+constexpr int64_t kElementsPerThread = 32768;
 
 // The buffers of one thread: a row's integers, its floats and its 16-bit floats.
 struct Buffers {

@@ -6,8 +6,7 @@
 namespace qdeq::packed {
 namespace {
 
-constexpr int64_t kElementsPerThread = 65536;  // below this a second thread costs more than it brings
-constexpr int64_t kShortRow = 64;              // rows so short that the work per row shows
+constexpr int64_t kElementsPerThread = 32768;  // below this a second thread costs more than it brings
 
 Isa isa_of(const KernelSet& kernels) {
     return std::strcmp(kernels.name, kScalarKernels.name) == 0 ? Isa::kScalar : Isa::kAvx2;
@@ -21,7 +20,7 @@ void for_each_tile(const Matrix& matrix, const Target& target, const KernelSet& 
     const bool transposes = target.columns == Target::kTransposed;
     const Tiling tiling = tiling_of(matrix, transposes);
     const int64_t row_bytes =
-        tiling.exact_rows ? tiling.cols_per_tile : (tiling.cols_per_tile + kRowSlack + 63) / 64 * 64;
+        tiling.end_to_end ? tiling.cols_per_tile : (tiling.cols_per_tile + kRowSlack + 63) / 64 * 64;
     const auto tile_bytes = static_cast<size_t>(tiling.rows_per_tile * row_bytes + kRowSlack);
     const int64_t grain = kElementsPerThread / std::max<int64_t>(tiling.rows_per_tile * tiling.cols_per_tile, 1) + 1;
     parallel_for(tiling.tiles(), grain, [&](int64_t begin, int64_t end) {
@@ -62,7 +61,7 @@ struct FloatTiles {
     bool stream;
     void* out;
     OutType type;
-    std::vector<float> values = {}, scales = {}, zero_points = {};
+    std::vector<float> values = {};
     std::vector<uint16_t> halves = {};
 
     void operator()(const Tile& tile, const int8_t* rows, int64_t row_bytes) {
@@ -82,35 +81,7 @@ struct FloatTiles {
             return;
         }
         block.dst = static_cast<float*>(out) + row_start(target, tile, 0) + tile.col;
-        const bool one_run = row_bytes == tile.cols && target.row_stride == tile.cols;
-        if (one_run && tile.cols < kShortRow) {
-            short_rows(block);
-        } else {
-            kernels.per_row[kInt8][kSubFloat](block);
-        }
-    }
-
-    // Short rows that lie end to end: one long row, with a scale and zero point for each element.
-    void short_rows(RowBlock block) {
-        const int64_t count = block.num_rows * block.row_len;
-        if (block.channel_step == 0) {
-            block.row_len = count;
-            block.num_rows = 1;
-            kernels.per_row[kInt8][kSubFloat](block);
-            return;
-        }
-        scales.resize(static_cast<size_t>(count));
-        zero_points.resize(static_cast<size_t>(count));
-        for (int64_t r = 0; r < block.num_rows; ++r) {
-            std::fill_n(scales.data() + r * block.row_len, block.row_len, static_cast<const float*>(block.scale)[r]);
-            std::fill_n(zero_points.data() + r * block.row_len, block.row_len,
-                        static_cast<const float*>(block.zero_point)[r]);
-        }
-        block.row_len = count;
-        block.num_rows = 1;
-        block.scale = scales.data();
-        block.zero_point = zero_points.data();
-        kernels.per_element[kInt8][kSubFloat](block);
+        kernels.per_row[kInt8][kSubFloat](block);
     }
 
     // 16-bit results, and results whose rows are not dense: through a row of float32.

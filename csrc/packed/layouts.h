@@ -73,6 +73,8 @@ struct Depthwise {
     int64_t rows;
     int64_t taps;
 
+    static constexpr int64_t kRegister = 32;  // bytes
+
     int64_t padded_taps() const { return (taps + 1) / 2 * 2; }
     int64_t offset(int64_t row, int64_t tap) const {
         const int64_t left_over = taps % 4;
@@ -81,7 +83,7 @@ struct Depthwise {
         const int64_t rows_in_half = 16 / width;  // rows that share half a register
         const int64_t reg = (row % 16) / rows_in_half + tap / 4 * 4;
         const int64_t byte = (row % 32) / 16 * 16 + width * (row % rows_in_half) + tap % 4;
-        return (row / 32 * padded_taps() + reg) * 32 + byte;
+        return (row / 32 * padded_taps() + reg) * kRegister + byte;
     }
 };
 

@@ -9,9 +9,10 @@
 namespace qdeq::packed {
 namespace {
 
-constexpr int64_t kTileBytes = 16384;  // half of a first-level cache
+constexpr int64_t kTileBytes = 128 << 10;  // stays in a second-level cache
+constexpr int64_t kBlockedRows = 8;        // one 32-byte register holds a quad of 8 rows
+constexpr int64_t kTileRows = 16;          // a quad of 16 rows fills a cache line
 constexpr int64_t kDepthwiseRows = 32;
-constexpr int64_t kBlockedRows = 8;  // one 32-byte register holds a quad of 8 rows
 
 // ---- Blocked ----------------------------------------------------------------------------------------------------
 
@@ -59,7 +60,7 @@ __attribute__((target("avx2"))) void read_blocked_avx2(const Blocked& m, const T
         int64_t q = 0;
         for (; q + 4 <= quads; q += 4) {
             // The next block comes from memory while this one is written out. A prefetch never faults.
-            for (int64_t byte = 0; byte < 4 * quad_bytes; byte += 64) {
+            for (int64_t byte = 0; byte < 4 * quad_bytes; byte += std::max<int64_t>(quad_bytes, 64)) {
                 _mm_prefetch(reinterpret_cast<const char*>(next + q * quad_bytes + byte), _MM_HINT_T1);
             }
             for (int64_t g = 0; g < row_groups; ++g) {
@@ -85,30 +86,26 @@ void read(const Blocked& m, const Tile& tile, Isa isa, int8_t* rows, int64_t row
 
 // ---- Depthwise, Groupwise, Direct: runs of a few bytes, so a walk by the formula with its inner part hoisted --------
 
-// Byte offsets of one block of 32 rows, in the order in which rows are written.
-struct DepthwiseBlock {
-    explicit DepthwiseBlock(const Depthwise& m) : offsets(static_cast<size_t>(kDepthwiseRows * m.taps)) {
-        for (int64_t row = 0; row < kDepthwiseRows; ++row) {
-            for (int64_t tap = 0; tap < m.taps; ++tap) {
-                offsets[static_cast<size_t>(row * m.taps + tap)] = static_cast<uint16_t>(m.offset(row, tap));
-            }
-        }
+// Four taps of a row lie together. The last copy of a row may hold padding; the next row then overwrites it.
+template <int64_t kQuads, int64_t kPairs>  // -1: as the layout says
+void read_depthwise(const Depthwise& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
+    const int64_t left_over = m.taps % 4;
+    const bool pairs = kPairs >= 0 ? kPairs != 0 : left_over == 1 || left_over == 2;
+    const int64_t quads = kQuads >= 0 ? kQuads : m.taps / 4 + (left_over == 3);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+        const int64_t in_half = r % 16, half = r % kDepthwiseRows / 16 * 16;
+        const int8_t* block = m.data + (tile.row + r) / kDepthwiseRows * m.padded_taps() * Depthwise::kRegister + half;
+        const int8_t* from = block + in_half / 4 * Depthwise::kRegister + in_half % 4 * 4;
+        int8_t* row = rows + r * row_bytes;
+        for (int64_t q = 0; q < quads; ++q) std::memcpy(row + 4 * q, from + q * 4 * Depthwise::kRegister, 4);
+        if (pairs)
+            std::memcpy(row + 4 * quads, block + (4 * quads + in_half / 8) * Depthwise::kRegister + in_half % 8 * 2, 2);
     }
-    std::vector<uint16_t> offsets;  // taps <= 343 (7 x 7 x 7): below 32 * 344
-};
+}
 
 void read(const Depthwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
-    thread_local int64_t taps_of_block = 0;
-    thread_local DepthwiseBlock block(Depthwise{nullptr, 0, 0});
-    if (taps_of_block != m.taps) {
-        block = DepthwiseBlock(m);
-        taps_of_block = m.taps;
-    }
-    const int8_t* from = m.data + m.offset(tile.row, 0);
-    const uint16_t* offset = block.offsets.data();
-    for (int64_t r = 0; r < tile.rows; ++r, offset += m.taps) {
-        for (int64_t tap = 0; tap < m.taps; ++tap) rows[r * row_bytes + tap] = from[offset[tap]];
-    }
+    if (m.taps == 9) return read_depthwise<2, 1>(m, tile, rows, row_bytes);  // 3 x 3
+    read_depthwise<-1, -1>(m, tile, rows, row_bytes);
 }
 
 template <int64_t kChannels>
@@ -148,17 +145,20 @@ void read(const Direct& m, const Tile& tile, Isa, int8_t* rows, int64_t row_byte
     }
 }
 
-// A tile is as tall as a block, so that memory is read in its order, and as wide as the cache allows. Complete rows
-// are too wide for that: then eight rows at a time.
+// A tile is as wide as the cache allows: then its rows are written as long runs, and it is those that count. It is a
+// cache line's rows tall, which a block's height is a multiple of on the machines known.
 Tiling tiling(const Blocked& m, bool whole_rows) {
-    const int64_t all_rows = (m.rows_per_group + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
+    const int64_t tall = m.block_rows % kTileRows == 0 ? kTileRows : kBlockedRows;
+    const int64_t all_rows = (m.rows_per_group + tall - 1) / tall * tall;
     const int64_t band = m.block_rows % kBlockedRows == 0 ? std::min(m.block_rows, all_rows) : kBlockedRows;
-    if (whole_rows) return {m.groups, m.rows_per_group, m.cols, kBlockedRows, m.cols, band, false};
-    const int64_t cols = std::max<int64_t>(kTileBytes / band / m.block_cols, 1) * m.block_cols;
-    return {m.groups, m.rows_per_group, m.cols, band, std::min(m.cols, cols), band, false};
+    const int64_t cols = std::max<int64_t>(kTileBytes / tall / m.block_cols, 1) * m.block_cols;
+    return {m.groups, m.rows_per_group, m.cols, tall, whole_rows ? m.cols : std::min(m.cols, cols), band, false};
 }
 
-Tiling tiling(const Depthwise& m, bool) { return {1, m.rows, m.taps, kDepthwiseRows, m.taps, kDepthwiseRows, true}; }
+Tiling tiling(const Depthwise& m, bool) {
+    const int64_t tall = std::max<int64_t>(kTileBytes / 16 / m.taps / kDepthwiseRows, 1) * kDepthwiseRows;
+    return {1, m.rows, m.taps, tall, m.taps, tall, true};
+}
 
 Tiling tiling(const Groupwise& m, bool) {
     return {m.groups, m.rows_per_group, m.cols(), m.rows_per_group, m.cols(), m.rows_per_group, true};

@@ -22,7 +22,7 @@ struct Tiling {
     int64_t rows_per_tile;
     int64_t cols_per_tile;
     int64_t rows_per_band;  // a multiple of rows_per_tile
-    bool exact_rows;        // read_tile writes nothing past a row's last column, so rows may lie end to end
+    bool end_to_end;        // rows lie end to end: what is written past one is overwritten by the next
 
     int64_t bands() const { return (rows_per_group + rows_per_band - 1) / rows_per_band; }
     int64_t col_tiles() const { return (cols + cols_per_tile - 1) / cols_per_tile; }
@@ -43,13 +43,11 @@ struct Tile {
 Tiling tiling_of(const Matrix& matrix, bool whole_rows);
 Tile tile_at(const Tiling& tiling, int64_t index);
 
-// Bytes that read_tile may write past the last column of a row, so that it can store whole vectors, unless the tiling
-// says exact_rows.
+// Bytes that read_tile may write past the last column of a row, so that it can store whole vectors.
 constexpr int64_t kRowSlack = 16;
 
 // Writes element (r, c) of the tile to rows[r * row_bytes + c]; row_bytes >= tile.cols + kRowSlack, or == tile.cols for
-// exact_rows. The buffer holds
-// tiling.rows_per_tile rows, all of which may be written.
+// end_to_end. The buffer holds tiling.rows_per_tile rows and kRowSlack bytes more, all of which may be written.
 void read_tile(const Matrix& matrix, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes);
 
 }  // namespace qdeq::packed

@@ -31,9 +31,9 @@ class Digits:
 
 @pytest.fixture(scope="module")
 def digits() -> Iterator[Digits]:
-    """VGG11 with batch norm after one pass over the images, and a quarter of one in quantization-aware training."""
+    """VGG11 with batch norm after one pass over the images, and a few steps of quantization-aware training."""
     training, test = load_digits()
-    few = replace(training, pixels=training.pixels[:384], labels=training.labels[:384])
+    few = replace(training, pixels=training.pixels[:256], labels=training.labels[:256])
     console = Console(file=io.StringIO())
     options = {"epochs": 1, "batch_size": 64, "seed": 0, "console": console, "title": ""}
     with engine("fbgemm"):

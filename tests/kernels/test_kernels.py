@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import random
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 import qdeq
+from tests.helpers.native import SANITIZE, build_and_run, can_sanitize
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = [*sorted((ROOT / "csrc/kernels").glob("*.cpp")), ROOT / "tests/kernels/check_kernels.cpp"]
-FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
+PROGRAM = Path(__file__).with_name("check_kernels.cpp")
 
 
-def build_and_run(compiler, tmp_path, *, link=(), emulator=()):
-    program = tmp_path / "check_kernels"
-    subprocess.run([compiler, *FLAGS, *link, *map(str, SOURCES), "-o", str(program)], check=True, timeout=300)
-    seed = str(random.randrange(2**31))
-    done = subprocess.run([*emulator, str(program), seed], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def assert_every_set_agrees(said):
+    assert [line.partition(":")[0] for line in said.splitlines()[1:]] == qdeq.kernels()
 
 
 @pytest.mark.parametrize("compiler", ["g++", "clang++"])
 def test_every_set_of_this_machine_is_scalar(compiler, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
-    said = build_and_run(compiler, tmp_path)
-    assert [line.partition(":")[0] for line in said.splitlines()[1:]] == qdeq.kernels()
+    assert_every_set_agrees(build_and_run(compiler, PROGRAM, tmp_path))
+
+
+def test_nothing_outside_the_buffers_is_touched(tmp_path):
+    if shutil.which("g++") is None or not can_sanitize("g++", tmp_path):
+        pytest.skip("needs g++ with the address and undefined behaviour sanitizers")
+    assert_every_set_agrees(build_and_run("g++", PROGRAM, tmp_path, flags=SANITIZE))
 
 
 def test_neon_under_emulation(tmp_path):
@@ -39,5 +36,5 @@ def test_neon_under_emulation(tmp_path):
     )
     if compiler is None or shutil.which("qemu-aarch64") is None:
         pytest.skip("needs an aarch64 cross compiler and qemu-user (Debian: g++-aarch64-linux-gnu qemu-user)")
-    said = build_and_run(compiler, tmp_path, link=["-static"], emulator=["qemu-aarch64"])
+    said = build_and_run(compiler, PROGRAM, tmp_path, flags=["-static"], emulator=["qemu-aarch64"])
     assert "neon: same as scalar" in said

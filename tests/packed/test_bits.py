@@ -46,7 +46,7 @@ def nan_strided(rng: random.Random, shape: torch.Size, dtype: torch.dtype) -> Te
 
 
 def layout_name(obj: Any) -> str:
-    return str(packed._operator("layout", packed._in_place(obj))(obj)[0])
+    return str(packed._native().layout(obj)[0])
 
 
 def check(rng: random.Random, obj: Any) -> None:
@@ -157,7 +157,7 @@ def test_blockings_of_other_machines(kernel: str, blocking: tuple[int, int]) -> 
     for _ in range(12):
         rows, cols = (rng.choice([rng.randint(1, 100), rng.randint(1, 1100), blocking[0] + 1]) for _ in range(2))
         weight = torch.randint(-128, 128, (rows, cols), dtype=torch.int8)
-        obj = torch.ops.qdeq.linear_packed_for_test(weight, *blocking)
+        obj = packed._native().linear_packed_for_test(weight, *blocking)
         reference = (weight.int() - 3).float() * 0.25
         with qdeq.use_kernel(kernel):
             assert_bits(qdeq.dequantize(obj), reference)

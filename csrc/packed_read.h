@@ -1,0 +1,36 @@
+// Reading a described packed weight into a tensor: checks, threads, kernels.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string_view>
+
+#include "kernels/kernels.h"
+#include "packed_weight.h"
+
+namespace qdeq {
+
+// What stands in the way of a result, in words; empty: nothing does.
+constexpr const char* kNothing = "";
+constexpr const char* kNotInPlace = "not in place";
+constexpr const char* kDirectConv = "direct";
+constexpr const char* kBadScale = "bad scale";
+constexpr const char* kBadOut = "bad out";
+
+const char* obstacle_to(const std::optional<PackedWeight>& weight, bool allow_bad_scales);
+
+// Whether `out` can take the weight in `dtype`; kBadOut is the word for it.
+bool out_fits(const PackedWeight& weight, const at::Tensor& out, at::ScalarType dtype);
+
+// `out` fits.
+void write_floats(const PackedWeight& weight, const at::Tensor& out, const KernelSet& kernels);
+
+const KernelSet& kernels_named(std::string_view name);
+
+// On torch's threads, where that is safe and more than `grain` items are to be done.
+void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+
+}  // namespace qdeq

@@ -1,0 +1,43 @@
+"""C++ programs of the tests: compiled without torch from the kernels' own sources, and run with a random seed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
+SANITIZE = ["-O1", "-g", "-Wno-error", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def build_and_run(
+    compiler: str,
+    program: Path,
+    tmp_path: Path,
+    *,
+    folders: Sequence[str] = ("kernels",),
+    flags: Sequence[str] = (),
+    emulator: Sequence[str] = (),
+) -> str:
+    """Compile ``program`` with the sources in ``folders`` of csrc, run it with a random seed; return what it says."""
+    sources = [str(path) for folder in folders for path in sorted((CSRC / folder).glob("*.cpp"))]
+    built = tmp_path / "program"
+    subprocess.run([compiler, *FLAGS, *flags, *sources, str(program), "-o", str(built)], check=True, timeout=300)
+    seed = str(random.randrange(2**31))
+    done = subprocess.run([*emulator, str(built), seed], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def can_sanitize(compiler: str, tmp_path: Path) -> bool:
+    """Whether the sanitizers' libraries are there."""
+    source = tmp_path / "empty.cpp"
+    source.write_text("int main() { return 0; }\n")
+    built = tmp_path / "empty"
+    if subprocess.run(
+        [compiler, *SANITIZE, str(source), "-o", str(built)], capture_output=True, check=False
+    ).returncode:
+        return False
+    return subprocess.run([str(built)], capture_output=True, check=False).returncode == 0
