@@ -52,7 +52,8 @@ Shell completion (put the line into ~/.bashrc or ~/.zshrc to keep it):
 
 def _debug_option() -> click.Option:
     def remember(context: click.Context, _: click.Parameter, value: bool) -> None:
-        context.find_root().ensure_object(dict)["debug"] |= value
+        state = context.find_root().ensure_object(dict)
+        state["debug"] = state.get("debug", False) or value
 
     text = "On an error, show where in the code it arose."
     return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help=text)

@@ -38,9 +38,11 @@ def wait_for_part(folder, process):
         time.sleep(0.001)
 
 
-# The command line with a disk that takes its time, so that a signal finds it at work.
+# The command line with a disk that takes its time, so that a signal finds it at work. What is started in the background
+# of a shell ignores SIGINT, and so would its children.
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from qdeq.safetensors_io import streaming
 whole = streaming._write_all
 def slow(piece, buffer):
