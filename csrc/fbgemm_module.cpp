@@ -4,6 +4,7 @@
 // classes, packed_read.cpp checks and threads, packed/ the layouts and the arithmetic.
 #include <ATen/Functions.h>
 #include <ATen/native/quantized/cpu/fbgemm_utils.h>
+#include <c10/util/Type.h>
 #include <torch/csrc/jit/api/object.h>
 #include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
@@ -15,6 +16,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -50,6 +52,14 @@ Layout layout(const ScriptObject& object) {
     auto weight = describe(object);
     if (!weight) return {"", {}, {}, false};
     return {weight->format, weight->sizes, weight->strides, weight->per_channel};
+}
+
+// The C++ class of a packed weight, such as PackedConvWeightsOnednn<2>; empty for one of another kind.
+std::string class_name(const ScriptObject& object) {
+    const auto packed = packed_of(object);
+    if (!packed) return {};
+    const Packed& held = *packed;
+    return c10::demangle(typeid(held).name());
 }
 
 // float64 scales and int64 zero points, 0-d or 1-d; copies.
@@ -148,6 +158,7 @@ PYBIND11_MODULE(_fbgemm, m) {
     m.doc() = "qdeq's readers of fbgemm's packed weights";
     m.attr("built_with_torch") = QDEQ_BUILT_WITH_TORCH;
     m.def("layout", &qdeq::layout);
+    m.def("class_name", &qdeq::class_name);
     m.def("qparams", &qdeq::qparams);
     m.def("bias", &qdeq::bias);
     m.def("dequantize", &qdeq::dequantize);

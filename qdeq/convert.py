@@ -11,7 +11,7 @@ from torch import nn
 from qdeq.activations import check_mode, imitate
 from qdeq.assembling import assemble
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.forms import unsupported_form
+from qdeq.forms import adds_zero_point_first, unsupported_form
 from qdeq.modules.build import Build, class_name, join
 from qdeq.rebuilding import rebuild_all
 from qdeq.rebuilt import check_account
@@ -119,7 +119,8 @@ def dequantize_model(
     result = assemble(model, rebuilt, build, unfold_bn)
     check_account(rebuilt, build)
     placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
-    imitate(result, placed, activations, build.report)
+    first = {part.path for part in rebuilt if adds_zero_point_first(part.source)} if activations == "fake_quant" else ()
+    imitate(result, placed, activations, build.report, first)
     result = _finish(result, dtype, device)
     return (result, build.report) if return_report else result
 

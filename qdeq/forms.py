@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdeq.copying import ATOMS, per_class
-from qdeq.packed import is_packed_weight
+from qdeq.packed import is_onednn, is_packed_weight
 
 __all__ = [
     "HOLDS_NOTHING",
+    "adds_zero_point_first",
     "holds_quantized_state",
     "is_packed_object",
     "is_quantized_module",
@@ -85,6 +86,15 @@ def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
             continue
         if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
             yield name, value
+
+
+def adds_zero_point_first(module: nn.Module) -> bool:
+    """Whether a converted module adds its output's zero point before it rounds: a Quantize, and a layer of onednn."""
+    if type(module).__name__ == "Quantize":
+        return True
+    # A Linear holds its packed weight in a module of its own.
+    held = (value for part in module.modules() for _, value in quantized_sources(part))
+    return any(is_packed_weight(value) and is_onednn(value) for value in held)
 
 
 def holds_quantized_state(module: nn.Module) -> bool:

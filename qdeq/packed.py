@@ -25,6 +25,7 @@ __all__ = [
     "dequantize_packed",
     "in_place_status",
     "is_direct_conv",
+    "is_onednn",
     "is_packed_weight",
     "open_packed",
     "packed_bias",
@@ -137,6 +138,15 @@ def is_direct_conv(obj: object) -> bool:
     if native is not None:
         return _Layout(*native.layout(obj)).name == _DIRECT_CONV
     return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
+
+
+def is_onednn(obj: object) -> bool:
+    """Whether onednn packed a weight; False where ``qdeq._fbgemm`` is not there to look.
+
+    The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
+    """
+    native = _native()
+    return native is not None and "Onednn" in native.class_name(obj)
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

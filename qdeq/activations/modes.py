@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -26,7 +26,13 @@ def check_mode(activations: object) -> None:
         raise QdeqValueError(expected("activations", what, repr(activations), 'Pass "drop" for the float model alone.'))
 
 
-def imitate(model: nn.Module, placed: Mapping[str, tuple[nn.Module, nn.Module]], mode: str, report: Report) -> None:
+def imitate(
+    model: nn.Module,
+    placed: Mapping[str, tuple[nn.Module, nn.Module]],
+    mode: str,
+    report: Report,
+    zero_point_first: Collection[str] = (),
+) -> None:
     """Give every converted output of a rebuilt model its Clamp or FakeQuantize, in place.
 
     Args:
@@ -35,16 +41,19 @@ def imitate(model: nn.Module, placed: Mapping[str, tuple[nn.Module, nn.Module]],
             the layer itself, or the activation or BatchNorm that was fused into it.
         mode: ``"drop"`` does nothing.
         report: its ``activation_qparams`` are used; what cannot be imitated is named in ``uncovered``.
+        zero_point_first: paths of the converted modules that add their zero point before they round.
 
     """
     if mode == "drop":
         return
-    kind = Clamp if mode == "clamp" else FakeQuantize
     default = _default_range(report)
     for path, (scale, zero_point) in report.activation_qparams.items():
         bounds = QPARAMS_RANGES.get(report.activation_dtypes.get(path, ""), default)
         if path in placed:
-            install(placed[path][1], kind(Qparams(scale, zero_point, *bounds)))
+            qparams = Qparams(scale, zero_point, *bounds)
+            first = path in zero_point_first
+            child = Clamp(qparams) if mode == "clamp" else FakeQuantize(qparams, zero_point_first=first)
+            install(placed[path][1], child)
         else:
             report.leave_uncovered(path, "output", "the float module has no place for a rounding inside it")
     for path, (source, _) in report.replaced.items():

@@ -79,8 +79,7 @@ class FakeQuantize(_PostProcess):
     """Quantizes and dequantizes: the value that the int8 model passes on, as a float.
 
     The gradient is 1 inside the range and 0 outside (straight through). Goes to ONNX as QuantizeLinear and
-    DequantizeLinear. Inputs of any dtype are rounded to the grid in float32. The zero point is added before rounding,
-    as fbgemm does on CPUs with AVX-512: a value a millionth of a step beside the middle of a step is a tie there.
+    DequantizeLinear. bfloat16 and float16 inputs are rounded to the grid in float32.
 
     Args:
         qparams: the grid.
@@ -88,25 +87,29 @@ class FakeQuantize(_PostProcess):
             between two grid points is exactly halfway, while a float average lands beside it. ``"integer"``: such
             ties go to the even integer; ``"value"``: to the one an even number of steps from the zero point;
             ``""``: no average, the float is taken as it is. A tie is seen to 1/4096 of a step.
+        zero_point_first: the zero point is added, in float32, before rounding, as ``torch.quantize_per_tensor`` and
+            onednn's layers do: with an odd zero point ties go to the other side, and a large one makes ties of values
+            a millionth of a step beside one. All else adds it to the rounded integer.
 
     """
 
-    def __init__(self, qparams: Qparams, *, ties: str = "") -> None:
+    def __init__(self, qparams: Qparams, *, ties: str = "", zero_point_first: bool = False) -> None:
         super().__init__(qparams)
         self.ties = ties
+        self.zero_point_first = zero_point_first
 
     def forward(self, input: Tensor) -> Tensor:
         """Round a float tensor of any shape to the grid."""
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        # Which grid point: decided here, in float32; the operator below then has exact grid points to round, and
-        # gives the range, the gradient and ONNX's QuantizeLinear.
-        scaled = wide.detach().float() * (1 / self.scale)
-        if self.ties:
-            offset = self.zero_point if self.ties == "integer" else 0
-            steps = torch.round(torch.round(scaled * 4096) / 4096 + offset) - offset
-        else:
-            steps = torch.round(scaled + self.zero_point) - self.zero_point
-        wide = wide + (steps * self.scale - wide).detach()
+        if self.ties or self.zero_point_first:
+            # Which grid point: decided here, in float32; the operator below then has exact grid points to round, and
+            # gives the range, the gradient and ONNX's QuantizeLinear.
+            scaled = wide.detach().float() * (1 / self.scale)
+            if self.ties:
+                scaled = torch.round(scaled * 4096) / 4096
+            offset = self.zero_point if self.zero_point_first or self.ties == "integer" else 0
+            steps = torch.round(scaled + offset) - offset
+            wide = wide + (steps * self.scale - wide).detach()
         rounded = torch.fake_quantize_per_tensor_affine(
             wide, self.scale, self.zero_point, self.quant_min, self.quant_max
         )

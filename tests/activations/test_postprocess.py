@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torch.ao.nn.quantized as nnq
 from torch import nn
 
 import qdeq
 from qdeq.activations import FakeQuantize, Qparams
 from tests.activations.models import share_equal
-from tests.helpers.models import small_vgg, tq
+from tests.helpers.models import engine, small_vgg, tq
 
 
 def test_user_hooks_see_the_rounded_output():
@@ -83,3 +86,30 @@ def test_float64_holds_the_same_weights():
             assert torch.equal(imitation.get_parameter(name), value.double())
         with torch.no_grad():
             assert share_equal(imitation(x.double()).float(), model(x)) >= 0.995
+
+
+@pytest.mark.parametrize("zero_point", [0, 7, 64, 127])
+def test_an_input_is_rounded_as_torch_quantizes_it(zero_point):
+    """Half of these values are ties; with an odd zero point it matters whether that is added before rounding."""
+    model = nn.Sequential(nnq.Quantize(0.25, zero_point, torch.quint8), nnq.DeQuantize())
+    rebuilt = qdeq.dequantize_model(model, activations="fake_quant")
+    x = torch.arange(-256, 256) * 0.125
+    assert torch.equal(rebuilt(x), model(x))
+    assert torch.equal(rebuilt.double()(x.double()).float(), model(x))
+
+
+@pytest.mark.parametrize("zero_point", [0, 7, 64, 127])
+@pytest.mark.parametrize("name", ["fbgemm", "x86", "onednn", "qnnpack"])
+def test_ties_of_a_layer_go_where_its_engine_sends_them(name, zero_point):
+    """onednn adds the zero point before it rounds, the others after; x86 is one or the other, by CPU."""
+    if name not in torch.backends.quantized.supported_engines:
+        pytest.skip(f"this torch has no {name}")
+    with engine(name):
+        linear, conv = nnq.Linear(8, 8, bias_=False), nnq.Conv2d(8, 8, 1, bias=False)
+        linear.set_weight_bias(torch.quantize_per_tensor(torch.eye(8), 1.0, 0, torch.qint8), None)
+        conv.set_weight_bias(torch.quantize_per_tensor(torch.eye(8)[:, :, None, None], 1.0, 0, torch.qint8), None)
+        for layer, shape in ((linear, (64, 8)), (conv, (4, 8, 5, 5))):
+            layer.scale, layer.zero_point = 2.0, zero_point
+            model = nn.Sequential(nnq.Quantize(1.0, 0, torch.quint8), layer, nnq.DeQuantize())
+            x = torch.arange(100).repeat(8)[: math.prod(shape)].reshape(shape).float()
+            assert torch.equal(qdeq.dequantize_model(model, activations="fake_quant")(x), model(x))
