@@ -16,6 +16,7 @@ MOST_LAYERS = 40
 # Right weights are shown this many steps around their median, so that the integer grid can be seen; others whole.
 GRID_STEPS = 24
 WHOLE_STEPS = 288
+TITLE_CHARACTERS = 44
 # Values further outside than this are drawn up to here.
 SHOWN_PERCENT = 150
 _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "qdeq"}
@@ -136,10 +137,13 @@ def _draw_weights(axis: Any, explanation: ExplanationData) -> None:
     axis.hist(weights, fine, color=BLUE, alpha=0.8, label="float: weight / scale")
     outside = sum(not low <= value <= high for value in weights) / max(1, len(weights))
     axis.set_xlim(low - wide / 2, high + wide / 2)
-    grid = "; grey lines: the integer grid" if fault is None else ""
-    axis.set_xlabel(f"steps of the channel's scale; {100 * outside:.0f} % of the float weights lie outside{grid}")
+    around, grid = (", around the median", "; grey lines: the integer grid") if fault is None else ("", "")
+    far = f"{100 * outside:.0f} % of the float weights lie outside"
+    axis.set_xlabel(f"steps of the channel's scale{around}; {far}{grid}")
     axis.set_ylabel(f"of {len(weights)} sampled weights")
-    axis.set_title(f"Weights of {module or 'the model'}{' around their median' if fault is None else ''}", loc="left")
+    # The legend stands right of the title: of a longer path its end is shown, which tells layers apart.
+    name = module if len(module) <= TITLE_CHARACTERS else f"...{module[3 - TITLE_CHARACTERS :]}"
+    axis.set_title(f"Weights of {name or 'the model'}", loc="left")
     _legend(axis)
 
 

@@ -10,7 +10,7 @@ __all__ = ["group_by_kind", "order", "verdict"]
 
 MOST_GROUPS = 3
 # What in the evidence says how much of its module a finding is about, 0 to 1.
-_HOW_BAD = ("relative_error", "wrong_outputs", "clipped_share")
+_HOW_BAD = ("relative_error", "clipped_share")
 
 
 def group_by_kind(findings: list[Finding]) -> dict[str, list[Finding]]:
@@ -23,7 +23,10 @@ def group_by_kind(findings: list[Finding]) -> dict[str, list[Finding]]:
 
 
 def order(findings: list[Finding], group_repair: dict[str, float]) -> list[Finding]:
-    """Worst first: by what repairing the kind brings, then its urgency, then the error and share of each finding."""
+    """Worst first: by what repairing the kind brings, then its urgency, then the error and share of each finding.
+
+    Saturations follow the share of their 16-bit sums that overflow.
+    """
 
     def badness(item: Finding) -> tuple[float, ...]:
         error = next((item.evidence[name] for name in _HOW_BAD if name in item.evidence), 1.0)
@@ -32,7 +35,10 @@ def order(findings: list[Finding], group_repair: dict[str, float]) -> list[Findi
         repaired = round(max(0.0, group_repair.get(item.kind, 0.0)), 1)
         alone = max(0.0, item.repair or 0.0)
         kind = KINDS[item.kind]
-        return (not kind.benign, repaired, kind.urgency, round(alone, 2), error * item.share)
+        # How much a layer overflows does not depend on how many weights it has. The share of wrong outputs would not
+        # do: it nears 1 at several layers at once, and is counted in steps of each layer's own output scale.
+        size = item.evidence["saturated_sums"] if item.kind == "saturation" else error * item.share
+        return (not kind.benign, repaired, kind.urgency, round(alone, 2), size)
 
     return sorted(findings, key=badness, reverse=True)
 

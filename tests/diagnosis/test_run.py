@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -127,6 +128,23 @@ def test_saturation_is_named_by_arithmetic_on_the_integers():
     assert "float model is right" in first.message
     assert first.evidence["wrong_outputs"] > 0.5
     assert not explanation.agrees
+
+
+def test_the_layer_that_overflows_most_comes_first():
+    """Whatever its size, its place in the model, and how many outputs of another layer move by half a step."""
+    from qdeq.diagnosis.results import Finding
+    from qdeq.diagnosis.verdict import order
+
+    def saturated(module, sums, outputs, share):
+        return Finding(module, "saturation", "", {"saturated_sums": sums, "wrong_outputs": outputs}, share)
+
+    few, most, some = (
+        saturated("a", 0.0002, 0.32, 0.9),
+        saturated("b", 0.11, 0.94, 0.001),
+        saturated("c", 0.03, 1.0, 0.1),
+    )
+    for given in itertools.permutations([few, most, some]):
+        assert [item.module for item in order(list(given), {})] == ["b", "c", "a"]
 
 
 def test_reduced_range_does_not_saturate(small, images):
