@@ -68,7 +68,8 @@ def limits_given(out: Tensor, source_bytes: int) -> dict[str, Callable[[], objec
     """Limits for a dense result made from ``source_bytes`` bytes; they write into ``out``'s own memory."""
     flat = torch.empty(0, dtype=out.dtype).set_(out.untyped_storage(), 0, (out.numel(),), (1,))
     source = torch.ones_like(flat)
-    ints = torch.zeros(source_bytes, dtype=torch.uint8)
+    # Ones, not zeros: memory that nobody has written to is one shared page, which is read from the cache.
+    ints = torch.ones(source_bytes, dtype=torch.uint8)
     if source_bytes == out.nbytes:
         return {"bare loop": lambda: LIMITS.copy(source, flat), "memset": lambda: LIMITS.memset(flat)}
     return {
