@@ -9,7 +9,7 @@ from torch import nn
 
 from qdeq.copying import copy_module
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.forms import HOLDS_NOTHING, is_packed_object, is_quantized_module
+from qdeq.forms import HOLDS_NOTHING, every_module, is_packed_object, is_quantized_module
 from qdeq.modules.build import Build, Fused, class_name
 from qdeq.rebuilt import Rebuilt, carry_over, detached
 from qdeq.report import Report
@@ -25,7 +25,7 @@ def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: 
     deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(every_module(model, remove_duplicate=False))
     fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in modules}
     slots, reasons = find_slots(modules, fused)
     sources = {id(part.source) for part in rebuilt}

@@ -11,7 +11,7 @@ from torch import nn
 from qdeq.activations import check_mode, imitate
 from qdeq.assembling import assemble
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.forms import adds_zero_point_first, unsupported_form
+from qdeq.forms import adds_zero_point_first, every_module, unsupported_form
 from qdeq.modules.build import Build, class_name, join
 from qdeq.rebuilding import rebuild_all
 from qdeq.rebuilt import check_account
@@ -134,7 +134,7 @@ def _check_arguments(model: object, dtype: torch.dtype) -> None:
     form = unsupported_form(model)
     if form is not None:
         raise QdeqValueError(expected("model", "an eager model after convert()", *form))
-    for path, module in model.named_modules():
+    for path, module in every_module(model):
         for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and tensor.is_meta:
                 remedy = "Load its weights before converting it."
@@ -144,7 +144,7 @@ def _check_arguments(model: object, dtype: torch.dtype) -> None:
 def _finish(result: nn.Module, dtype: torch.dtype, device: torch.device | str | None) -> nn.Module:
     """Parameters contiguous, floating-point tensors of ``dtype``, all on ``device``."""
     cast = False
-    for module in result.modules():
+    for _, module in every_module(result):
         for parameter in module._parameters.values():
             if parameter is not None:
                 cast |= parameter.is_floating_point() and parameter.dtype != dtype

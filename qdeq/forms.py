@@ -15,6 +15,7 @@ from qdeq.packed import is_onednn, is_packed_weight
 __all__ = [
     "HOLDS_NOTHING",
     "adds_zero_point_first",
+    "every_module",
     "holds_quantized_state",
     "is_packed_object",
     "is_quantized_module",
@@ -53,6 +54,24 @@ def is_packed_object(value: Any) -> bool:
     if not isinstance(value, torch.ScriptObject):
         return False
     return any(name in value._type().qualified_name() for name in _PACKED_CLASSES)
+
+
+def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """``list(model.named_modules(...))``, without a generator in a generator for each level."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if remove_duplicate and id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append((path, module))
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return found
 
 
 def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -135,7 +154,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
     if isinstance(model, torch.jit.ScriptModule):
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
     prepared = []
-    for path, module in model.named_modules():
+    for path, module in every_module(model):
         form = _unsupported(type(module))
         if not form:
             continue
