@@ -25,18 +25,23 @@ def _fill(layer: Any) -> None:
     layer.set_weight_bias(torch._make_per_channel_quantized_tensor(integers, scales, zeros, 0), torch.randn(shape[0]))
 
 
-def quantized_vgg11(hidden: int = 4096) -> nn.Module:
-    """VGG11 for 224 x 224 with a Linear(25088, hidden)-ReLU-Linear(hidden, 10) classifier; 112 M weights at 4096."""
+def _features(conv: type[nn.Module], activation: type[nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = 3
     for width in VGG11:
         if isinstance(width, str):
             layers.append(nn.MaxPool2d(2))
             continue
-        layers += [nniq.ConvReLU2d(channels, width, 3, padding=1), nn.Identity()]
+        layers += [conv(channels, width, 3, padding=1), activation()]
         channels = width
+    return nn.Sequential(*layers)
+
+
+def quantized_vgg11(hidden: int = 4096) -> nn.Module:
+    """VGG11 for 224 x 224 with a Linear(25088, hidden)-ReLU-Linear(hidden, 10) classifier; 112 M weights at 4096."""
+    features = _features(nniq.ConvReLU2d, nn.Identity)
     classifier = nn.Sequential(nniq.LinearReLU(25088, hidden), nn.Identity(), nnq.Linear(hidden, 10))
-    model = nn.Sequential(nnq.Quantize(0.02, 128, torch.quint8), nn.Sequential(*layers), nn.Flatten(), classifier)
+    model = nn.Sequential(nnq.Quantize(0.02, 128, torch.quint8), features, nn.Flatten(), classifier)
     for module in model.modules():
         if isinstance(module, nnq.Conv2d | nnq.Linear):
             _fill(module)
@@ -45,16 +50,9 @@ def quantized_vgg11(hidden: int = 4096) -> nn.Module:
 
 def float_vgg11(hidden: int = 4096) -> nn.Module:
     """The float class that :func:`quantized_vgg11` stands for."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width in VGG11:
-        if isinstance(width, str):
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-        channels = width
+    features = _features(nn.Conv2d, nn.ReLU)
     classifier = nn.Sequential(nn.Linear(25088, hidden), nn.ReLU(), nn.Linear(hidden, 10))
-    return nn.Sequential(nn.Identity(), nn.Sequential(*layers), nn.Flatten(), classifier)
+    return nn.Sequential(nn.Identity(), features, nn.Flatten(), classifier)
 
 
 def float_torchvision(name: str) -> nn.Module:

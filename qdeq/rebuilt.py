@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.forms import plain_values, quantized_sources
+from qdeq.forms import every_module, plain_values, quantized_sources
 from qdeq.modules.build import Build, Fused, join
 from qdeq.packed import is_packed_weight, packed_bias
 from qdeq.report import Report
@@ -102,7 +102,7 @@ def check_account(rebuilt: list[Rebuilt], build: Build) -> None:
     for part in rebuilt:
         assert part.target is not None  # set by assemble()
         unused += _unread(part.source, part.path, build, accounted)
-        for prefix, module in _parts(part.target):
+        for prefix, module in every_module(part.target):
             at = join(part.path, prefix) if prefix else part.path
             for name, parameter in module._parameters.items():
                 if parameter is not None and (parameter.is_meta or join(at, name) not in written):
@@ -113,15 +113,10 @@ def check_account(rebuilt: list[Rebuilt], build: Build) -> None:
         raise QdeqValueError(message)
 
 
-def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """``named_modules()``, at no cost for a module without children."""
-    return list(module.named_modules()) if module._modules else [("", module)]
-
-
 def _unread(source: nn.Module, path: str, build: Build, accounted: set[str]) -> list[str]:
     """Names of what ``source`` holds that no builder read: tensors, packed weights and their biases, output scales."""
     missing = []
-    for prefix, part in _parts(source):
+    for prefix, part in every_module(source):
         at = join(path, prefix) if prefix else path
         for name, value in quantized_sources(part):
             if not build.is_used(value):
