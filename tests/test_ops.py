@@ -27,7 +27,7 @@ def run_with_kernel(name):
         env=os.environ | {"QDEQ_KERNEL": name},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 

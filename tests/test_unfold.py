@@ -9,6 +9,7 @@ from torch import nn
 import qdeq
 from qdeq.unfold import fill_identity
 from tests.helpers.models import SmallVGG, assert_same_bits, bits, quantize, small_vgg, tq
+from tests.helpers.saturation import assert_same_on_every_cpu
 
 NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -63,6 +64,7 @@ def test_norms_come_back_in_their_places(unfold_bn, mode):
     assert torch.allclose(rebuilt(x), folded(x), atol=1e-5)
     if mode == "fake_quant":
         assert report.uncovered == []
+        assert_same_on_every_cpu(model, x)
         assert float((rebuilt(x) == model(x)).float().mean()) >= 0.99
 
 
@@ -100,6 +102,7 @@ def test_norm_after_a_layer_without_activation_and_in_1d():
     assert list(rebuilt[2]._modules) == ["activation_post_process"]
     assert not rebuilt[1]._modules
     x = torch.randn(16, 3, 8)
+    assert_same_on_every_cpu(model, x)
     assert float((rebuilt(x) == model(x)).float().mean()) >= 0.98
 
 

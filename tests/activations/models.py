@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import qdeq
 from tests.helpers.models import FloatFunctional, tq
+from tests.helpers.saturation import assert_same_on_every_cpu
 
 
 def share_equal(a: Tensor, b: Tensor) -> float:
@@ -18,6 +19,7 @@ def assert_imitates(model: nn.Module, x: Tensor, minimum: float = 0.99) -> nn.Mo
     """The rebuilt model gives the int8 model's outputs, all but a few exactly and those within a step."""
     rebuilt, report = qdeq.dequantize_model(model, activations="fake_quant", return_report=True)
     assert report.uncovered == []
+    assert_same_on_every_cpu(model, x)
     with torch.no_grad():
         expected, actual = model(x), rebuilt(x)
     assert share_equal(actual, expected) >= minimum

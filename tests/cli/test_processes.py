@@ -31,14 +31,14 @@ def large(tmp_path_factory):
 
 def wait_for_part(folder, process):
     """Wait until the unfinished file is there."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < end:
         if any(name.endswith(".tmp") for name in os.listdir(folder)):
             return
         time.sleep(0.001)
 
 
-# The command line with a disk that takes its time, so that a signal finds it at work. What is started in the background
+# The command line with a disk that never ends its first write, so that a signal finds it at work. What is started in the background
 # of a shell ignores SIGINT, and so would its children.
 SLOW = """
 import signal, sys, time
@@ -47,7 +47,7 @@ from qdeq.safetensors_io import streaming
 whole = streaming._write_all
 def slow(piece, buffer):
     whole(piece, buffer)
-    time.sleep(1)
+    time.sleep(600)
 streaming._write_all = slow
 from qdeq.cli import main
 sys.exit(main(sys.argv[1:]))
@@ -60,7 +60,7 @@ def test_a_stopped_process_leaves_nothing(large, tmp_path, number, status):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_part(tmp_path, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert b"Traceback" not in err
     if process.returncode == 0:
         pytest.fail(f"finished before the signal: {out!r}")

@@ -79,13 +79,13 @@ def test_html_opens_in_a_browser(explanation, tmp_path):
     # A script of the page's own kind: sort the findings by a click, so that the browser has to have run it.
     page.write_text(page.read_text().replace("</body>", "<script>document.querySelector('th').click()</script></body>"))
     base = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    tree = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    tree = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=600, check=True)
     verdict = re.search(r'id="verdict">([^<]*)</h1>', tree.stdout)
     assert verdict is not None
     assert verdict[1] == explanation.verdict
     assert 'data-up="1"' in tree.stdout
     command = [*base, f"--screenshot={picture}", "--window-size=1200,900", page.as_uri()]
-    subprocess.run(command, capture_output=True, timeout=60, check=True)
+    subprocess.run(command, capture_output=True, timeout=600, check=True)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert picture.stat().st_size > LEAST_SCREENSHOT
 

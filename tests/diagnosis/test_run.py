@@ -111,8 +111,10 @@ def test_clipping_is_named_and_still_agrees(small, images):
     assert "classifier.3" in [item.module for item in explanation.findings if item.kind == "clipping"]
 
 
-def test_saturation_is_named_by_arithmetic_on_the_integers():
+@pytest.mark.parametrize("saturates", ["0", "1"])
+def test_saturation_is_named_by_arithmetic_on_the_integers(saturates, monkeypatch):
     """Full 8-bit activations and large weights: pairs of products exceed int16 on CPUs without VNNI."""
+    monkeypatch.setenv("QDEQ_CPU_SATURATES", saturates)
     torch.manual_seed(0)
     model = nn.Sequential(torch.ao.quantization.QuantStub(), nn.Linear(64, 8), torch.ao.quantization.DeQuantStub())
     with torch.no_grad():
@@ -127,7 +129,19 @@ def test_saturation_is_named_by_arithmetic_on_the_integers():
     assert (first.kind, first.module) == ("saturation", "1")
     assert "float model is right" in first.message
     assert first.evidence["wrong_outputs"] > 0.5
+    assert first.evidence["cpu_saturates"] is (saturates == "1")
+    assert ("on this CPU" in first.message) is (saturates == "1")
     assert not explanation.agrees
+
+
+def test_a_variable_states_what_the_cpu_does(monkeypatch):
+    from qdeq.diagnosis.saturation import cpu_saturates
+
+    monkeypatch.delenv("QDEQ_CPU_SATURATES", raising=False)
+    assert isinstance(cpu_saturates(), bool)
+    monkeypatch.setenv("QDEQ_CPU_SATURATES", "yes")
+    with pytest.raises(qdeq.QdeqValueError, match="QDEQ_CPU_SATURATES: expected 0 or 1, got 'yes'"):
+        cpu_saturates()
 
 
 def test_the_layer_that_overflows_most_comes_first():

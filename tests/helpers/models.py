@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.saturation import spread
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import torch.ao.quantization as tq
@@ -79,8 +81,11 @@ def quantize(model: nn.Module, *examples: Tensor, groups=None, backend: str = "f
     return model
 
 
-def small_vgg(*, bn: bool = False, fuse: bool = True, seed: int = 0) -> nn.Module:
-    """A converted :class:`SmallVGG` with random weights; the BN statistics are random, too."""
+def small_vgg(*, bn: bool = False, fuse: bool = True, seed: int = 0, same_on_every_cpu: bool = False) -> nn.Module:
+    """A converted :class:`SmallVGG` with random weights; the BN statistics are random, too.
+
+    With ``same_on_every_cpu`` no CPU saturates, whatever the input.
+    """
     torch.manual_seed(seed)
     model = SmallVGG(bn=bn)
     for module in model.modules():
@@ -89,6 +94,8 @@ def small_vgg(*, bn: bool = False, fuse: bool = True, seed: int = 0) -> nn.Modul
             module.running_var.uniform_(0.5, 2)
             module.bias.data.normal_()
     model.eval()
+    if same_on_every_cpu:
+        spread(model)
     return quantize(model, model.example(16), groups=model.fuse_groups() if fuse else None)
 
 

@@ -24,9 +24,9 @@ def build_and_run(
     """Compile ``program`` with the sources in ``folders`` of csrc, run it with a random seed; return what it says."""
     sources = [str(path) for folder in folders for path in sorted((CSRC / folder).glob("*.cpp"))]
     built = tmp_path / "program"
-    subprocess.run([compiler, *FLAGS, *flags, *sources, str(program), "-o", str(built)], check=True, timeout=300)
+    subprocess.run([compiler, *FLAGS, *flags, *sources, str(program), "-o", str(built)], check=True, timeout=600)
     seed = str(random.randrange(2**31))
-    done = subprocess.run([*emulator, str(built), seed], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([*emulator, str(built), seed], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
