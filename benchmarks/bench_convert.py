@@ -25,8 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import qdeq
-from qdeq.safetensors_io.layout import plan_safetensors
-from qdeq.safetensors_io.writing import write_plan
+from qdeq.files.safetensors.layout import plan_safetensors
+from qdeq.files.safetensors.writing import write_plan
 
 ROUNDS = 15
 CHUNK = 8 << 20

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import torch.ao.nn as aonn
 
-    from qdeq.mappings import RULES, why_not_rebuilt
+    from qdeq.sources.eager.mappings import RULES, why_not_rebuilt
 
 PAGE = Path(__file__).with_name("supported.md")
 

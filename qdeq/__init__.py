@@ -9,21 +9,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qdeq.dequant import dequantize, unpack
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError
-from qdeq.ops import build_info, current_kernel, kernels, use_kernel
 from qdeq.report import Report, ReportEntry
-from qdeq.weight import QuantizedWeight
+from qdeq.weights.dequant import dequantize, unpack
+from qdeq.weights.native import build_info, current_kernel, kernels, use_kernel
+from qdeq.weights.weight import QuantizedWeight
 
 if TYPE_CHECKING:
-    from qdeq.activations import drop_activations
-    from qdeq.archive import open
-    from qdeq.convert import dequantize_model
     from qdeq.diagnosis.compare import compare
     from qdeq.diagnosis.explain import explain
-    from qdeq.diagnosis.explanation import Explanation
-    from qdeq.registry import register
-    from qdeq.safetensors_io.writing import save_safetensors
+    from qdeq.diagnosis.say.explanation import Explanation
+    from qdeq.files.safetensors.writing import save_safetensors
+    from qdeq.files.torch_archive import open
+    from qdeq.grids import drop_activations
+    from qdeq.rebuild import dequantize_model
+    from qdeq.sources.eager.registry import register
     from qdeq.state_dicts.to_float import dequantize_state_dict
 
 __all__ = [
@@ -52,15 +52,15 @@ __all__ = [
 
 # Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
-    "Explanation": "qdeq.diagnosis.explanation",
+    "Explanation": "qdeq.diagnosis.say.explanation",
     "compare": "qdeq.diagnosis.compare",
-    "dequantize_model": "qdeq.convert",
+    "dequantize_model": "qdeq.rebuild",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
-    "drop_activations": "qdeq.activations",
+    "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",
-    "open": "qdeq.archive",
-    "register": "qdeq.registry",
-    "save_safetensors": "qdeq.safetensors_io.writing",
+    "open": "qdeq.files.torch_archive",
+    "register": "qdeq.sources.eager.registry",
+    "save_safetensors": "qdeq.files.safetensors.writing",
 }
 
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered", "jsonable"]
+from qdeq.words import jsonable
+
+__all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered"]
 
 TEXT_COLUMNS = 100
 
@@ -197,14 +199,3 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str
     for row in [header, *rows]:
         cells = (_clip(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
-
-
-def jsonable(value: Any) -> Any:
-    """The value as strict JSON takes it: keys are strings, tuples are lists, infinities and NaN are strings."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value

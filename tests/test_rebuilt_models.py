@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import qdeq
-from tests.activations.models import Pooled
+from tests.grids.models import Pooled
 from tests.helpers.models import assert_same_bits, bits, quantize, small_vgg, tq
 
 MODES = ("drop", "clamp", "fake_quant")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdeq.blocks import Index, blocks, float_block
-from qdeq.weight import QuantizedWeight
+from qdeq.weights.blocks import Index, blocks, float_block
+from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Difference", "compare", "equal_bits"]
 

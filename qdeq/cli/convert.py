@@ -14,8 +14,8 @@ import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, shape_text, size_text, warn
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
-from qdeq.safetensors_io.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
-from qdeq.safetensors_io.writing import Saved, check_plan, touched_files, write_plan
+from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
+from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
 
 __all__ = ["convert"]
 

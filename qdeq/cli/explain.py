@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.safetensors_io.new_files import NewFiles
+from qdeq.files.new_files import NewFiles
 
 __all__ = ["explain"]
 

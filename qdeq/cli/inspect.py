@@ -12,8 +12,8 @@ import click
 from torch import Tensor
 
 import qdeq
-from qdeq.blocks import take, weight_blocks
 from qdeq.cli.console import Advance, console, print_table, progress, shape_text, size_text, warn
+from qdeq.weights.blocks import take, weight_blocks
 
 __all__ = ["inspect"]
 

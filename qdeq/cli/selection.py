@@ -11,7 +11,7 @@ import click
 from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.weight import QuantizedWeight
+from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Selection", "selection_options"]
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import qdeq
-from qdeq.blocks import float_block, weight_blocks
 from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress, shape_text
 from qdeq.cli.selection import Selection, selection_options
-from qdeq.ops import OUT_DTYPES
-from qdeq.weight import QuantizedWeight
+from qdeq.weights.blocks import float_block, weight_blocks
+from qdeq.weights.native import OUT_DTYPES
+from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["verify"]
 

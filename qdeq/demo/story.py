@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from qdeq.convert import dequantize_model
 from qdeq.demo.chapters import CHAPTERS, Row, Run
 from qdeq.demo.data import Images, load_cifar10, load_digits
 from qdeq.demo.model import ENGINE, VGG11, load_int8, prepare, to_int8
@@ -25,6 +24,7 @@ from qdeq.demo.naive import copy_in_place, copy_through_state_dict
 from qdeq.demo.save import Folder
 from qdeq.demo.train import FULL, QUICK, Recipe, logits_of, train
 from qdeq.errors import QdeqValueError, expected
+from qdeq.rebuild import dequantize_model
 
 __all__ = ["Options", "tell"]
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.activations import own_activation
-from qdeq.diagnosis.batch_norm import norms_behind
-from qdeq.diagnosis.explanation import Comparison
-from qdeq.diagnosis.graph import fused_activation, light_copy
+from qdeq.diagnosis.measure.activations import own_activation
+from qdeq.diagnosis.measure.running import OutputSums, Sums, as_float, batches, forward
 from qdeq.diagnosis.results import Layer
-from qdeq.diagnosis.running import OutputSums, Sums, as_float, batches, forward
+from qdeq.diagnosis.say.explanation import Comparison
+from qdeq.diagnosis.sides.batch_norm import norms_behind
+from qdeq.diagnosis.sides.graph import fused_activation, light_copy
 from qdeq.errors import QdeqTypeError, expected
-from qdeq.forms import is_quantized_module
-from qdeq.modules.build import class_name
+from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.words import class_name
 
 __all__ = ["compare"]
 

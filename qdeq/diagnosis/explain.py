@@ -8,24 +8,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdeq.convert import dequantize_model
-from qdeq.diagnosis.activations import fill_table, run_side_by_side, runtime_findings
-from qdeq.diagnosis.attribution import Attribution, attribute
-from qdeq.diagnosis.explanation import Explanation
-from qdeq.diagnosis.float_side import float_tensors
-from qdeq.diagnosis.int8_side import read_int8_side
-from qdeq.diagnosis.integers import Int8Side, IntegerLayer
+from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
+from qdeq.diagnosis.findings.structure import structure_findings
+from qdeq.diagnosis.findings.verdict import order, verdict
+from qdeq.diagnosis.findings.weights import weight_findings
 from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.pairs import Pair, match_layers
-from qdeq.diagnosis.plain import plain_findings, unread_findings
-from qdeq.diagnosis.repair import Repairs
+from qdeq.diagnosis.measure.activations import fill_table, run_side_by_side, runtime_findings
+from qdeq.diagnosis.measure.attribution import Attribution, attribute
+from qdeq.diagnosis.measure.repair import Repairs
+from qdeq.diagnosis.measure.running import batches
 from qdeq.diagnosis.results import Finding, Layer, Outcome
-from qdeq.diagnosis.running import batches
-from qdeq.diagnosis.sides import Side, open_side
-from qdeq.diagnosis.structure import structure_findings
-from qdeq.diagnosis.verdict import order, verdict
-from qdeq.diagnosis.weights import weight_findings
+from qdeq.diagnosis.say.explanation import Explanation
+from qdeq.diagnosis.sides.float_side import float_tensors
+from qdeq.diagnosis.sides.int8_side import read_int8_side
+from qdeq.diagnosis.sides.integers import Int8Side, IntegerLayer
+from qdeq.diagnosis.sides.open import Side, open_side
+from qdeq.diagnosis.sides.pairs import Pair, match_layers
 from qdeq.errors import QdeqValueError, expected
+from qdeq.rebuild import dequantize_model
 
 __all__ = ["explain"]
 

@@ -115,7 +115,7 @@ class Outcome:
 
 @dataclass
 class ComparisonData:
-    """The fields of :class:`qdeq.diagnosis.explanation.Comparison`, which says what they are."""
+    """The fields of :class:`qdeq.diagnosis.say.explanation.Comparison`, which says what they are."""
 
     layers: list[Layer]
     outcome: Outcome

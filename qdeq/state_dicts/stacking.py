@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqValueError, expected
-from qdeq.weight import PER_CHANNEL, PER_TENSOR, QuantizedWeight
+from qdeq.weights.dequant import dequantize_source
+from qdeq.weights.weight import PER_CHANNEL, PER_TENSOR, QuantizedWeight
 
 __all__ = ["stack_weights", "stacked_kind"]
 

@@ -8,9 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq import packed
-from qdeq.checks import describe
-from qdeq.dequant import dequantize_source
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.state_dicts.attention import keeps_projections
@@ -22,8 +19,11 @@ from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Cell, Fold, Packed, Plan, Stack, Target
 from qdeq.state_dicts.rnn import rnn_shapes_of
 from qdeq.state_dicts.stacking import stack_weights
-from qdeq.weight import QuantizedWeight, weight_from_tensor
-from qdeq.weight_file import WeightFile
+from qdeq.weights import packed
+from qdeq.weights.checks import describe
+from qdeq.weights.dequant import dequantize_source
+from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
+from qdeq.weights.weight_file import WeightFile
 
 __all__ = ["dequantize_state_dict"]
 

@@ -38,12 +38,12 @@ def wait_for_part(folder, process):
         time.sleep(0.001)
 
 
-# The command line with a disk that never ends its first write, so that a signal finds it at work. What is started in the background
-# of a shell ignores SIGINT, and so would its children.
+# The command line with a disk that never ends its first write, so that a signal finds it at work. What is started in
+# the background of a shell ignores SIGINT, and so would its children.
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from qdeq.safetensors_io import streaming
+from qdeq.files.safetensors import streaming
 whole = streaming._write_all
 def slow(piece, buffer):
     whole(piece, buffer)

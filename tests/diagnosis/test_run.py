@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import qdeq
-from qdeq.diagnosis.running import forward
+from qdeq.diagnosis.measure.running import forward
 from tests.helpers.mutations import mutate
 from tests.helpers.small import FULL_RANGE, SmallNet, small_float, small_int8
 
@@ -135,7 +135,7 @@ def test_saturation_is_named_by_arithmetic_on_the_integers(saturates, monkeypatc
 
 
 def test_a_variable_states_what_the_cpu_does(monkeypatch):
-    from qdeq.diagnosis.saturation import cpu_saturates
+    from qdeq.diagnosis.measure.saturation import cpu_saturates
 
     monkeypatch.delenv("QDEQ_CPU_SATURATES", raising=False)
     assert isinstance(cpu_saturates(), bool)
@@ -146,8 +146,8 @@ def test_a_variable_states_what_the_cpu_does(monkeypatch):
 
 def test_the_layer_that_overflows_most_comes_first():
     """Whatever its size, its place in the model, and how many outputs of another layer move by half a step."""
+    from qdeq.diagnosis.findings.verdict import order
     from qdeq.diagnosis.results import Finding
-    from qdeq.diagnosis.verdict import order
 
     def saturated(module, sums, outputs, share):
         return Finding(module, "saturation", "", {"saturated_sums": sums, "wrong_outputs": outputs}, share)
@@ -167,7 +167,7 @@ def test_reduced_range_does_not_saturate(small, images):
 
 
 def test_pair_sums_clamp_each_pair():
-    from qdeq.diagnosis.saturation import pair_sums
+    from qdeq.diagnosis.measure.saturation import pair_sums
 
     rows = torch.tensor([[255, 255, 1, 1]], dtype=torch.uint8)
     weights = torch.tensor([[127, 127, 1, -1]], dtype=torch.int8)

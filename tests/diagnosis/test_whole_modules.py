@@ -12,7 +12,7 @@ from torch import nn
 
 import qdeq
 from tests.helpers.models import quantize
-from tests.modules.test_attention import converted
+from tests.sources.eager.classes.test_attention import converted
 
 
 class Recurrent(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qdeq.activations import FakeQuantize
+from qdeq.grids import FakeQuantize
 
 
 @dataclass

@@ -21,6 +21,6 @@ SOURCES: dict[str, Sources] = {
 }
 
 
-def _archived(model: nn.Module, path: Path) -> qdeq.archive.Archive:
+def _archived(model: nn.Module, path: Path) -> qdeq.files.torch_archive.Archive:
     torch.save(model.state_dict(), path / "model.pth")
     return qdeq.open(path / "model.pth")

@@ -11,8 +11,8 @@ from torch import nn
 
 import qdeq
 from tests.helpers.models import assert_same_bits
-from tests.modules.helpers import ENGINES
-from tests.modules.test_attention import EMBED, HEADS, Model, converted
+from tests.sources.eager.classes.helpers import ENGINES
+from tests.sources.eager.classes.test_attention import EMBED, HEADS, Model, converted
 
 OPTIONS = {"one": {}, "no bias": {"bias": False}, "three": {"kdim": 6, "vdim": 4}}
 

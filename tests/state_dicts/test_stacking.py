@@ -7,7 +7,7 @@ import torch
 
 import qdeq
 from qdeq.state_dicts.stacking import stack_weights, stacked_kind
-from qdeq.weight import QuantizedWeight
+from qdeq.weights.weight import QuantizedWeight
 from tests.helpers.models import assert_same_bits
 
 

@@ -12,9 +12,9 @@ import torch.ao.quantization as tq
 from torch import nn
 
 import qdeq
-from tests.archive import models
-from tests.archive.conftest import Case, build, live_weights
-from tests.archive.forms import bits, check_equal, poisoned
+from tests.files.torch_archive import models
+from tests.files.torch_archive.conftest import Case, build, live_weights
+from tests.files.torch_archive.forms import bits, check_equal, poisoned
 from tests.state_dicts.sources import SOURCES
 
 

@@ -1,0 +1,65 @@
+"""Findings about what is not quantized, and about what cannot be read."""
+
+from __future__ import annotations
+
+import torch
+
+from qdeq.diagnosis.kinds import KINDS
+from qdeq.diagnosis.results import Finding
+from qdeq.diagnosis.sides.float_side import float_tensors
+from qdeq.diagnosis.sides.integers import PlainTensor
+from qdeq.diagnosis.sides.open import Side
+
+__all__ = ["plain_findings", "unread_findings"]
+
+# Such tensors are copied, so they are equal but for the rounding of the float side's dtype.
+SAME = 1e-5
+
+
+def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -> list[Finding]:
+    """Compare the tensors that are not quantized by name: one finding for each module that has a wrong one.
+
+    A name that the float side lacks is reported as not compared.
+    """
+    theirs = float_tensors(side)
+    wrong: dict[str, dict[str, float]] = {}
+    count: dict[str, int] = {}
+    missing: dict[str, str] = {}
+    for tensor in tensors:
+        other = theirs.get(tensor.path)
+        if other is None:
+            missing[tensor.path] = "the float model has no tensor of this name"
+            continue
+        size = float(tensor.value.abs().max()) if tensor.value.numel() else 0.0
+        error = float("inf")
+        if other.shape == tensor.value.shape:
+            difference = (other.to(torch.float32) - tensor.value.to(torch.float32)).abs()
+            error = float(difference.max()) if difference.numel() else 0.0
+        if not error <= max(SAME, torch.finfo(other.dtype).eps) * size:
+            wrong.setdefault(tensor.module, {})[tensor.name] = error
+            count[tensor.module] = count.get(tensor.module, 0) + tensor.value.numel()
+    found = []
+    for module, errors in wrong.items():
+        names = ", ".join(f"{name} (by up to {error:.3g})" for name, error in errors.items())
+        text = f"{module or 'the model'}: not quantized, and other values than in the int8 model: {names}"
+        share = min(1.0, count[module] / max(1, total_weights))
+        remedy = KINDS["parameter_wrong"].remedy
+        found.append(Finding(module, "parameter_wrong", text, {"max_error": errors}, share, None, remedy))
+    return found + unread_findings(missing)
+
+
+def unread_findings(unread: dict[str, str]) -> list[Finding]:
+    """Say what nothing is known about: such a model does not count as agreeing."""
+    remedy = KINDS["not_compared"].remedy
+    return [
+        Finding(
+            path,
+            "not_compared",
+            f"{path or 'the model'}: not compared: {reason}",
+            {"reason": reason},
+            0.0,
+            None,
+            remedy,
+        )
+        for path, reason in unread.items()
+    ]

@@ -1,0 +1,237 @@
+"""Runs both models side by side and fills the table of layers; finds clipping and saturation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qdeq.diagnosis.findings.weights import finding
+from qdeq.diagnosis.measure.running import Batch, OutputSums, Sums, as_float, forward, squared_error
+from qdeq.diagnosis.measure.saturation import Saturation, measure_saturation
+from qdeq.diagnosis.results import Finding, Layer
+from qdeq.diagnosis.sides.graph import fused_activation, light_copy
+from qdeq.diagnosis.sides.pairs import Pair
+
+__all__ = ["Answer", "Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
+
+# Clipping is worth a line when this share of a layer's values is outside what int8 represents.
+CLIPPED_SHARE = 1e-3
+# The outputs part where the noise is a tenth of the signal's power.
+DIVERGED_DB = 10.0
+
+
+@dataclass
+class Watch:
+    """What is kept about one pair of layers while both models run.
+
+    Attributes:
+        pair: the layers.
+        total: over the outputs of both.
+        own: sum of squared differences between the float layer on the int8 layer's input and the int8 layer.
+        before: sum of squared differences between the float layer on its own input and on the int8 layer's.
+        split_signal: sum of the int8 layer's squares where ``own`` and ``before`` were measured.
+        outside: values of the float layer that int8 cannot represent.
+        low: smallest value of the float layer.
+        high: largest value of the float layer.
+        calls: arguments and output of the int8 layer in this batch, quantized as they are.
+        next_call: which of them the float layer answers next.
+        saturation: of the first batch.
+
+    """
+
+    pair: Pair
+    total: Sums = field(default_factory=Sums)
+    own: float = 0.0
+    before: float = 0.0
+    split_signal: float = 0.0
+    outside: int = 0
+    low: float = float("inf")
+    high: float = float("-inf")
+    calls: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
+    next_call: int = 0
+    saturation: Saturation | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A batch and what both models made of it, float32."""
+
+    batch: Batch
+    ours: Tensor
+    theirs: Tensor
+
+
+def run_side_by_side(
+    int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], data: Iterable[Batch], keep: int
+) -> tuple[list[Watch], OutputSums, list[Answer]]:
+    """Run both models once on all data, and in every second batch each float layer once more on the int8 one's input.
+
+    Both are run as copies that share their parameters.
+
+    Args:
+        int8_model: the model with quantized modules.
+        float_model: the float model.
+        pairs: layers to watch, each a module of its own.
+        data: batches.
+        keep: how many samples' answers to return.
+
+    """
+    watches = [Watch(pair) for pair in pairs]
+    outputs = OutputSums()
+    answers: list[Answer] = []
+    int8_model, float_model = light_copy(int8_model), light_copy(float_model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for number, batch in enumerate(data):
+            answer = _run_batch(int8_model, float_model, watches, batch, split=number % 2 == 0)
+            outputs.add(answer.ours, answer.theirs, batch.labels)
+            if sum(len(item.batch) for item in answers) < keep:
+                answers.append(answer)
+    return watches, outputs, answers
+
+
+def _run_batch(
+    int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], batch: Batch, *, split: bool
+) -> Answer:
+    handles = [int8_model.get_submodule(watch.pair.layer.path).register_forward_hook(_keep(watch)) for watch in watches]
+    try:
+        ours = forward(int8_model, batch.inputs, "int8_model")
+    finally:
+        for handle in handles:
+            handle.remove()
+    handles = [_judge(watch, float_model, int8_model, split=split) for watch in watches]
+    try:
+        theirs = forward(float_model, batch.inputs, "float_model")
+    finally:
+        for handle in handles:
+            handle.remove()
+        for watch in watches:
+            watch.calls.clear()
+            watch.next_call = 0
+    return Answer(batch, ours, theirs)
+
+
+def _keep(watch: Watch) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            return
+        if watch.saturation is None and args and isinstance(args[0], Tensor):
+            watch.saturation = measure_saturation(module, args[0], watch.pair.layer)
+        # Copies: an activation that works in place may follow. Quantized ones are a quarter of the floats.
+        watch.calls.append((tuple(item.clone() if isinstance(item, Tensor) else item for item in args), output.clone()))
+
+    return hook
+
+
+def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module, *, split: bool) -> Any:
+    layer = float_model.get_submodule(watch.pair.partner.path)
+    norm = float_model.get_submodule(watch.pair.norm) if watch.pair.norm and watch.pair.use_folded else None
+    after = own_activation(int8_model.get_submodule(watch.pair.layer.path), layer)
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        value = as_float(output)
+        if value is None or watch.next_call >= len(watch.calls):
+            return
+        args_kept, kept = watch.calls[watch.next_call]
+        watch.calls[watch.next_call] = ((), output)  # what is kept is needed once
+        watch.next_call += 1
+        ours = as_float(kept)
+        value = after(value)
+        if ours is None or value.shape != ours.shape:
+            return
+        _count_range(watch, value)
+        signal = watch.total.aa
+        watch.total.add(ours, value)
+        if not split:
+            return
+        local = layer.forward(*(_dequantized(item) for item in args_kept))
+        local = after(norm.forward(local) if norm is not None else local)
+        watch.split_signal += watch.total.aa - signal
+        watch.own += squared_error(ours, local)
+        watch.before += squared_error(local, value)
+
+    return (norm or layer).register_forward_hook(hook)
+
+
+def _dequantized(value: Any) -> Any:
+    return value.dequantize() if isinstance(value, Tensor) and value.is_quantized else value
+
+
+def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what the int8 layer applies itself and the float layer leaves to the module behind it."""
+    name = fused_activation(quantized)
+    if not name or fused_activation(layer):
+        return lambda value: value
+    if name == "LeakyReLU":
+        slope = float(getattr(quantized, "negative_slope", 0.01))
+        return lambda value: nn.functional.leaky_relu(value, slope)
+    return torch.tanh if name == "Tanh" else torch.relu
+
+
+def representable(pair: Pair) -> tuple[float, float] | None:
+    """Smallest and largest value of the int8 layer's output (quint8); None where it is not quantized."""
+    if pair.layer.output is None:
+        return None
+    scale, zero_point = pair.layer.output
+    return scale * (0 - zero_point), scale * (255 - zero_point)
+
+
+def _count_range(watch: Watch, value: Tensor) -> None:
+    if value.numel() == 0:
+        return
+    low, high = torch.aminmax(value)
+    watch.low, watch.high = min(watch.low, float(low)), max(watch.high, float(high))
+    limits = representable(watch.pair)
+    if limits is not None and watch.pair.layer.output is not None:
+        half = watch.pair.layer.output[0] / 2
+        if float(low) < limits[0] - half or float(high) > limits[1] + half:
+            watch.outside += int(((value < limits[0] - half) | (value > limits[1] + half)).sum())
+
+
+def _relative(error: float, signal: float) -> float:
+    return (error / signal) ** 0.5 if signal > 0 else float(error > 0)
+
+
+def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
+    """Write the numbers into the rows; the first layer where the outputs part, if any."""
+    first = None
+    for watch in watches:
+        if watch.total.count == 0:
+            continue
+        row = table[watch.pair.layer.path]
+        total = watch.total
+        row.sqnr_db, row.cosine, row.max_abs = total.sqnr_db, total.cosine, total.largest
+        row.mean_abs = total.absolute / total.count
+        row.introduced = _relative(watch.own, watch.split_signal)
+        row.inherited = _relative(watch.before, watch.split_signal)
+        row.clipped = watch.outside / total.count
+        row.low, row.high = watch.low, watch.high
+        limits = representable(watch.pair)
+        if limits is not None:
+            row.low_representable, row.high_representable = limits
+        if first is None and row.sqnr_db is not None and row.sqnr_db < DIVERGED_DB:
+            first = row.module
+    return first
+
+
+def runtime_findings(watches: list[Watch], total_weights: int) -> list[Finding]:
+    """Clipping and saturation."""
+    found = []
+    for watch in watches:
+        pair, count = watch.pair, max(1, watch.total.count)
+        share = pair.layer.numel / max(1, total_weights)
+        clipped = watch.outside / count
+        limits = representable(pair)
+        if clipped > CLIPPED_SHARE and limits is not None:
+            text = (
+                f"{100 * clipped:.2g} % of the float values are outside {limits[0]:.3g} .. {limits[1]:.3g}, "
+                f"which is what int8 represents"
+            )
+            evidence = {"clipped_share": clipped, "low": watch.low, "high": watch.high}
+            found.append(finding(pair, "clipping", text, evidence, share))
+        if watch.saturation is not None and watch.saturation.matters:
+            found.append(finding(pair, "saturation", watch.saturation.sentence(), watch.saturation.evidence(), share))
+    return found

@@ -1,0 +1,67 @@
+"""Opens either side of a diagnosis: a model, a state_dict or a checkpoint file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.files.torch_archive import open as open_archive
+from qdeq.words import class_name
+
+__all__ = ["Side", "open_side"]
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One side of a diagnosis: ``model`` is None where only a state_dict is known."""
+
+    model: nn.Module | None
+    state: Mapping[str, Any] | None = None
+
+
+def open_side(source: object, where: str, *, trust: bool = False) -> Side:
+    """Take a model, a state_dict or the path of a checkpoint.
+
+    Args:
+        source: ``nn.Module``, mapping of names to tensors, or path.
+        where: name of the argument in errors.
+        trust: also read files that hold a whole pickled model or TorchScript, which runs their code.
+
+    Raises:
+        QdeqTypeError: something else.
+        QdeqValueError: a file that cannot be read.
+
+    """
+    if isinstance(source, str | Path):
+        source = _load(Path(source), where, trust)
+    if isinstance(source, nn.Module):
+        return Side(source)
+    if isinstance(source, Mapping):
+        inner = source.get("state_dict", source)
+        return Side(None, inner if isinstance(inner, Mapping) else source)
+    remedy = "Pass a torch.nn.Module, a state_dict or the path of a checkpoint."
+    raise QdeqTypeError(expected(where, "a model, a state_dict or a path", class_name(source), remedy))
+
+
+def _load(path: Path, where: str, trust: bool) -> object:
+    """Read a checkpoint: by :func:`qdeq.open`, which runs no code of the file, or with trust the model in it."""
+    if not path.is_file():
+        raise QdeqValueError(expected(where, "an existing file", str(path), "Check the path."))
+    if not trust or path.suffix == ".safetensors":
+        return open_archive(path)
+    with warnings.catch_warnings():
+        # torch warns about its own TypedStorage whenever it reads a quantized tensor.
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        try:
+            return torch.load(path, weights_only=False, map_location="cpu")
+        except Exception as error:
+            got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            remedy = "Pass a file that torch.save wrote."
+            raise QdeqValueError(expected(str(path), "a checkpoint that torch.load reads", got, remedy)) from error

@@ -1,0 +1,228 @@
+"""The archive as a mapping from the float model's names to weights."""
+
+from __future__ import annotations
+
+import builtins
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.files.torch_archive.checkpoint import Contents, collect
+from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
+from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES, refuse, shown
+from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
+from qdeq.files.torch_archive.tensors import StoredTensor
+from qdeq.files.torch_archive.unpickler import read_pickle
+from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
+from qdeq.state_dicts.attention import keeps_projections
+from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.lost import direct_conv_doubt
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
+from qdeq.state_dicts.rnn import rnn_shapes_of
+from qdeq.state_dicts.stacking import stack_weights, stacked_kind
+from qdeq.weights.weight import QuantizedWeight
+from qdeq.weights.weight_file import Entry, WeightFile, map_file
+
+__all__ = ["Archive", "open_archive"]
+
+
+class Archive(WeightFile):
+    """A checkpoint as a mapping: the float model's names to :class:`~qdeq.QuantizedWeight` or plain tensors.
+
+    Reading a weight checks its record's CRC32. :attr:`report` says what became of every key.
+    """
+
+    kind = "checkpoint"
+
+    def __init__(
+        self, path: str, plan: Plan, contents: Contents, unchecked: Callable[[], list[str]], buffer: Any
+    ) -> None:
+        """Made by :func:`open_archive`; ``unchecked`` says what could not be checked so far."""
+        super().__init__(path, plan.targets)
+        self._plan, self._unchecked, self._buffer = plan, unchecked, buffer
+        self.activation_qparams = {
+            name: (float(self._number(name, scale)), int(self._number(name, zero)))
+            for name, (scale, zero) in plan.activations.items()
+        }
+        self.constants = plan.constants
+        self.dropped = {**contents.dropped, **plan.dropped}
+        for name, target in plan.targets.items():
+            if isinstance(target.value, StoredTensor):
+                tensor, geometry = target.value, contents.geometries.get(target.source)
+                why = direct_conv_doubt(tensor.shape, tensor.stride, tensor.qscheme, geometry)
+                if why:
+                    self.doubtful[name] = why
+
+    def _number(self, name: str, value: Any) -> float | int:
+        if isinstance(value, StoredTensor):
+            tensor = value.read(self._where(name))
+            if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.is_complex():
+                refuse(self._where(name), "one number", shown(value.shape), "The file is damaged: get a fresh copy.")
+            value = tensor.reshape(()).item()
+        if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
+            refuse(self._where(name), "a finite number", shown(value), "The file is damaged: get a fresh copy.")
+        return value
+
+    def _where(self, name: str) -> str:
+        return f"{self.path}: {shown(name)[1:-1]}"
+
+    def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
+        """Read one weight; KeyError if there is none of that name, QdeqValueError if its bytes are damaged."""
+        target = self._plan.targets[name]
+        if self._buffer is None:
+            refuse(self._where(name), "an open archive", "a closed one", "Open it again.")
+        return self._read(name, target.value)
+
+    def _read(self, name: str, value: Any) -> QuantizedWeight | Tensor:
+        where = self._where(name)
+        if isinstance(value, Fold):
+            parts = [None if part is None else part.read(where) for part in value.parts]
+            return fold_batch_norm(where, value.part, *parts)
+        if isinstance(value, Stack):
+            return stack_weights(where, [part.read(where) for part in value.parts])
+        read: QuantizedWeight | Tensor = value.read(where)
+        return read
+
+    def close(self) -> None:
+        """Let go of the file; weights that were read stay valid."""
+        self._buffer = None
+
+    def release(self) -> None:
+        """Let the system take back the memory of what was read; tensors stay valid and are read again when used."""
+        if self._buffer is not None:
+            self._buffer.madvise(mmap.MADV_DONTNEED)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that this reads: one."""
+        return (Path(self.path),)
+
+    @property
+    def unchecked(self) -> list[str]:
+        """What could not be checked so far, in words: records without CRC32."""
+        return self._unchecked()
+
+    def source_of(self, name: str) -> str:
+        """The checkpoint's key behind a name."""
+        return self._plan.targets[name].source
+
+    def entry(self, name: str) -> Entry:
+        """Describe one weight: reads its scales, not its values."""
+        target = self._plan.targets[name]
+        value = target.value
+        parts = value.parts if isinstance(value, Stack) else (value.like if isinstance(value, Fold) else value,)
+        first = parts[0]
+        shape = target_shape(value, _shape_of) or ()
+        size = sum(part.nbytes for part in parts)
+        dtype, qscheme, axis = first.dtype, first.qscheme, first.axis
+        if len(parts) > 1:
+            dtype, qscheme, axis = stacked_kind(parts)
+        scales = [s for part in parts for s in part.scale_range(self._where(name)) if s is not None]
+        low, high = (min(scales), max(scales)) if scales and qscheme is not None else (None, None)
+        return Entry(name, shape, dtype, qscheme, axis, low, high, size, target.source, target.note)
+
+
+def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Archive:
+    """Open a checkpoint saved by torch, without running or importing anything it names.
+
+    Reads ``.pt`` and ``.pth`` files of state dicts, nested checkpoints, whole pickled models and TorchScript, in the
+    zip format and the one before it. Nothing is read but the pickle until a weight is asked for.
+
+    Args:
+        path: the file.
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
+
+    Raises:
+        QdeqTypeError: ``path`` is no path.
+        QdeqValueError: the file cannot be read, is not of a known form, is damaged, or holds no tensor.
+
+    """
+    if not isinstance(path, str | os.PathLike):
+        remedy = "Pass a file name; a loaded state dict goes to qdeq.dequantize_state_dict."
+        raise QdeqTypeError(expected("qdeq.open: path", "a path", type(path).__name__, remedy))
+    name = os.fspath(path)
+    buffer = _map(name)
+    if is_zip(buffer):
+        directory = ZipDirectory(name, buffer)
+        contents = _zip_contents(name, directory)
+        missing = "no CRC32 in the file, damage cannot be seen"
+        unchecked: Callable[[], list[str]] = lambda: [f"{shown(n)[1:-1]}: {missing}" for n in directory.unchecked]  # noqa: E731
+    elif is_legacy(buffer):
+        contents = _legacy_contents(name, buffer)
+        unchecked = lambda: ["the format before zip archives has no checksums: damage to values cannot be seen"]  # noqa: E731
+    else:
+        refuse(
+            name,
+            "a checkpoint saved by torch",
+            f"a file that begins {shown(bytes(buffer[:8]))}",
+            "Pass a .pt or .pth file.",
+        )
+    shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
+    plan = plan_names(name, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
+    if not plan.targets:
+        remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
+        refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)
+    return Archive(name, plan, contents, unchecked, buffer)
+
+
+def _map(path: str) -> mmap.mmap:
+    try:
+        with builtins.open(path, "rb") as file:
+            return map_file(file)
+    except (OSError, ValueError) as error:
+        raise QdeqValueError(expected(path, "a readable file", shown(str(error)), "Check the path.")) from error
+
+
+def _shape_of(value: Any) -> tuple[int, ...] | None:
+    return value.shape if isinstance(value, StoredTensor) else None
+
+
+def _legacy_contents(path: str, buffer: Any) -> Contents:
+    top, places = read_legacy(path, buffer)
+    view = memoryview(buffer)
+    reader = StorageReader(
+        path, lambda key: places[key][1] - places[key][0], lambda key: view[places[key][0] : places[key][1]]
+    )
+    return collect(path, top, reader)
+
+
+def _zip_contents(path: str, directory: ZipDirectory) -> Contents:
+    roots = {name.split("/", 1)[0] for name in directory.records}
+    tops = [name for name in directory.records if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if len(tops) != 1 or len(roots) != 1:
+        got = f"{len(tops)} in {len(roots)} folders"
+        refuse(path, "one data.pkl in one folder", got, "Pass a file that torch.save or torch.jit.save wrote.")
+    root = tops[0].split("/", 1)[0]
+    order = directory.records.get(f"{root}/byteorder")
+    if order is not None:
+        check_byteorder(f"{path}: byteorder", bytes(directory.view(order, 64)))
+    contents = Contents()
+    constants = f"{root}/constants.pkl"
+    if constants in directory.records:
+        _pickled(path, directory, constants, f"{root}/constants/", "constants", contents)
+    data = "data/"
+    _pickled(path, directory, tops[0], f"{root}/{data}", "", contents)
+    directory.check_small()
+    return contents
+
+
+def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix: str, contents: Contents) -> None:
+    def size_of(key: str) -> int:
+        return directory.records[folder + key].size
+
+    def bytes_of(key: str) -> Any:
+        return directory.view(directory.records[folder + key])
+
+    where = f"{path}: {shown(name.split('/', 1)[1])[1:-1]}"
+    data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
+    top, end = read_pickle(data, where)
+    if end != len(data):
+        refuse(where, f"a pickle of {len(data)} bytes", f"{end}", "The file is damaged: get a fresh copy.")
+    collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)

@@ -1,0 +1,137 @@
+"""How torch rounds the operations that it runs on quantized tensors: the grid of an output from that of its input.
+
+Sources: aten/src/ATen/native/quantized/cpu, one file per operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qdeq.grids.modules import Qparams
+
+__all__ = ["KEEPS_VALUES", "LEAVES_GRID", "Site", "operation_key", "site_of"]
+
+# Operations by name, lower case without underscores, so that F.avg_pool2d and nn.AvgPool2d need one entry.
+KEEPS_VALUES = {
+    *("relu", "maxpool1d", "maxpool2d", "maxpool3d", "adaptivemaxpool1d", "adaptivemaxpool2d", "adaptivemaxpool3d"),
+    *("identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featurealphadropout"),
+    *(
+        "flatten",
+        "unflatten",
+        "reshape",
+        "view",
+        "viewas",
+        "permute",
+        "transpose",
+        "t",
+        "contiguous",
+        "clone",
+        "detach",
+    ),
+    *("squeeze", "unsqueeze", "expand", "expandas", "repeat", "getitem", "narrow", "select", "indexselect", "chunk"),
+    *("split", "unbind", "movedim", "channelshuffle", "pixelshuffle", "pixelunshuffle", "max", "min", "amax", "amin"),
+    *("maximum", "minimum", "sort", "topk", "flip", "roll", "tolist", "unfold"),
+}
+# Averages of integers, and which number is even after a tie. fbgemm's 2-d and 3-d average pooling knows both; what
+# comes from a convolution is channels_last, and then it is the value. A mean over inner dimensions alone is integer
+# arithmetic, any other a float mean in the order of memory.
+_TIES = {
+    **dict.fromkeys(("avgpool2d", "avgpool3d"), "value"),
+    **dict.fromkeys(("avgpool1d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"), "integer"),
+    **dict.fromkeys(("interpolate", "upsample", "upsamplingbilinear2d"), "integer"),
+}
+_KEEPS_GRID = {
+    *_TIES,
+    *(
+        "mean",
+        "upsamplingnearest2d",
+        "hardtanh",
+        "relu6",
+        "clamp",
+        "clip",
+        "clampmin",
+        "clampmax",
+        "threshold",
+        "leakyrelu",
+        "gelu",
+        "cat",
+        "concat",
+    ),
+    *("stack", "pad", "zeropad2d", "constantpad1d", "constantpad2d", "constantpad3d", "reflectionpad2d"),
+}
+# Scale and zero point for 0..255; for -128..127 the zero point is 128 less.
+_OWN_GRID = {"sigmoid": (1 / 256, 0), "hardsigmoid": (1 / 256, 0), "tanh": (2 / 256, 128)}
+LEAVES_GRID = {
+    *("dequantize", "size", "dim", "numel", "ndimension", "shape", "getattr", "isfloatingpoint", "len", "eq", "ne"),
+    *("gt", "lt", "ge", "le", "argmax", "argmin", "type", "device"),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """An output that the int8 model rounds: the grid, and the constant it uses instead of the one in the code."""
+
+    path: str
+    operation: str
+    qparams: Qparams
+    ties: str = ""
+    constant: float | None = None
+
+
+def operation_key(name: str) -> str:
+    """The name under which the tables list an operation: ``avgpool2d`` for ``avg_pool2d`` and ``AvgPool2d``."""
+    return name.replace("_", "").lower()
+
+
+def site_of(path: str, name: str, given: Qparams, args: Any) -> Site | None:
+    """How torch rounds one operation.
+
+    Args:
+        path: dotted path of the module whose forward runs it.
+        name: name of the function, method or module class.
+        given: grid of its first quantized input.
+        args: its arguments; a grid where a quantized tensor is.
+
+    Returns:
+        The output's grid, or None where it is not known.
+
+    """
+    key = operation_key(name)
+    low, high = given.quant_min, given.quant_max
+    if key in _KEEPS_GRID:
+        return Site(path, name, given, "integer" if key == "mean" and args[1:2] == (-1,) else _TIES.get(key, ""))
+    if key in _OWN_GRID:
+        scale, zero_point = _OWN_GRID[key]
+        return Site(path, name, Qparams(scale, zero_point + low, low, high))
+    number = next((value for value in args if isinstance(value, int | float)), None)
+    if key in ("add", "mul") and number is not None:
+        return _add_scalar(path, name, given, number) if key == "add" else _mul_scalar(path, name, given, number)
+    return None
+
+
+def _add_scalar(path: str, name: str, given: Qparams, number: float) -> Site:
+    """ATen qadd.cpp, ``_add_scalar_out``: the constant goes to the grid, and the range widens to take the shift."""
+    steps = round(number / given.scale)
+    shifted = given.zero_point - steps
+    span = given.quant_max - given.quant_min
+    if given.quant_min > shifted:
+        grid = Qparams((given.quant_max - shifted) / span * given.scale, given.quant_min)
+    elif given.quant_max < shifted:
+        grid = Qparams((shifted - given.quant_min) / span * given.scale, given.quant_max)
+    else:
+        grid = Qparams(given.scale, shifted)
+    bounded = Qparams(grid.scale, grid.zero_point, given.quant_min, given.quant_max)
+    return Site(path, name, bounded, constant=steps * given.scale)
+
+
+def _mul_scalar(path: str, name: str, given: Qparams, number: float) -> Site:
+    """ATen qmul.cpp, ``_mul_scalar_out``: the scale takes the constant's size, the zero point its sign."""
+    low, high = given.quant_min, given.quant_max
+    if number > 0:
+        grid = Qparams(given.scale * number, given.zero_point, low, high)
+    elif number < 0:
+        grid = Qparams(given.scale * -number, high - (given.zero_point - low), low, high)
+    else:
+        grid = Qparams(0.1, 0, low, high)
+    return Site(path, name, grid)

@@ -1,0 +1,105 @@
+"""Puts batch norm layers back where fusing folded them away, as exact identities.
+
+Folding moved a BatchNorm into the weight and bias of the layer before it; its own statistics are gone. A float class
+that still has the BatchNorm needs values for it that change nothing. The layer's bias becomes the BatchNorm's, and
+the layer loses its own, as in the usual ``Conv2d(bias=False)``, ``BatchNorm2d`` pair.
+
+In evaluation mode a BatchNorm computes ``(x - mean) / sqrt(var + eps) * weight + bias``. With mean 0 that is
+``x + bias`` exactly if ``weight / sqrt(var + eps)`` is 1:
+
+- without knowing eps: var = 2**16, weight = 2**8. In float32 any eps up to 2**-9 vanishes in ``2**16 + eps``, or in
+  ``1 / sqrt``, which is exactly 2**-8;
+- knowing eps: var = 1 - eps, weight = 1. ``var + eps`` is within half a step of 1, and ``1 / sqrt`` exactly 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.report import Report
+from qdeq.words import join
+
+__all__ = ["check_unfold", "fill_identity", "unfold"]
+
+_BATCH_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
+}
+
+
+def check_unfold(unfold_bn: bool | float, dtype: torch.dtype) -> None:
+    """Refuse values of ``unfold_bn`` that cannot give an identity."""
+    remedy = "Pass True, or the eps of the float class's BatchNorm, such as 1e-5."
+    if not isinstance(unfold_bn, bool | float):
+        raise QdeqTypeError(expected("unfold_bn", "a bool or a float", type(unfold_bn).__name__, remedy))
+    if not isinstance(unfold_bn, bool) and not 0 < unfold_bn < 1:
+        raise QdeqValueError(expected("unfold_bn", "an eps between 0 and 1", unfold_bn, remedy))
+    if unfold_bn is True and dtype == torch.float16:
+        message = expected("unfold_bn", "a float with dtype=torch.float16, which cannot hold 2**16", True, remedy)
+        raise QdeqValueError(message)
+
+
+def fill_identity(batch_norm: nn.Module, eps: float | None) -> None:
+    """Give a BatchNorm the statistics and weight of an exact identity; its bias becomes 0.
+
+    Args:
+        batch_norm: an ``nn.BatchNorm1d/2d/3d`` with affine parameters and running statistics, filled in place.
+        eps: the eps it will run with, or None for any eps up to 2**-9.
+
+    """
+    var, weight = (2.0**16, 2.0**8) if eps is None else (1 - eps, 1.0)
+    with torch.no_grad():
+        batch_norm.get_buffer("running_mean").zero_()
+        batch_norm.get_buffer("running_var").fill_(var)
+        batch_norm.get_buffer("num_batches_tracked").zero_()
+        batch_norm.get_parameter("weight").fill_(weight)
+        batch_norm.get_parameter("bias").zero_()
+
+
+def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float, report: Report) -> nn.Module | None:
+    """Make the BatchNorm that follows ``layer`` and move the layer's bias into it.
+
+    Args:
+        layer: rebuilt float layer at ``path``; it loses its bias.
+        path: dotted path of the layer.
+        slot_path: dotted path of the ``nn.Identity`` that fusing left for the BatchNorm.
+        unfold_bn: True for statistics that suit any eps, or the eps.
+        report: the entry of the bias gets its new target.
+
+    Returns:
+        The BatchNorm, or None for a layer that no BatchNorm is folded into.
+
+    """
+    kind = next((norm for cls, norm in _BATCH_NORMS.items() if isinstance(layer, cls)), None)
+    if kind is None:
+        return None
+    eps = None if unfold_bn is True else float(unfold_bn)
+    weight = layer.get_parameter("weight")
+    num_features = weight.shape[0]
+    if "Transpose" in type(layer).__name__:
+        num_features = weight.shape[1] * int(layer.groups)  # type: ignore[arg-type]
+    batch_norm = kind(num_features, eps=1e-5 if eps is None else eps, dtype=weight.dtype)
+    fill_identity(batch_norm, eps)
+    bias = layer._parameters.get("bias")
+    if bias is not None:
+        batch_norm.bias = bias
+        layer.bias = None  # type: ignore[assignment]
+        moved, target = join(path, "bias"), join(slot_path, "bias")
+        report.entries[:] = [
+            dataclasses.replace(entry, target=target, target_class=f"torch.nn.{kind.__name__}")
+            if entry.target == moved
+            else entry
+            for entry in report.entries
+        ]
+    what = "any eps up to 2**-9" if eps is None else f"eps {eps:g}"
+    report.note(slot_path, f"{kind.__name__} put back: bias of {path}, otherwise an exact identity for {what}")
+    return batch_norm

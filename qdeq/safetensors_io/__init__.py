@@ -1,1 +1,0 @@
-"""Safetensors: files and sets of shards, read and written in blocks (:mod:`~qdeq.safetensors_io.format`)."""

@@ -1,0 +1,131 @@
+"""Recognises the form that a model comes in, and what in it is quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from qdeq.tree.copying import per_class
+from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module
+from qdeq.weights.packed import is_onednn, is_packed_weight
+
+__all__ = [
+    "adds_zero_point_first",
+    "holds_quantized_state",
+    "is_packed_object",
+    "is_quantized_module",
+    "quantized_sources",
+    "unsupported_form",
+]
+
+_QUANTIZED_NAMESPACES = (
+    "torch.ao.nn.quantized",
+    "torch.ao.nn.intrinsic.quantized",
+    "torch.ao.nn.sparse.quantized",
+)
+_QAT_NAMESPACES = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")
+# Float classes that live among the quantized ones.
+_FLOAT_AMONG_QUANTIZED = {"FloatFunctional"}
+# Packed weights of cells and sparse layers, which only their builders know how to open.
+_PACKED_CLASSES = ("torch.classes.rnn.", "torch.classes.sparse.", "torch.classes.quantized.")
+_QUANTIZED_DTYPES = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
+
+
+def _in_namespace(kind: type, namespaces: tuple[str, ...]) -> bool:
+    return any(
+        cls.__module__.startswith(namespaces) and cls.__name__ not in _FLOAT_AMONG_QUANTIZED for cls in kind.__mro__
+    )
+
+
+def is_packed_object(value: Any) -> bool:
+    """Whether ``value`` is a TorchScript object that holds packed weights, of whatever kind."""
+    if is_packed_weight(value):
+        return True
+    if not isinstance(value, torch.ScriptObject):
+        return False
+    return any(name in value._type().qualified_name() for name in _PACKED_CLASSES)
+
+
+def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (name, object) of the quantized tensors and packed weights that ``module`` itself holds."""
+    own = module.__dict__
+    extra = own.keys() - MODULE_INTERNALS
+    plain = [(name, own[name]) for name in own if name in extra] if extra else []
+    for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+        if type(value) in HOLDS_NOTHING:
+            continue
+        if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
+            yield name, value
+
+
+def adds_zero_point_first(module: nn.Module) -> bool:
+    """Whether a converted module adds its output's zero point before it rounds: a Quantize, and a layer of onednn."""
+    if type(module).__name__ == "Quantize":
+        return True
+    # A Linear holds its packed weight in a module of its own.
+    held = (value for part in module.modules() for _, value in quantized_sources(part))
+    return any(is_packed_weight(value) and is_onednn(value) for value in held)
+
+
+def holds_quantized_state(module: nn.Module) -> bool:
+    """Whether ``module`` itself holds a quantized tensor or a packed weight."""
+    return next(quantized_sources(module), None) is not None
+
+
+@per_class
+def _is_quantized_class(kind: type) -> bool:
+    return _in_namespace(kind, _QUANTIZED_NAMESPACES)
+
+
+def is_quantized_module(module: nn.Module) -> bool:
+    """Whether ``module`` is one of torch's quantized modules, a subclass of one, or holds quantized state."""
+    return _is_quantized_class(type(module)) or holds_quantized_state(module)
+
+
+@per_class
+def _unsupported(kind: type) -> str:
+    """Which form a module of this class shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
+    from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+
+    if issubclass(kind, torch.jit.ScriptModule):
+        return "script"
+    if issubclass(kind, fx.GraphModule):
+        return "graph"
+    prepared = issubclass(kind, FakeQuantizeBase | ObserverBase) or _in_namespace(kind, _QAT_NAMESPACES)
+    return "prepared" if prepared else ""
+
+
+def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
+    """Name the form of a model that is not an eager converted one.
+
+    Returns:
+        (what was found, what to do), or None for a form that can be converted.
+
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
+    prepared = []
+    for path, module in every_module(model):
+        form = _unsupported(type(module))
+        if not form:
+            continue
+        at = f" at {path}" if path else ""
+        if form == "graph" and any(is_quantized_module(child) for child in module.modules()):
+            return (
+                f"an FX GraphModule{at}",
+                "FX graphs are not read yet. Convert the model with eager-mode quantization.",
+            )
+        if form == "script":
+            return f"a TorchScript module{at}", "TorchScript is not read yet. Convert the eager model it was made from."
+        if form == "prepared":
+            prepared.append(f"{type(module).__name__}{at}")
+    if prepared:
+        half = "a half converted model" if any(is_quantized_module(m) for m in model.modules()) else "a prepared model"
+        return (
+            f"{half}, not a converted one ({', '.join(prepared)})",
+            "Call torch.ao.quantization.convert on it first, or use its float weights as they are.",
+        )
+    return None

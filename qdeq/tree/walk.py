@@ -1,0 +1,57 @@
+"""Every module of a tree, and what modules hold in plain attributes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from qdeq.tree.copying import ATOMS
+
+__all__ = ["HOLDS_NOTHING", "MODULE_INTERNALS", "every_module", "plain_values"]
+
+# What every module's __dict__ holds of torch's own.
+MODULE_INTERNALS = frozenset(nn.Module().__dict__)
+# Types of attributes that are neither tensors nor objects of TorchScript.
+HOLDS_NOTHING = ATOMS | {dict, OrderedDict, set, list, tuple}
+
+
+def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
+    """``list(model.named_modules(...))``, without a generator in a generator for each level."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(path: str, module: nn.Module) -> None:
+        if remove_duplicate and id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append((path, module))
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(f"{path}.{name}" if path else name, child)
+
+    visit("", model)
+    return found
+
+
+def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of the plain attributes of ``module``; lists, tuples, sets and dicts are opened.
+
+    The name reads as Python does: ``blocks[0]``, ``heads['a']``. What torch registers is not among them, nor are
+    numbers, strings, functions and the like, which hold nothing.
+    """
+    own = module.__dict__
+    extra = own.keys() - MODULE_INTERNALS
+    stack = [(name, own[name]) for name in own if name in extra and type(own[name]) not in ATOMS] if extra else []
+    seen: set[int] = set()
+    while stack:
+        name, value = stack.pop(0)
+        if isinstance(value, dict | list | tuple | set | frozenset):
+            if id(value) not in seen:
+                seen.add(id(value))
+                items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+                stack += [(f"{name}[{key!r}]", item) for key, item in items if type(item) not in ATOMS]
+        else:
+            yield name, value

@@ -1,0 +1,97 @@
+"""Large weights in blocks of a few MB, so that memory stays small and results stay in the processor's cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from qdeq.weights.dequant import dequantize_source
+from qdeq.weights.weight import QuantizedWeight
+
+__all__ = ["BLOCK_ELEMENTS", "Index", "block_shape", "blocks", "float_block", "take", "weight_blocks"]
+
+Index = tuple[slice, ...]
+
+BLOCK_ELEMENTS = 2 << 20
+"""Elements in a block: 8 MB of float32."""
+
+
+def blocks(shape: tuple[int, ...], elements: int = BLOCK_ELEMENTS, multiple: int = 1) -> Iterator[Index]:
+    """Split a tensor into runs that are contiguous in row-major order, and give them in that order.
+
+    Args:
+        shape: of the tensor; nothing is yielded for an empty one.
+        elements: the most elements that a block has, except where ``multiple`` rows are more.
+        multiple: split along the first dimension only, and after a multiple of this many rows.
+
+    Yields:
+        One slice for each dimension that is cut; ``tensor[index]`` has as many dimensions as ``tensor``.
+
+    """
+    if math.prod(shape) == 0:
+        return
+    if not shape:
+        yield ()
+        return
+    inner = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    cut = 0 if multiple > 1 else next(dim for dim in range(len(shape)) if inner[dim] <= elements or inner[dim] == 1)
+    step = max(multiple, elements // inner[cut] // multiple * multiple)
+    for outer in itertools.product(*(range(size) for size in shape[:cut])):
+        for start in range(0, shape[cut], step):
+            yield (*(slice(i, i + 1) for i in outer), slice(start, min(start + step, shape[cut])))
+
+
+def weight_blocks(value: QuantizedWeight | Tensor, elements: int = BLOCK_ELEMENTS) -> Iterator[Index]:
+    """:func:`blocks` of a weight; those of packed sub-byte values begin on a whole byte."""
+    bits = value.integers.bits if isinstance(value, QuantizedWeight) else 8
+    return blocks(tuple(value.shape), elements, 8 if bits < 8 else 1)
+
+
+def block_shape(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
+    """Shape of ``tensor[index]`` for one of :func:`blocks`."""
+    return tuple(part.stop - part.start for part in index) + shape[len(index) :]
+
+
+def take(weight: QuantizedWeight, index: Index) -> QuantizedWeight:
+    """Return one of :func:`weight_blocks` as a weight that shares the integers."""
+    shape = block_shape(weight.shape, index)
+    if weight.integers.bits >= 8:
+        ints = weight.int_repr[index]
+    else:
+        per_byte = 8 // weight.integers.bits
+        row = math.prod(weight.shape[1:])
+        first = index[0].start * row // per_byte if index else 0
+        ints = weight.int_repr[first : first + -(-math.prod(shape) // per_byte)]
+    scale, zero_point = weight.scale, weight.zero_point
+    if weight.axis is not None and weight.axis < len(index):
+        scale, zero_point = scale[index[weight.axis]], zero_point[index[weight.axis]]
+    return QuantizedWeight(ints, scale, zero_point, weight.axis, weight.qscheme, weight.dtype, shape)
+
+
+def float_block(
+    value: QuantizedWeight | Tensor, index: Index, *, where: str, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """Return one block of a weight as plain values of ``dtype``: contiguous, row by row.
+
+    Args:
+        value: the whole weight.
+        index: one of :func:`weight_blocks`.
+        where: what errors call the weight.
+        dtype: float32, bfloat16 or float16 for a quantized weight; any for a tensor.
+        out: a contiguous tensor of the block's shape and of ``dtype`` that takes the result.
+
+    Raises:
+        QdeqValueError: bad scales.
+
+    """
+    if isinstance(value, QuantizedWeight):
+        block = take(value, index)
+        if out is None:
+            out = torch.empty(block.shape, dtype=dtype)
+        return dequantize_source(block, where=where, out=out, dtype=dtype)
+    part = value[index].detach()
+    return part.to(dtype).contiguous() if out is None else out.copy_(part)

@@ -1,0 +1,350 @@
+"""Packed weights: the opaque objects in which torch's quantized modules keep their weight and bias.
+
+fbgemm's objects are read where they lie, by the extension ``qdeq._fbgemm``. That extension belongs to the one torch it
+was built with, so it is loaded only into that torch. Everything else (another engine, another torch, a packing that
+is not known) goes through torch's own ``unpack()``: slower, the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
+from qdeq.weights import native as ops
+from qdeq.weights.checks import check_out, check_scales, describe
+from qdeq.weights.weight import QuantizedWeight, dequantize_weight
+
+__all__ = [
+    "dequantize_packed",
+    "in_place_status",
+    "is_direct_conv",
+    "is_onednn",
+    "is_packed_weight",
+    "open_packed",
+    "packed_bias",
+    "read_convolutions",
+    "unpack_packed",
+]
+
+_CLASSES = "__torch__.torch.classes."
+_LINEAR = _CLASSES + "quantized.LinearPackedParamsBase"
+_SPARSE_LINEAR = _CLASSES + "sparse.LinearPackedParamsBase"
+_CONV2D = _CLASSES + "quantized.Conv2dPackedParamsBase"  # conv1d is packed as conv2d
+_CONV3D = _CLASSES + "quantized.Conv3dPackedParamsBase"
+_EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
+_CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
+
+# What csrc/fbgemm_module.cpp answers where it has no result.
+_DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
+
+
+def is_packed_weight(obj: object) -> bool:
+    """Say whether ``obj`` is a packed weight: the ScriptObject of a quantized linear, convolution or embedding.
+
+    Transposed, sparse and float16 ones are included; a packed RNN cell, which holds two of them, is not.
+    """
+    return _class_name(obj) in _CLASS_NAMES
+
+
+def dequantize_packed(
+    obj: object,
+    *,
+    where: str,
+    out: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    allow_bad_scales: bool = False,
+) -> Tensor:
+    """Return the float weight of a packed object, bit for bit ``unpack()[0].dequantize()``.
+
+    Args:
+        obj: a packed weight. A linear's is of shape (out_features, in_features), a convolution's as in torch, with a
+            conv1d as (out_channels, in_channels / groups, 1, width), an embedding's (rows, columns).
+        where: name that errors begin with.
+        out: takes the result and is returned: a CPU tensor of the weight's shape and of ``dtype``, with any strides
+            that do not overlap.
+        dtype: float32, or bfloat16 or float16: the exact float32 value rounded to nearest even.
+        allow_bad_scales: do not refuse scales that are NaN, infinite, zero or negative.
+
+    Returns:
+        ``out``, or a fresh tensor with the strides of ``unpack()[0].dequantize()``: channels_last for a convolution.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqValueError: bad scales, or an ``out`` or ``dtype`` that cannot take the result.
+        QdeqError: torch lost the weight (see :func:`unpack_packed`).
+
+    """
+    if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
+        native = _native()
+        if native is not None:
+            result = native.dequantize(obj, out, dtype, ops.current_kernel(), allow_bad_scales)
+            if not isinstance(result, str):
+                return cast(Tensor, result)
+            _raise_for(result, native, obj, where, out, dtype)
+    else:
+        _check_arguments(obj, where, out, dtype)
+    _check_packed(obj, where)
+    weight = _unpack(obj, where)
+    if not weight.is_quantized:
+        return _deliver(weight, where, out, dtype)
+    quantized = QuantizedWeight.from_tensor(weight)
+    return dequantize_weight(quantized, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+
+
+def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
+    """Return the integers, scales and zero points of a packed object, in memory of their own.
+
+    The integers have the strides of ``unpack()[0].dequantize()``.
+
+    Args:
+        obj: a packed weight.
+        where: name that errors begin with.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight, or one that holds float16 values and no integers.
+        QdeqError: torch cannot give the weight back. fbgemm's direct transposed convolution is the case where it says
+            nothing: its ``unpack()`` returns uninitialized memory.
+
+    """
+    _check_packed(obj, where)
+    native = _native()
+    if native is not None and _class_name(obj) != _EMBEDDING:  # an embedding's bytes are those that unpack() copies
+        layout = _Layout(*native.layout(obj))
+        if layout.name == _DIRECT_CONV:
+            raise QdeqError(_lost_weight(where))
+        if layout.name:
+            return _unpack_in_place(obj, native, layout)
+    weight = _unpack(obj, where)
+    if not weight.is_quantized:
+        remedy = "Use dequantize: the values are float16 and stand for themselves."
+        raise QdeqTypeError(expected(where, "a packed weight of integers", "float16 packed weight", remedy))
+    quantized = QuantizedWeight.from_tensor(weight)
+    # qnnpack and onednn hand out the weight that they go on using.
+    return dataclasses.replace(quantized, int_repr=quantized.int_repr.clone())
+
+
+def is_direct_conv(obj: object) -> bool:
+    """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
+    if _class_name(obj) != _CONV2D:
+        return False
+    native = _native()
+    if native is not None:
+        return _Layout(*native.layout(obj)).name == _DIRECT_CONV
+    return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
+
+
+def is_onednn(obj: object) -> bool:
+    """Whether onednn packed a weight; False where ``qdeq._fbgemm`` is not there to look.
+
+    The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
+    """
+    native = _native()
+    return native is not None and "Onednn" in native.class_name(obj)
+
+
+def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
+    """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
+
+    qnnpack answers with zeros where the layer had no bias.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    return open_packed(obj, where=where)[1]
+
+
+def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
+    """Return what to read the weight of a packed object from, and a copy of its bias.
+
+    Most engines give the bias only together with the weight, so both are asked for once.
+
+    Returns:
+        ``obj`` itself where it can be read in place, otherwise the weight as torch unpacks it, which may be memory
+        that the engine goes on using; and the bias as in :func:`packed_bias`.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    _check_packed(obj, where)
+    if _class_name(obj) == _EMBEDDING:
+        return obj, None
+    native = _native()
+    known, bias = native.bias(obj) if native is not None else (False, None)
+    weight: Any = obj
+    if not known:
+        weight, bias = _call_unpack(obj, where)
+        if not weight.is_quantized or _lost(obj, weight):
+            weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
+    return weight, None if bias is None else bias.detach().clone()
+
+
+def read_convolutions(
+    objs: Sequence[Any], outs: Sequence[Tensor], *, allow_bad_scales: bool = False
+) -> list[tuple[bool, Tensor | None]]:
+    """Dequantize many packed 2-d convolutions in one call, because the calls cost more than small weights.
+
+    Args:
+        objs: ScriptObjects of ``Conv2dPackedParamsBase``, of any engine.
+        outs: as many contiguous tensors of the weights' shapes, float32, bfloat16 or float16, which take the result.
+        allow_bad_scales: as in :func:`dequantize_packed`.
+
+    Returns:
+        For each whether it was read, and a copy of its bias. Transposed ones are not, nor is any in a torch that the
+        extension was not built for, nor what :func:`dequantize_packed` refuses: it says why.
+
+    """
+    native = _native()
+    if native is None or not objs:
+        return [(False, None)] * len(objs)
+    return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, ops.current_kernel(), allow_bad_scales))
+
+
+def in_place_status() -> tuple[bool, str]:
+    """Say whether packed weights are read in place, and if not, why."""
+    return not _why_not(), _why_not()
+
+
+# ---- the extension, if it may be loaded ------------------------------------------------------------------------------
+
+
+@functools.cache
+def _why_not() -> str:
+    return ops.why_not("qdeq._fbgemm")
+
+
+def _native() -> Any:
+    """Return the extension, None where it may not be loaded."""
+    return None if _why_not() else sys.modules["qdeq._fbgemm"]
+
+
+ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
+
+
+class _Layout(NamedTuple):
+    """Answer of the extension's ``layout``; ``name`` is empty for what cannot be read in place."""
+
+    name: str
+    shape: list[int]
+    strides: list[int]
+    per_channel: bool
+
+
+def _unpack_in_place(obj: object, native: Any, layout: _Layout) -> QuantizedWeight:
+    scale, zero_point = native.qparams(obj)
+    axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
+    integers = native.int_repr(obj, ops.current_kernel())
+    return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
+
+
+def _raise_for(status: str, native: Any, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
+    """Raise what the extension's answer stands for; return where unpack() is the way."""
+    if status == _DIRECT_CONV:
+        raise QdeqError(_lost_weight(where))
+    if status == _BAD_SCALE:
+        check_scales(where, native.qparams(obj)[0])
+    if status == _BAD_OUT:
+        check_out(where, out, native.layout(obj)[1], dtype)
+
+
+# ---- torch's own unpack() --------------------------------------------------------------------------------------------
+
+
+def _call_unpack(obj: object, where: str) -> tuple[Tensor, Tensor | None]:
+    name = _class_name(obj)
+    try:
+        if name == _EMBEDDING:
+            return torch.ops.quantized.embedding_bag_unpack(obj), None
+        if name == _SPARSE_LINEAR:
+            weight, bias, _ = torch.ops.sparse.qlinear_unpack(obj)
+            return weight, bias
+        weight, bias = obj.unpack()  # type: ignore[attr-defined]
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = "Dequantize the model before it is packed for this engine, or load it under fbgemm, x86 or onednn."
+        got = f"{str(name).removeprefix(_CLASSES)}, which refused ({reason.rstrip('.')})"
+        raise QdeqError(expected(where, "a packed weight that torch can unpack", got, remedy)) from error
+    return weight, bias
+
+
+def _unpack(obj: object, where: str) -> Tensor:
+    weight = _call_unpack(obj, where)[0]
+    if _lost(obj, weight):
+        raise QdeqError(_lost_weight(where))
+    return weight
+
+
+def _lost(obj: object, weight: Tensor) -> bool:
+    return _class_name(obj) == _CONV2D and _looks_like_direct_conv(obj, weight)
+
+
+def _looks_like_direct_conv(obj: Any, weight: Tensor) -> bool:
+    """Fbgemm's rule for its direct transposed convolution (FBGEMM, src/FbgemmConv.cc, takeDirectConvPath).
+
+    Other engines pack the same shapes and give the right weight back. Theirs has the strides that it was made with;
+    fbgemm's is a channels_last tensor of (out, in, h, w) with the first two dimensions swapped.
+    """
+    if weight.dim() != 4 or weight.shape[2] != 2 or weight.stride(0) != 1:
+        return False
+    if not obj.transpose() or obj.groups() != 1:
+        return False
+    in_channels, out_channels, height, width = weight.shape
+    return (
+        height == 2
+        and width <= 6
+        and in_channels % 8 == 0
+        and out_channels % 8 == 0
+        and all(step in (1, 2) for step in obj.stride())
+        and not any(obj.padding())
+        and all(step == 1 for step in obj.dilation())
+    )
+
+
+def _lost_weight(where: str) -> str:
+    return expected(
+        where,
+        "a packed weight that can be read back",
+        "fbgemm's direct transposed convolution (kernel (2, 1..6), stride 1 or 2, no padding, groups 1)",
+        "torch's unpack(), state_dict, deepcopy and save return uninitialized memory for it, so a weight that went "
+        "through one of them is lost. Take the weight from the float model, or convert with another engine.",
+    )
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _class_name(obj: object) -> str | None:
+    return obj._type().qualified_name() if isinstance(obj, torch.ScriptObject) else None
+
+
+def _check_packed(obj: object, where: str) -> None:
+    if not is_packed_weight(obj):
+        got = _class_name(obj) or describe(obj)
+        remedy = "Pass the ScriptObject of a quantized linear, convolution or embedding."
+        raise QdeqTypeError(expected(where, "a packed weight", got, remedy))
+
+
+def _check_arguments(obj: object, where: str, out: object, dtype: torch.dtype) -> None:
+    _check_packed(obj, where)
+    if dtype not in ops.OUT_DTYPES:
+        remedy = "Convert the float32 result with .to(dtype)."
+        raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
+    check_out(where, out, (), dtype)
+
+
+def _deliver(weight: Tensor, where: str, out: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Hand over a weight that is float already (float16 linear)."""
+    if out is None:
+        return weight.to(dtype)
+    check_out(where, out, weight.shape, dtype)
+    return out.copy_(weight)

@@ -1,0 +1,165 @@
+"""What every opened file is: a mapping from names to weights that are read when they are asked for."""
+
+from __future__ import annotations
+
+import mmap
+import platform
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO
+
+from torch import Tensor
+
+from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.weights.weight import QuantizedWeight
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Entry", "WeightFile", "map_file"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight of a file, known without reading it.
+
+    Attributes:
+        name: the float model's name.
+        shape: its shape.
+        dtype: torch's name of the stored values: ``qint8``, ``float32``, ...
+        qscheme: torch's name of the scheme; None for a plain tensor.
+        axis: channel axis; None for a plain tensor or a per tensor scheme.
+        scale_min: smallest scale; None for a plain tensor.
+        scale_max: largest scale; None for a plain tensor.
+        bytes: size of the values in the file.
+        source: the key in the file.
+        note: a choice that was made, in words; empty where there was none.
+
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    qscheme: str | None
+    axis: int | None
+    scale_min: float | None
+    scale_max: float | None
+    bytes: int
+    source: str
+    note: str = ""
+
+
+class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
+    """Names to :class:`~qdeq.QuantizedWeight` or plain tensors. A context: leaving it closes the file.
+
+    Tensors alias the mapped file and keep the map alive, also after :meth:`close`; writing to one changes neither the
+    file nor another mapping of it.
+
+    Attributes:
+        path: what was opened.
+        activation_qparams: module path -> (scale, zero point) of its quantized output.
+        constants: dotted name -> number that the float class holds as an attribute, such as ``act.alpha`` of an ELU.
+        doubtful: name -> why the bytes of that weight may not be what was trained.
+        dropped: keys that have no place among the weights, with the reason.
+
+    """
+
+    kind = "file"
+    """What the report calls the class of a source."""
+
+    def __init__(self, path: str, names: Mapping[str, object]) -> None:
+        self.path = path
+        self._names = names
+        self.activation_qparams: dict[str, tuple[float, int]] = {}
+        self.constants: dict[str, float] = {}
+        self.doubtful: dict[str, str] = {}
+        self.dropped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __repr__(self) -> str:
+        return f"<qdeq.{type(self).__name__} {self.path!r}: {len(self)} weights>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """The files that this reads."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the files; weights that were read stay valid."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let the system take back the memory of what was read; tensors stay valid and are read again when used."""
+
+    @abstractmethod
+    def entry(self, name: str) -> Entry:
+        """Describe one weight: reads its scales, not its values."""
+
+    def describe(self) -> list[Entry]:
+        """Describe every weight, in the file's order, without reading values."""
+        return [self.entry(name) for name in self]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """What could not be checked so far, in words."""
+        return []
+
+    @property
+    def warnings(self) -> list[str]:
+        """What could not be checked so far, and weights that may be wrong, in words."""
+        return [*self.unchecked, *(f"{name}: {text}" for name, text in self.doubtful.items())]
+
+    @property
+    def report(self) -> Report:
+        """The account of the file: every name's source, what was dropped and why; warnings are the notes of ``""``."""
+        report = Report(activation_qparams=dict(self.activation_qparams))
+        for e in self.describe():
+            scales = (e.scale_min, e.scale_max)
+            report.entries.append(
+                ReportEntry(e.name, e.source, self.kind, "Tensor", e.shape, e.dtype, e.qscheme, *scales, note=e.note)
+            )
+        report.dropped.extend(DroppedSource(source, reason) for source, reason in self.dropped.items())
+        for text in self.warnings:
+            report.note("", text)
+        return report
+
+
+# Python names it from 3.13 on; asm-generic/mman-common.h says what it is where torch runs, but for PowerPC.
+_ASM_GENERIC = platform.machine() in ("x86_64", "aarch64", "s390x", "riscv64")
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _ASM_GENERIC else 0)
+
+
+def map_file(file: BinaryIO) -> mmap.mmap:
+    """Map a whole file, copy on write: tensors over it are writable, the file never is.
+
+    Raises:
+        OSError: the system cannot map it.
+        ValueError: it is empty.
+
+    """
+    if sys.platform != "linux":
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    # Without it, Linux refuses to map more than memory and swap together, as if every page would be written to.
+    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+    return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)

@@ -1,0 +1,125 @@
+"""``unfold_bn=``: the batch norms that come back are identities to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import qdeq
+from qdeq.layers.batch_norm import fill_identity
+from tests.helpers.models import SmallVGG, assert_same_bits, bits, quantize, small_vgg, tq
+from tests.helpers.saturation import assert_same_on_every_cpu
+
+NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+
+
+def any_float32(*shape: int) -> torch.Tensor:
+    """Random bit patterns: every exponent, no NaN and no infinity, nothing so large that a sum with it overflows."""
+    values = torch.randint(-(2**31), 2**31, shape, dtype=torch.int64).to(torch.int32).view(torch.float32)
+    return torch.where(values.isfinite() & (values.abs() < 1e30) & (values.abs() > 1e-30), values, torch.ones(()))
+
+
+@pytest.mark.parametrize("dims", NORMS)
+@pytest.mark.parametrize("eps", [1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_identity_to_the_bit(dims, eps, knows, channels_last):
+    torch.manual_seed(0)
+    norm = NORMS[dims](24, eps=eps).eval()
+    fill_identity(norm, eps if knows else None)
+    x = any_float32(7, 24, *[3, 5, 4][: dims - 2])
+    if channels_last and dims == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert_same_bits(norm(x), x)
+        norm.bias.uniform_(-3, 3)
+        shifted = x + norm.bias.reshape(-1, *[1] * (dims - 2))
+        assert_same_bits(norm(x), shifted)
+
+
+def test_wrong_eps_is_no_identity():
+    # What the two forms are for: 1 - eps is exact for its own eps only.
+    norm = nn.BatchNorm2d(3, eps=1e-3).eval()
+    fill_identity(norm, 1e-5)
+    x = torch.randn(2, 3, 4, 4)
+    assert float((norm(x) / x - 1).abs().max().detach()) > 1e-4
+
+
+@pytest.mark.parametrize("unfold_bn", [True, 1e-5])
+@pytest.mark.parametrize("mode", ["drop", "clamp", "fake_quant"])
+def test_norms_come_back_in_their_places(unfold_bn, mode):
+    model = small_vgg(bn=True)
+    rebuilt, report = qdeq.dequantize_model(model, unfold_bn=unfold_bn, activations=mode, return_report=True)
+    assert [type(layer).__name__ for layer in rebuilt.features[:3]] == ["Conv2d", "BatchNorm2d", "ReLU"]
+    assert rebuilt.features[0].bias is None
+    assert not rebuilt.features[1].training
+    folded = qdeq.dequantize_model(model, activations=mode)
+    assert_same_bits(rebuilt.features[1].bias, folded.features[0].bias)
+    assert_same_bits(rebuilt.features[0].weight, folded.features[0].weight)
+    entry = next(entry for entry in report.entries if entry.target == "features.1.bias")
+    assert entry.source == "features.0.bias"
+    assert "any eps" in report.notes["features.1"][0] or unfold_bn is not True
+    x = model.example()
+    assert torch.allclose(rebuilt(x), folded(x), atol=1e-5)
+    if mode == "fake_quant":
+        assert report.uncovered == []
+        assert_same_on_every_cpu(model, x)
+        assert float((rebuilt(x) == model(x)).float().mean()) >= 0.99
+
+
+def test_keys_are_those_of_a_class_with_norms():
+    class Usual(SmallVGG):
+        """Convolutions before a BatchNorm have no bias."""
+
+        def __init__(self) -> None:
+            super().__init__(bn=True)
+            for layer in self.features:
+                if isinstance(layer, nn.Conv2d):
+                    layer.bias = None
+
+    torch.manual_seed(1)
+    model = Usual().eval()
+    model = quantize(model, model.example(16), groups=model.fuse_groups())
+    rebuilt = qdeq.dequantize_model(model, unfold_bn=True)
+    fresh = Usual().eval()
+    for tensor in fresh.state_dict().values():
+        tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-1)
+    fresh.load_state_dict(rebuilt.state_dict())
+    x = fresh.example()
+    assert torch.equal(bits(fresh(x)), bits(rebuilt(x)))
+
+
+def test_norm_after_a_layer_without_activation_and_in_1d():
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        tq.QuantStub(), nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.Flatten(), nn.Linear(48, 4), tq.DeQuantStub()
+    )
+    model = quantize(model, torch.randn(16, 3, 8), groups=[["1", "2"]])
+    rebuilt = qdeq.dequantize_model(model, unfold_bn=True, activations="fake_quant")
+    assert isinstance(rebuilt[2], nn.BatchNorm1d)
+    # The rounding follows the norm: it is the output of the folded layer.
+    assert list(rebuilt[2]._modules) == ["activation_post_process"]
+    assert not rebuilt[1]._modules
+    x = torch.randn(16, 3, 8)
+    assert_same_on_every_cpu(model, x)
+    assert float((rebuilt(x) == model(x)).float().mean()) >= 0.98
+
+
+def test_nothing_to_unfold_changes_nothing():
+    model = small_vgg()
+    assert str(qdeq.dequantize_model(model, unfold_bn=True)) == str(qdeq.dequantize_model(model))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [("yes", qdeq.QdeqTypeError), (None, qdeq.QdeqTypeError), (2.0, qdeq.QdeqValueError), (-1e-5, qdeq.QdeqValueError)],
+)
+def test_bad_values_are_named(value, error):
+    with pytest.raises(error, match="unfold_bn: expected"):
+        qdeq.dequantize_model(small_vgg(bn=True), unfold_bn=value)
+
+
+def test_float16_cannot_hold_the_statistics():
+    with pytest.raises(qdeq.QdeqValueError, match="float16"):
+        qdeq.dequantize_model(small_vgg(bn=True), unfold_bn=True, dtype=torch.float16)

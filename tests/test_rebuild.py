@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import qdeq
+from qdeq import QdeqError, dequantize_model
+from qdeq.layers.fused import ConvReLU2d, LinearReLU
+from qdeq.sources.eager.build import Build
+from qdeq.sources.eager.mappings import BUILDERS
+from tests.helpers.models import SmallVGG, assert_same_bits, quantize, small_vgg, tq
+
+FORMS = pytest.mark.parametrize(
+    ("bn", "fuse"), [(False, False), (False, True), (True, True)], ids=["plain", "fused", "bn-fused"]
+)
+
+
+def weights_of(model: nn.Module):
+    for path, module in model.named_modules():
+        if callable(getattr(module, "weight", None)):
+            yield path, module.weight(), module.bias()
+
+
+@FORMS
+def test_every_weight_and_bias_has_the_bits_torch_gives(bn, fuse):
+    int8 = small_vgg(bn=bn, fuse=fuse)
+    floats = dict(dequantize_model(int8).named_parameters())
+    found = list(weights_of(int8))
+    assert len(found) == 4
+    for path, weight, bias in found:
+        assert_same_bits(floats.pop(f"{path}.weight"), weight.dequantize())
+        assert_same_bits(floats.pop(f"{path}.bias"), bias)
+    assert not floats
+
+
+@FORMS
+def test_the_float_model_computes_what_the_int8_model_stands_for(bn, fuse):
+    int8 = small_vgg(bn=bn, fuse=fuse)
+    x = torch.randn(8, 3, 16, 16)
+    outputs, logits = int8(x), dequantize_model(int8)(x)
+    # A lost ReLU, bias or Linear weight moves the logits by their whole range; rounding moves them by a few percent.
+    assert (outputs - logits).abs().max() < 0.1 * (outputs.max() - outputs.min())
+
+
+def test_classes_and_names_are_those_of_the_float_architecture():
+    rebuilt = dequantize_model(small_vgg())
+    reference = SmallVGG()
+    assert list(rebuilt.state_dict()) == list(reference.state_dict())
+    for name, module in reference.named_modules():
+        if name not in ("", "quant", "dequant"):
+            assert type(rebuilt.get_submodule(name)) is type(module), name
+    assert type(rebuilt.quant) is nn.Identity
+    assert type(rebuilt.dequant) is nn.Identity
+    reference.load_state_dict(rebuilt.state_dict())
+
+
+def test_the_relu_of_a_bn_fused_conv_goes_to_the_last_of_the_two_places():
+    rebuilt = dequantize_model(small_vgg(bn=True))
+    assert [type(m) for m in rebuilt.features[:4]] == [nn.Conv2d, nn.Identity, nn.ReLU, nn.MaxPool2d]
+
+
+class Residual(nn.Module):
+    """Its Identity comes right after the conv, but runs on something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant = tq.QuantStub()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.skip = nn.Identity()
+        self.dequant = tq.DeQuantStub()
+
+    def forward(self, x):
+        x = self.quant(x)
+        return self.dequant(self.conv(x)) + self.dequant(self.skip(x))
+
+
+def test_an_identity_that_runs_on_other_values_does_not_get_the_relu():
+    torch.manual_seed(1)
+    model = Residual().eval()
+    model.conv = torch.ao.nn.intrinsic.ConvReLU2d(model.conv, nn.ReLU())
+    del model.relu
+    quantize(model, torch.randn(4, 3, 8, 8))
+    rebuilt, report = dequantize_model(model, return_report=True)
+    assert type(rebuilt.skip) is nn.Identity
+    assert type(rebuilt.conv) is ConvReLU2d
+    assert "ReLU kept inside ConvReLU2d" in report.notes["conv"][-1]
+    x = torch.randn(2, 3, 8, 8)
+    assert_same_bits(rebuilt(x), F.relu(F.conv2d(x, rebuilt.conv.weight, rebuilt.conv.bias, padding=1)) + x)
+    assert set(rebuilt.state_dict()) == {"conv.weight", "conv.bias"}
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        self.lin = nn.Linear(4, 4)
+        self.relu = nn.ReLU()
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(x.shape)
+        x = self.relu(self.lin(self.quant(x)))
+        if x.int_repr().sum() < 0 if x.is_quantized else False:
+            raise AssertionError
+        return self.dequant(x)
+
+
+def test_a_forward_that_cannot_be_traced_keeps_the_activation_with_its_layer():
+    model = Untraceable()
+    quantize(model, torch.randn(4, 4), groups=[["lin", "relu"]])
+    before = list(model.calls)
+    rebuilt = dequantize_model(model)
+    assert type(rebuilt.lin) is LinearReLU
+    assert model.calls == before, "tracing ran on the user's own module"
+    assert (rebuilt(torch.randn(16, 4)) >= 0).all()
+
+
+class Deep(nn.Module):
+    """Registration order is not execution order; the layers sit in a ModuleList that the owner runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = tq.QuantStub(), tq.DeQuantStub()
+        self.convs = nn.ModuleList([nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)])
+        self.acts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+
+    def forward(self, x):
+        x = self.quant(x)
+        for conv, act in zip(self.convs, self.acts, strict=True):
+            x = act(conv(x))
+        return self.dequant(x)
+
+
+def test_slots_are_found_by_execution_not_by_registration():
+    model = Deep()
+    quantize(model, torch.randn(4, 3, 4, 4), groups=[["convs.0", "acts.0"], ["convs.1", "acts.1"]])
+    rebuilt = dequantize_model(model)
+    assert [type(m) for m in rebuilt.convs] == [nn.Conv2d] * 2
+    assert [type(m) for m in rebuilt.acts] == [nn.ReLU] * 2
+
+
+def storages(model: nn.Module) -> set[int]:
+    tensors = [t for _, t in [*model.named_parameters(), *model.named_buffers()]]
+    for _, weight, bias in weights_of(model):
+        tensors += [weight, bias]
+    return {t.untyped_storage().data_ptr() for t in tensors if t is not None and t.numel()}
+
+
+def test_nothing_aliases_the_int8_model():
+    int8 = small_vgg()
+    rebuilt = dequantize_model(int8)
+    assert not storages(int8) & {p.untyped_storage().data_ptr() for p in rebuilt.parameters()}
+    before = int8(torch.ones(1, 3, 16, 16))
+    with torch.no_grad():
+        for parameter in rebuilt.parameters():
+            parameter.fill_(7)
+    assert torch.equal(int8(torch.ones(1, 3, 16, 16)), before)
+
+
+def test_parameters_are_leaves_contiguous_and_trainable():
+    for name, parameter in dequantize_model(small_vgg()).named_parameters():
+        assert parameter.is_leaf, name
+        assert parameter.requires_grad, name
+        assert parameter.is_contiguous(), name
+
+
+def frozen_state(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    flags = [(name, module.training) for name, module in model.named_modules()]
+    return buffer.getvalue() + repr(flags).encode()
+
+
+def test_the_int8_model_is_untouched_and_the_random_state_too():
+    int8 = small_vgg(bn=True)
+    state, rng = frozen_state(int8), torch.get_rng_state()
+    dequantize_model(int8, return_report=True)
+    assert frozen_state(int8) == state
+    assert torch.equal(torch.get_rng_state(), rng), "something was initialised at random"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rebuilt_modules_take_the_training_mode_of_their_parent(training):
+    int8 = small_vgg()
+    assert int8.classifier[0].training, "torch leaves converted leaves in training mode"
+    int8.training = training
+    int8.features.training = training
+    int8.classifier.training = training
+    rebuilt = dequantize_model(int8)
+    assert rebuilt.classifier[2].training is training, "Dropout"
+    assert rebuilt.features[0].training is training
+
+
+def test_a_missing_weight_cannot_hide(monkeypatch):
+    """A builder that forgets a tensor is an error, whatever the seed of the fresh network."""
+    int8 = small_vgg()
+    builder = BUILDERS[type(int8.classifier[3])]
+
+    def forgetful(module, path, build):
+        layer = builder(module, path, build)
+        build.report.entries[:] = [e for e in build.report.entries if e.target != f"{path}.weight"]
+        return layer
+
+    monkeypatch.setitem(BUILDERS, type(int8.classifier[3]), forgetful)
+    with pytest.raises(QdeqError, match=r"classifier\.3\.weight"):
+        dequantize_model(int8)
+
+
+def test_a_zeroed_bias_and_an_unwritten_parameter_cannot_hide(monkeypatch):
+    int8 = small_vgg()
+    kind = type(int8.classifier[3])
+
+    def no_weight(module, path, build):
+        layer = nn.Linear(module.in_features, module.out_features, device="meta")
+        build.packed_bias(module._packed_params._packed_params, module, path, layer)
+        build.output_qparams(module, path)
+        return layer
+
+    monkeypatch.setitem(BUILDERS, kind, no_weight)
+    with pytest.raises(QdeqError, match=r"unwritten parameters \['classifier\.3\.weight'\]"):
+        dequantize_model(int8)
+
+
+def test_shared_modules_stay_shared_and_plain_attributes_are_kept():
+    int8 = small_vgg()
+    int8.alias = int8.classifier
+    int8.names = {"classes": ["a", "b"]}
+    int8.by_hand = [int8.classifier[3]]
+    int8.classifier[3].tag = "head"
+    rebuilt = dequantize_model(int8)
+    assert rebuilt.alias is rebuilt.classifier
+    assert rebuilt.by_hand[0] is rebuilt.classifier[3]
+    assert rebuilt.names == {"classes": ["a", "b"]}
+    assert rebuilt.names is not int8.names
+    assert rebuilt.classifier[3].tag == "head"
+
+
+def test_the_root_itself_may_be_quantized():
+    layer = small_vgg().classifier[3]
+    rebuilt, report = dequantize_model(layer, return_report=True)
+    assert type(rebuilt) is nn.Linear
+    assert_same_bits(rebuilt.weight, layer.weight().dequantize())
+    assert [entry.target for entry in report.entries] == ["weight", "bias"]
+
+
+def test_layers_without_bias_and_other_dimensions():
+    torch.manual_seed(3)
+    for conv, shape in ((nn.Conv1d(4, 6, 3, bias=False), (2, 4, 9)), (nn.Conv3d(4, 6, (1, 2, 3)), (2, 4, 5, 5, 5))):
+        model = quantize(nn.Sequential(tq.QuantStub(), conv, tq.DeQuantStub()), torch.randn(shape))
+        rebuilt = dequantize_model(model)
+        assert (rebuilt[1].bias is None) == (conv.bias is None)
+        assert_same_bits(rebuilt[1].weight, model[1].weight().dequantize())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_applies_to_every_floating_point_tensor(dtype):
+    int8 = small_vgg()
+    int8.norm = nn.BatchNorm1d(3)
+    exact, rounded = dequantize_model(int8).state_dict(), dequantize_model(int8, dtype=dtype).state_dict()
+    for name, tensor in rounded.items():
+        if exact[name].is_floating_point():
+            assert tensor.dtype == dtype, name
+            assert torch.equal(tensor, exact[name].to(dtype)), name
+        else:
+            assert tensor.dtype == exact[name].dtype
+
+
+class TestReport:
+    def test_every_parameter_has_its_source(self):
+        int8 = small_vgg()
+        rebuilt, report = dequantize_model(int8, return_report=True)
+        assert {entry.target for entry in report.entries} == set(dict(rebuilt.named_parameters()))
+        entry = next(entry for entry in report.entries if entry.target == "classifier.3.weight")
+        weight = int8.classifier[3].weight()
+        assert entry.source == "classifier.3.weight"
+        assert entry.shape == (10, 32)
+        assert (entry.dtype, entry.qscheme) == ("qint8", "per_channel_affine")
+        assert entry.scale_min == float(weight.q_per_channel_scales().min())
+        assert entry.scale_max == float(weight.q_per_channel_scales().max())
+        integers = weight.int_repr()
+        ends = ((integers == -128) | (integers == 127)).double().mean()
+        assert entry.saturated_share == pytest.approx(float(ends))
+        assert entry.saturated_share > 0
+
+    def test_text_fits_100_columns_and_names_everything(self):
+        text = str(dequantize_model(small_vgg(bn=True), return_report=True)[1])
+        assert max(map(len, text.splitlines())) <= 100
+        for name in ("features.0.weight", "classifier.3.bias", "qint8", "ReLU"):
+            assert name in text
+
+    def test_json_is_strict_and_complete(self):
+        report = dequantize_model(small_vgg(), return_report=True)[1]
+        data = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(name))
+        assert data == json.loads(json.dumps(report.to_dict()))
+        assert len(data["entries"]) == 8
+        assert data["activation_qparams"]["classifier.3"]
+
+    def test_activation_scales_are_named_as_dropped(self):
+        int8 = small_vgg()
+        report = dequantize_model(int8, return_report=True)[1]
+        dropped = {item.source: item.value for item in report.dropped}
+        assert dropped["classifier.3.scale"] == int8.classifier[3].scale
+        assert dropped["quant.zero_point"] == int(int8.quant.zero_point)
+
+
+class Unknown(torch.ao.nn.quantized.Linear):
+    pass
+
+
+class TestRefusals:
+    def test_not_a_module(self):
+        with pytest.raises(QdeqError, match="model: expected a torch.nn.Module, got .*dict") as info:
+            dequantize_model({"a": 1})
+        assert isinstance(info.value, TypeError)
+
+    def test_a_float_model(self):
+        model = nn.Sequential(nn.Linear(2, 2))
+        with pytest.raises(QdeqError, match="float model already.*strict=False"):
+            dequantize_model(model)
+        copied = dequantize_model(model, strict=False)
+        assert copied is not model
+        assert torch.equal(copied[0].weight, model[0].weight)
+        assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
+
+    def test_meta(self):
+        int8 = small_vgg()
+        int8.head = nn.Linear(2, 2, device="meta")
+        with pytest.raises(QdeqError, match=r"head\.weight: .*meta device"):
+            dequantize_model(int8)
+
+    def test_prepared(self):
+        model = SmallVGG().train()
+        model.qconfig = tq.get_default_qat_qconfig("fbgemm")
+        prepared = tq.prepare_qat(model)
+        with pytest.raises(QdeqError, match=r"prepared model.*torch\.ao\.quantization\.convert"):
+            dequantize_model(prepared)
+
+    def test_torchscript(self):
+        with pytest.raises(QdeqError, match="TorchScript"):
+            dequantize_model(torch.jit.script(nn.Sequential(nn.ReLU())))
+
+    def test_fx(self):
+        from torch.ao.quantization import get_default_qconfig_mapping
+        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+        x = torch.randn(2, 4)
+        prepared = prepare_fx(nn.Sequential(nn.Linear(4, 4)).eval(), get_default_qconfig_mapping("fbgemm"), (x,))
+        prepared(x)
+        with pytest.raises(QdeqError, match="FX GraphModule"):
+            dequantize_model(convert_fx(prepared))
+
+    def test_unknown_classes_are_all_named_at_once(self):
+        int8 = small_vgg()
+        int8.one, int8.two = Unknown(2, 2), Unknown(2, 2)
+        state = frozen_state(int8)
+        with pytest.raises(QdeqError, match=r"one is .*Unknown; two is .*Unknown.*strict=False"):
+            dequantize_model(int8)
+        assert frozen_state(int8) == state
+
+    def test_unknown_classes_stay_as_copies_unless_strict(self):
+        int8 = small_vgg()
+        int8.one = Unknown(2, 2)
+        rebuilt, report = dequantize_model(int8, strict=False, return_report=True)
+        assert type(rebuilt.one) is Unknown
+        assert rebuilt.one is not int8.one
+        assert [item.path for item in report.unconverted] == ["one"]
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.qint8, "float32", None])
+    def test_dtype(self, dtype):
+        with pytest.raises(QdeqError, match="dtype: expected a floating-point"):
+            dequantize_model(small_vgg(), dtype=dtype)
+
+    @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
+    def test_bad_scales_are_named_and_taken_only_on_demand(self, scale):
+        int8 = small_vgg()
+        layer = int8.classifier[3]
+        scales = torch.full((10,), 0.5, dtype=torch.float64)
+        scales[4] = scale
+        weight = torch._make_per_channel_quantized_tensor(
+            torch.ones(10, 32, dtype=torch.int8), scales, torch.zeros(10, dtype=torch.int64), 0
+        )
+        layer.set_weight_bias(weight, layer.bias())
+        with pytest.raises(QdeqError, match=r"classifier\.3\.weight.*(channel|index) 4"):
+            dequantize_model(int8)
+        rebuilt = dequantize_model(int8, allow_bad_scales=True)
+        assert_same_bits(rebuilt.classifier[3].weight, layer.weight().dequantize())
+
+    def test_a_model_that_cannot_be_copied(self):
+        int8 = small_vgg()
+        int8.lock = iter([1])  # generators and locks cannot be copied
+        int8.gen = (i for i in range(3))
+        with pytest.raises(QdeqError, match="cannot be copied"):
+            dequantize_model(int8)
+
+
+def test_pickled_copies_of_held_activations_load():
+    torch.manual_seed(1)
+    model = Untraceable()
+    quantize(model, torch.randn(4, 4), groups=[["lin", "relu"]])
+    rebuilt = dequantize_model(model)
+    again = copy.deepcopy(rebuilt)
+    assert_same_bits(again.lin.weight, rebuilt.lin.weight)
+
+
+def test_the_public_name_is_the_function():
+    assert qdeq.dequantize_model is dequantize_model
+    assert Build().dtype == torch.float32
