@@ -1,4 +1,4 @@
-"""Writes docs/supported.md from qdeq/mappings.py and the module classes that torch ships.
+"""Writes docs/supported.md from qdeq/sources/eager/mappings.py and the module classes that torch ships.
 
 python docs/make_supported.py          write the file
 python docs/make_supported.py --check  exit with 1 if it is out of date
@@ -24,7 +24,7 @@ PAGE = Path(__file__).with_name("supported.md")
 
 HEADER = """# What `dequantize_model` rebuilds
 
-Written by `docs/make_supported.py` from `qdeq/mappings.py`; a test fails when torch ships a class that this page does
+Written by `docs/make_supported.py` from `qdeq/sources/eager/mappings.py`; a test fails when torch ships a class that this page does
 not name. Classes are matched exactly: a subclass is an unknown class, which `qdeq.register` can teach
 ([extending](extending.md)). The old names (`torch.nn.quantized`, `torch.nn.intrinsic.quantized`, ...) are the same
 classes.
@@ -80,7 +80,7 @@ def page() -> str:
         else:
             reason = why_not_rebuilt(name)
             if reason is None:
-                raise SystemExit(f"{name} is in no list of qdeq/mappings.py")
+                raise SystemExit(f"{name} is in no list of qdeq/sources/eager/mappings.py")
             others.setdefault(reason, []).append(f"`{name.removeprefix('torch.ao.nn.')}`")
     lines = [HEADER]
     for namespace, table in rows.items():

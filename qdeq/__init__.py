@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qdeq.files.torch_archive import open
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
-    from qdeq.sources.eager.registry import register
+    from qdeq.sources.eager.mappings import register
     from qdeq.state_dicts.to_float import dequantize_state_dict
 
 __all__ = [
@@ -59,7 +59,7 @@ _LAZY = {
     "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",
     "open": "qdeq.files.torch_archive",
-    "register": "qdeq.sources.eager.registry",
+    "register": "qdeq.sources.eager.mappings",
     "save_safetensors": "qdeq.files.safetensors.writing",
 }
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, overload
 
 import torch
 from torch import nn
 
-from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.grids import check_mode, imitate
+from qdeq.account import check_account
+from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
+from qdeq.grids.modes import Rounded, check_mode, imitate
 from qdeq.layers.batch_norm import check_unfold
+from qdeq.layers.layer import Role
+from qdeq.layers.make import Made, make
 from qdeq.report import Report
-from qdeq.sources.eager.assemble import assemble
-from qdeq.sources.eager.build import Build
-from qdeq.sources.eager.carry_over import check_account
-from qdeq.sources.eager.recognise import adds_zero_point_first, unsupported_form
-from qdeq.sources.eager.walk import rebuild_all
+from qdeq.sources import form_of
+from qdeq.sources.form import Description, Form, Options
 from qdeq.tree.walk import every_module
-from qdeq.words import class_name, join
+from qdeq.words import class_name
 
 __all__ = ["dequantize_model"]
 
@@ -108,39 +109,95 @@ def dequantize_model(
             modules that are not known (all are named), or a weight cannot be read. Nothing is half done.
 
     """
-    _check_arguments(model, dtype)
+    form = _form_of(model)
+    _check_options(dtype, device)
     check_mode(activations)
     check_unfold(unfold_bn, dtype)
-    build = Build(
-        dtype=dtype,
-        allow_bad_scales=allow_bad_scales,
-        detailed=return_report,
-        recover_direct_conv=recover_direct_conv,
-    )
-    rebuilt = rebuild_all(model, build, strict)
-    result = assemble(model, rebuilt, build, unfold_bn)
-    check_account(rebuilt, build)
-    placed = {part.path: (part.target, part.carrier) for part in rebuilt if part.target and part.carrier}
-    first = {part.path for part in rebuilt if adds_zero_point_first(part.source)} if activations == "fake_quant" else ()
-    imitate(result, placed, activations, build.report, first)
+    options, report = Options(unfold_bn, recover_direct_conv), Report()
+    with _named(form):
+        description = form.describe(model, options, report)
+        made, failures = make(
+            description.layers, report, dtype=dtype, allow_bad_scales=allow_bad_scales, detailed=return_report
+        )
+        _check_complete(description, failures, strict)
+        report.unconverted.extend(description.unknown)
+        result = form.rebuild(model, made, options, report)
+    _check_account(made, report)
+    imitate(result, [_rounded(part) for part in made], activations, report)
     result = _finish(result, dtype, device)
-    return (result, build.report) if return_report else result
+    return (result, report) if return_report else result
 
 
-def _check_arguments(model: object, dtype: torch.dtype) -> None:
-    if not isinstance(model, nn.Module):
+def _form_of(model: object) -> Form:
+    form = form_of(model)
+    if form is None:
         remedy = "For a state_dict use dequantize_state_dict, for a tensor dequantize."
         raise QdeqTypeError(expected("model", "a torch.nn.Module", class_name(model), remedy))
+    return form
+
+
+def _check_options(dtype: object, device: object) -> None:
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise QdeqTypeError(expected("dtype", "a floating-point torch.dtype", str(dtype), "Pass torch.float32."))
-    form = unsupported_form(model)
-    if form is not None:
-        raise QdeqValueError(expected("model", "an eager model after convert()", *form))
-    for path, module in every_module(model):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and tensor.is_meta:
-                remedy = "Load its weights before converting it."
-                raise QdeqValueError(expected(join(path, name), "a tensor with data", "one on the meta device", remedy))
+    if device is not None:
+        try:
+            torch.device(device)  # type: ignore[call-overload] # whatever the caller passed
+        except (RuntimeError, TypeError) as error:
+            remedy = 'Pass "cpu", "cuda", a torch.device, or nothing for the CPU.'
+            raise QdeqValueError(expected("device", "a device of torch", repr(device), remedy)) from error
+
+
+@contextmanager
+def _named(form: Form) -> Iterator[None]:
+    """A form that recognised a model and then fails is named in the error."""
+    try:
+        yield
+    except QdeqError:
+        raise
+    except Exception as error:
+        got = f"{type(error).__name__}: {error}"
+        remedy = "The model was recognised as this form; convert it again, or report what it holds."
+        raise QdeqValueError(expected("model", f"{form.name} that can be read", got, remedy)) from error
+
+
+def _check_complete(description: Description, failures: list[QdeqError], strict: bool) -> None:
+    """Collect everything that cannot be rebuilt into one error."""
+    failures = [*description.failures.values(), *failures]
+    if description.unknown and strict:
+        names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in description.unknown)
+        remedy = "Teach it with qdeq.register, or pass strict=False to keep them quantized."
+        failures.append(QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy)))
+    if not description.layers and not description.unknown and not failures and strict:
+        remedy = "It is a float model already; pass strict=False for a copy."
+        raise QdeqValueError(expected("model", "at least one quantized module", "none", remedy))
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        lines = "".join(f"\n- {failure}" for failure in failures)
+        raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
+
+
+def _check_account(made: list[Made], report: Report) -> None:
+    written = {entry.target for entry in report.entries}
+    unused = [name for part in made for name in part.layer.holds if name not in part.layer.accounted()]
+    unwritten = [
+        name for part in made for name, parameter in part.named_parameters() if parameter.is_meta or name not in written
+    ]
+    check_account(unused, unwritten)
+
+
+def _rounded(part: Made) -> Rounded:
+    """What the roundings of activations need to know of a layer."""
+    layer = part.layer
+    return Rounded(
+        layer.path,
+        layer.source_class,
+        layer.output,
+        part.module,
+        part.carrier,
+        dynamic=layer.role is Role.DYNAMIC,
+        dequantizes=layer.role is Role.DEQUANTIZE,
+    )
 
 
 def _finish(result: nn.Module, dtype: torch.dtype, device: torch.device | str | None) -> nn.Module:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["class_name", "join", "jsonable"]
+import torch
+
+__all__ = ["class_name", "dtype_name", "join", "jsonable"]
 
 # Where torch keeps its classes, and how a user imports them: without the file.
 _TORCH = ("torch.nn.", "torch.ao.nn.")
@@ -33,3 +35,8 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return str(value)
     return value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Torch's name of a dtype, without ``torch.``: ``qint8``, ``float32``, ..."""
+    return str(dtype).removeprefix("torch.")

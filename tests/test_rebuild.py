@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,7 @@ from torch.nn import functional as F
 import qdeq
 from qdeq import QdeqError, dequantize_model
 from qdeq.layers.fused import ConvReLU2d, LinearReLU
-from qdeq.sources.eager.build import Build
-from qdeq.sources.eager.mappings import BUILDERS
+from qdeq.sources.eager.mappings import RULES
 from tests.helpers.models import SmallVGG, assert_same_bits, quantize, small_vgg, tq
 
 FORMS = pytest.mark.parametrize(
@@ -201,14 +201,15 @@ def test_rebuilt_modules_take_the_training_mode_of_their_parent(training):
 def test_a_missing_weight_cannot_hide(monkeypatch):
     """A builder that forgets a tensor is an error, whatever the seed of the fresh network."""
     int8 = small_vgg()
-    builder = BUILDERS[type(int8.classifier[3])]
+    kind = type(int8.classifier[3])
+    rule = RULES[kind]
 
-    def forgetful(module, path, build):
-        layer = builder(module, path, build)
-        build.report.entries[:] = [e for e in build.report.entries if e.target != f"{path}.weight"]
+    def forgetful(module, path, context):
+        layer = rule.describe(module, path, context)
+        layer.parts = [part for part in layer.parts if part.name != "weight"]
         return layer
 
-    monkeypatch.setitem(BUILDERS, type(int8.classifier[3]), forgetful)
+    monkeypatch.setitem(RULES, kind, replace(rule, describe=forgetful))
     with pytest.raises(QdeqError, match=r"classifier\.3\.weight"):
         dequantize_model(int8)
 
@@ -217,13 +218,15 @@ def test_a_zeroed_bias_and_an_unwritten_parameter_cannot_hide(monkeypatch):
     int8 = small_vgg()
     kind = type(int8.classifier[3])
 
-    def no_weight(module, path, build):
-        layer = nn.Linear(module.in_features, module.out_features, device="meta")
-        build.packed_bias(module._packed_params._packed_params, module, path, layer)
-        build.output_qparams(module, path)
+    rule = RULES[kind]
+
+    def no_weight(module, path, context):
+        layer = rule.describe(module, path, context)
+        layer.read = [source.held for part in layer.parts for source in part.sources]
+        layer.parts = [part for part in layer.parts if part.name != "weight"]
         return layer
 
-    monkeypatch.setitem(BUILDERS, kind, no_weight)
+    monkeypatch.setitem(RULES, kind, replace(rule, describe=no_weight))
     with pytest.raises(QdeqError, match=r"unwritten parameters \['classifier\.3\.weight'\]"):
         dequantize_model(int8)
 
@@ -411,4 +414,3 @@ def test_pickled_copies_of_held_activations_load():
 
 def test_the_public_name_is_the_function():
     assert qdeq.dequantize_model is dequantize_model
-    assert Build().dtype == torch.float32

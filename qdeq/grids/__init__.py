@@ -4,7 +4,8 @@
 the operations that round on quantized tensors, :mod:`placing` and :mod:`rewrite` put the rounding behind them.
 """
 
+from qdeq.grids.grid import Grid
 from qdeq.grids.modes import check_mode, drop_activations, imitate
-from qdeq.grids.modules import Clamp, FakeQuantize, Qparams
+from qdeq.grids.modules import Clamp, FakeQuantize
 
-__all__ = ["Clamp", "FakeQuantize", "Qparams", "check_mode", "drop_activations", "imitate"]
+__all__ = ["Clamp", "FakeQuantize", "Grid", "check_mode", "drop_activations", "imitate"]

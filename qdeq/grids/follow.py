@@ -15,10 +15,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from qdeq.grids.modules import CHILD, FakeQuantize, Qparams
+from qdeq.grids.grid import Grid
+from qdeq.grids.modules import FakeQuantize
 from qdeq.grids.rules import KEEPS_VALUES, LEAVES_GRID, Site, operation_key, site_of
 from qdeq.report import Report
-from qdeq.tree.tracing import trace_calls
+from qdeq.tree.post_process import CHILD
+from qdeq.tree.tracing import Traces
+from qdeq.tree.walk import is_library_module
 from qdeq.words import class_name, join
 
 __all__ = ["Owner", "Sites", "follow"]
@@ -78,6 +81,7 @@ class _Flow:
         self.inner = inner
         self.report = report
         self.sites = Sites()
+        self.traces = Traces()
 
     def call(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""
@@ -85,15 +89,13 @@ class _Flow:
         if quantizer is not None:
             if not _only_rounds(module):
                 self.report_unknown((args, kwargs))
-            return _qparams(quantizer)
+            return _grid(quantizer)
         if id(module) in self.dequantized:
             return None
         if id(module) in self.inner:
             self.report_unknown((args, kwargs))
             return _Unknown(path, type(module).__name__, reported=True)
-        if type(module).__module__.startswith(("torch.nn.", "torch.ao.", "qdeq.")) and not isinstance(
-            module, nn.Sequential
-        ):
+        if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
             return self._operate(path, type(module).__name__, args, kwargs, sites, absorbed=False)
         owner = self._owner(path, module)
@@ -104,7 +106,7 @@ class _Flow:
 
     def _owner(self, path: str, module: nn.Module) -> Owner | str:
         if id(module) not in self.sites.owners:
-            graph = trace_calls(module)
+            graph = self.traces.of(module)
             self.sites.owners[id(module)] = graph if isinstance(graph, str) else Owner(path, module, graph)
         return self.sites.owners[id(module)]
 
@@ -149,7 +151,7 @@ class _Flow:
         if site is None:
             return _Unknown(path, name)
         sites.append(site)
-        return site.qparams
+        return site.grid
 
     def report_unknown(self, values: Any) -> None:
         """Name the operations whose quantized output someone uses without its grid being known."""
@@ -172,9 +174,9 @@ def _quantizer(module: nn.Module) -> FakeQuantize | None:
     return child if isinstance(child, FakeQuantize) else None
 
 
-def _qparams(quantizer: FakeQuantize) -> Qparams:
+def _grid(quantizer: FakeQuantize) -> Grid:
     bounds = quantizer.quant_min, quantizer.quant_max
-    return Qparams(float(quantizer.scale), int(quantizer.zero_point), *bounds)
+    return Grid(float(quantizer.scale), int(quantizer.zero_point), *bounds)
 
 
 def _only_rounds(module: nn.Module) -> bool:
@@ -195,8 +197,8 @@ def _feeds_quantizer(node: fx.Node, owner: nn.Module) -> bool:
     return True
 
 
-def _grids(value: Any) -> Iterator[Qparams | _Unknown]:
-    if isinstance(value, Qparams | _Unknown):
+def _grids(value: Any) -> Iterator[Grid | _Unknown]:
+    if isinstance(value, Grid | _Unknown):
         yield value
     elif isinstance(value, list | tuple):
         for item in value:

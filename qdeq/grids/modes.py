@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.grids.follow import follow
-from qdeq.grids.modules import QPARAMS_RANGES, Clamp, FakeQuantize, Qparams, install, remove
+from qdeq.grids.grid import Output, default_dtype
+from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
 from qdeq.grids.place import place
 from qdeq.report import Report
+from qdeq.tree.post_process import install, remove
 from qdeq.tree.rewriting import restore
 
-__all__ = ["check_mode", "drop_activations", "imitate"]
+__all__ = ["Rounded", "check_mode", "drop_activations", "imitate"]
 
 _MODES = ("drop", "clamp", "fake_quant")
 
@@ -26,49 +29,57 @@ def check_mode(activations: object) -> None:
         raise QdeqValueError(expected("activations", what, repr(activations), 'Pass "drop" for the float model alone.'))
 
 
-def imitate(
-    model: nn.Module,
-    placed: Mapping[str, tuple[nn.Module, nn.Module]],
-    mode: str,
-    report: Report,
-    zero_point_first: Collection[str] = (),
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """A quantized layer and what stands for it in the rebuilt model.
+
+    Attributes:
+        path: its dotted path.
+        source_class: its class in the source.
+        output: how it rounds its output; None for a float output.
+        module: its float module.
+        carrier: what gives its output: the module, or the activation or BatchNorm that was fused into it.
+        dynamic: it quantizes its input anew at every call.
+        dequantizes: it gives float values.
+
+    """
+
+    path: str
+    source_class: str
+    output: Output | None
+    module: nn.Module
+    carrier: nn.Module
+    dynamic: bool
+    dequantizes: bool
+
+
+def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Report) -> None:
     """Give every converted output of a rebuilt model its Clamp or FakeQuantize, in place.
 
     Args:
         model: the rebuilt model.
-        placed: dotted path of a converted module -> its float layer, and the float module that gives its output:
-            the layer itself, or the activation or BatchNorm that was fused into it.
+        layers: what was quantized in its source.
         mode: ``"drop"`` does nothing.
-        report: its ``activation_qparams`` are used; what cannot be imitated is named in ``uncovered``.
-        zero_point_first: paths of the converted modules that add their zero point before they round.
+        report: what cannot be imitated is named in ``uncovered``.
 
     """
     if mode == "drop":
         return
-    default = _default_range(report)
-    for path, (scale, zero_point) in report.activation_qparams.items():
-        bounds = QPARAMS_RANGES.get(report.activation_dtypes.get(path, ""), default)
-        if path in placed:
-            qparams = Qparams(scale, zero_point, *bounds)
-            first = path in zero_point_first
-            child = Clamp(qparams) if mode == "clamp" else FakeQuantize(qparams, zero_point_first=first)
-            install(placed[path][1], child)
-        else:
-            report.leave_uncovered(path, "output", "the float module has no place for a rounding inside it")
-    for path, (source, _) in report.replaced.items():
-        if ".dynamic." in source:
-            report.leave_uncovered(path, source, "its input is quantized anew at every call, with no fixed scale")
+    default = default_dtype([layer.output for layer in layers if layer.output is not None])
+    for layer in layers:
+        if layer.output is not None:
+            grid = layer.output.grid(default)
+            first = layer.output.zero_point_first
+            child = Clamp(grid) if mode == "clamp" else FakeQuantize(grid, zero_point_first=first)
+            install(layer.carrier, child)
+    for layer in layers:
+        if layer.dynamic:
+            reason = "its input is quantized anew at every call, with no fixed scale"
+            report.leave_uncovered(layer.path, layer.source_class, reason)
     if mode == "fake_quant":
-        ends = {id(placed[path][0]) for path, (source, _) in report.replaced.items() if source.endswith("DeQuantize")}
-        inner = {id(layer) for layer, carrier in placed.values() if layer is not carrier}
+        ends = {id(layer.module) for layer in layers if layer.dequantizes}
+        inner = {id(layer.module) for layer in layers if layer.module is not layer.carrier}
         place(follow(model, ends, inner, report), report)
-
-
-def _default_range(report: Report) -> tuple[int, int]:
-    """The integer range of outputs whose dtype no module states: they follow the model's input."""
-    stated = set(report.activation_dtypes.values())
-    return QPARAMS_RANGES[stated.pop()] if len(stated) == 1 else QPARAMS_RANGES["quint8"]
 
 
 def drop_activations(model: nn.Module) -> nn.Module:
@@ -91,5 +102,5 @@ def drop_activations(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         restore(module)
-        remove(module)
+        remove(module, PostProcess)
     return copied

@@ -10,31 +10,17 @@ it. Classes, parameter names and the float model's forward stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CHILD", "QPARAMS_RANGES", "Clamp", "FakeQuantize", "Qparams", "install", "remove"]
+from qdeq.grids.grid import Grid
 
-CHILD = "activation_post_process"
-
-# What a converted operation clamps to. A qconfig's reduce_range only chose the scale; it does not bound the result.
-QPARAMS_RANGES = {"quint8": (0, 255), "qint8": (-128, 127), "qint32": (-(2**31), 2**31 - 1)}
+__all__ = ["Clamp", "FakeQuantize", "PostProcess"]
 
 
-@dataclass(frozen=True)
-class Qparams:
-    """Scale, zero point and integer range of one quantized activation."""
-
-    scale: float
-    zero_point: int
-    quant_min: int = 0
-    quant_max: int = 255
-
-
-class _PostProcess(nn.Module):
+class PostProcess(nn.Module):
     """Holds an activation's scale and zero point as buffers.
 
     Buffers:
@@ -45,12 +31,12 @@ class _PostProcess(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qparams: Qparams) -> None:
+    def __init__(self, grid: Grid) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(qparams.scale, dtype=torch.float32))
-        self.register_buffer("zero_point", torch.tensor(qparams.zero_point, dtype=torch.int32))
-        self.quant_min = qparams.quant_min
-        self.quant_max = qparams.quant_max
+        self.register_buffer("scale", torch.tensor(grid.scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.int32))
+        self.quant_min = grid.quant_min
+        self.quant_max = grid.quant_max
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self.scale
@@ -65,7 +51,7 @@ class _PostProcess(nn.Module):
         return f"{values}range=[{self.quant_min}, {self.quant_max}]"
 
 
-class Clamp(_PostProcess):
+class Clamp(PostProcess):
     """Clamps to the values that scale and zero point can represent, without rounding."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,14 +61,14 @@ class Clamp(_PostProcess):
         return torch.clamp(input, low.to(input.dtype), high.to(input.dtype))
 
 
-class FakeQuantize(_PostProcess):
+class FakeQuantize(PostProcess):
     """Quantizes and dequantizes: the value that the int8 model passes on, as a float.
 
     The gradient is 1 inside the range and 0 outside (straight through). Goes to ONNX as QuantizeLinear and
     DequantizeLinear. bfloat16 and float16 inputs are rounded to the grid in float32.
 
     Args:
-        qparams: the grid.
+        grid: the grid.
         ties: the input is an average of values on this same grid, which the int8 kernels form from integers: halfway
             between two grid points is exactly halfway, while a float average lands beside it. ``"integer"``: such
             ties go to the even integer; ``"value"``: to the one an even number of steps from the zero point;
@@ -93,8 +79,8 @@ class FakeQuantize(_PostProcess):
 
     """
 
-    def __init__(self, qparams: Qparams, *, ties: str = "", zero_point_first: bool = False) -> None:
-        super().__init__(qparams)
+    def __init__(self, grid: Grid, *, ties: str = "", zero_point_first: bool = False) -> None:
+        super().__init__(grid)
         self.ties = ties
         self.zero_point_first = zero_point_first
 
@@ -114,40 +100,3 @@ class FakeQuantize(_PostProcess):
             wide, self.scale, self.zero_point, self.quant_min, self.quant_max
         )
         return rounded.to(input.dtype)
-
-
-def post_process(module: nn.Module, args: Any, output: Any) -> Any:
-    """Forward hook: passes the output of a module on through its ``activation_post_process``."""
-    del args
-    return module.get_submodule(CHILD)(output)
-
-
-def install(module: nn.Module, child: nn.Module) -> None:
-    """Let ``child`` post-process every output of ``module``.
-
-    torch's FloatFunctional calls a child of this name itself; any other module gets a forward hook, which runs
-    before the user's own hooks: those see what the int8 model's hooks saw.
-    """
-    child.train(module.training)
-    setattr(module, CHILD, child)
-    if not _calls_child_itself(module):
-        module.register_forward_hook(post_process, prepend=True)
-
-
-def _calls_child_itself(module: nn.Module) -> bool:
-    from torch.ao.nn.quantized import FloatFunctional
-
-    return isinstance(module, FloatFunctional)
-
-
-def remove(module: nn.Module) -> None:
-    """Take what :func:`install` put in out of ``module`` again; any other module is left alone."""
-    if not isinstance(module._modules.get(CHILD), _PostProcess):
-        return
-    if _calls_child_itself(module):
-        module.activation_post_process = nn.Identity()
-        return
-    delattr(module, CHILD)
-    for key, hook in list(module._forward_hooks.items()):
-        if hook is post_process:
-            del module._forward_hooks[key]

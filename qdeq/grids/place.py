@@ -7,9 +7,10 @@ from typing import Any
 from torch import fx, nn
 
 from qdeq.grids.follow import Owner, Sites
-from qdeq.grids.modules import FakeQuantize, install
+from qdeq.grids.modules import FakeQuantize
 from qdeq.grids.rules import Site
 from qdeq.report import Report
+from qdeq.tree.post_process import install
 from qdeq.tree.rewriting import rewrite
 from qdeq.words import class_name
 
@@ -35,7 +36,7 @@ def place(found: Sites, report: Report) -> None:
 
 
 def _agree(sites: list[Site], report: Report) -> bool:
-    if any((site.qparams, site.constant) != (sites[0].qparams, sites[0].constant) for site in sites):
+    if any((site.grid, site.constant) != (sites[0].grid, sites[0].constant) for site in sites):
         reason = "it runs on values of different scales, and one module holds one scale"
         report.leave_uncovered(sites[0].path, sites[0].operation, reason)
         return False
@@ -43,10 +44,10 @@ def _agree(sites: list[Site], report: Report) -> bool:
 
 
 def _quantize(site: Site, report: Report) -> FakeQuantize:
-    scale, zero_point = site.qparams.scale, site.qparams.zero_point
+    scale, zero_point = site.grid.scale, site.grid.zero_point
     text = f"{site.operation} rounds to scale {scale:g}, zero_point {zero_point}, as torch does on integers"
     report.note(site.path, text)
-    return FakeQuantize(site.qparams, ties=site.ties)
+    return FakeQuantize(site.grid, ties=site.ties)
 
 
 def _rewrite(owner: Owner, sites: dict[fx.Node, Site], report: Report) -> None:

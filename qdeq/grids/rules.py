@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qdeq.grids.modules import Qparams
+from qdeq.grids.grid import Grid
 
 __all__ = ["KEEPS_VALUES", "LEAVES_GRID", "Site", "operation_key", "site_of"]
 
@@ -74,7 +74,7 @@ class Site:
 
     path: str
     operation: str
-    qparams: Qparams
+    grid: Grid
     ties: str = ""
     constant: float | None = None
 
@@ -84,7 +84,7 @@ def operation_key(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def site_of(path: str, name: str, given: Qparams, args: Any) -> Site | None:
+def site_of(path: str, name: str, given: Grid, args: Any) -> Site | None:
     """How torch rounds one operation.
 
     Args:
@@ -103,35 +103,35 @@ def site_of(path: str, name: str, given: Qparams, args: Any) -> Site | None:
         return Site(path, name, given, "integer" if key == "mean" and args[1:2] == (-1,) else _TIES.get(key, ""))
     if key in _OWN_GRID:
         scale, zero_point = _OWN_GRID[key]
-        return Site(path, name, Qparams(scale, zero_point + low, low, high))
+        return Site(path, name, Grid(scale, zero_point + low, low, high))
     number = next((value for value in args if isinstance(value, int | float)), None)
     if key in ("add", "mul") and number is not None:
         return _add_scalar(path, name, given, number) if key == "add" else _mul_scalar(path, name, given, number)
     return None
 
 
-def _add_scalar(path: str, name: str, given: Qparams, number: float) -> Site:
+def _add_scalar(path: str, name: str, given: Grid, number: float) -> Site:
     """ATen qadd.cpp, ``_add_scalar_out``: the constant goes to the grid, and the range widens to take the shift."""
     steps = round(number / given.scale)
     shifted = given.zero_point - steps
     span = given.quant_max - given.quant_min
     if given.quant_min > shifted:
-        grid = Qparams((given.quant_max - shifted) / span * given.scale, given.quant_min)
+        grid = Grid((given.quant_max - shifted) / span * given.scale, given.quant_min)
     elif given.quant_max < shifted:
-        grid = Qparams((shifted - given.quant_min) / span * given.scale, given.quant_max)
+        grid = Grid((shifted - given.quant_min) / span * given.scale, given.quant_max)
     else:
-        grid = Qparams(given.scale, shifted)
-    bounded = Qparams(grid.scale, grid.zero_point, given.quant_min, given.quant_max)
+        grid = Grid(given.scale, shifted)
+    bounded = Grid(grid.scale, grid.zero_point, given.quant_min, given.quant_max)
     return Site(path, name, bounded, constant=steps * given.scale)
 
 
-def _mul_scalar(path: str, name: str, given: Qparams, number: float) -> Site:
+def _mul_scalar(path: str, name: str, given: Grid, number: float) -> Site:
     """ATen qmul.cpp, ``_mul_scalar_out``: the scale takes the constant's size, the zero point its sign."""
     low, high = given.quant_min, given.quant_max
     if number > 0:
-        grid = Qparams(given.scale * number, given.zero_point, low, high)
+        grid = Grid(given.scale * number, given.zero_point, low, high)
     elif number < 0:
-        grid = Qparams(given.scale * -number, high - (given.zero_point - low), low, high)
+        grid = Grid(given.scale * -number, high - (given.zero_point - low), low, high)
     else:
-        grid = Qparams(0.1, 0, low, high)
+        grid = Grid(0.1, 0, low, high)
     return Site(path, name, grid)

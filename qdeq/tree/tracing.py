@@ -1,36 +1,65 @@
-"""Traces of forwards by torch.fx: which children a module runs on whose output."""
+"""The one tracer of forwards, torch.fx: what a module runs on whose output."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qdeq.tree.copying import copy_module
 from qdeq.tree.walk import plain_values
 
-__all__ = ["stand_in", "trace_calls"]
+__all__ = ["Traces", "trace"]
 
 
-class _ShallowTracer(fx.Tracer):
-    """Records the calls of child modules, whatever they are, without entering them."""
+class _Tracer(fx.Tracer):
+    def __init__(self, is_leaf: Callable[[nn.Module, str], bool]) -> None:
+        super().__init__()
+        self._is_leaf = is_leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        del m, module_qualified_name
-        return True
+        return self._is_leaf(m, module_qualified_name)
 
 
-def trace_calls(owner: nn.Module) -> fx.Graph | str:
-    """Trace the forward of ``owner`` with its children as single calls; a string says why that was impossible."""
-    try:
-        with torch.random.fork_rng(devices=[]):
-            return _ShallowTracer().trace(stand_in(owner))
-    except Exception as error:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
-        return f"its owner's forward cannot be traced ({type(error).__name__})"
+def trace(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> fx.Graph:
+    """Trace the forward of ``module`` and of the modules in it that are no leaves; the random state stays.
+
+    Args:
+        module: is run on values without data; its own attributes may change.
+        is_leaf: whether a module of that dotted name is recorded as one call.
+
+    Raises:
+        Exception: whatever the forward or torch.fx raises.
+
+    """
+    with torch.random.fork_rng(devices=[]):
+        return _Tracer(is_leaf).trace(module)
 
 
-def stand_in(owner: nn.Module) -> nn.Module:
+class Traces:
+    """The forwards of the modules of one model, each traced once, with its children as single calls."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[int, tuple[nn.Module, fx.Graph | str]] = {}
+
+    def of(self, owner: nn.Module) -> fx.Graph | str:
+        """The trace of a module's own forward; a string says why that is impossible. The module stays as it is."""
+        if id(owner) not in self._graphs:
+            self._graphs[id(owner)] = owner, self._trace(owner)
+        return self._graphs[id(owner)][1]
+
+    def _trace(self, owner: nn.Module) -> fx.Graph | str:
+        if "forward" in owner.__dict__:
+            return "its owner has a forward of its own, beside that of its class"
+        try:
+            return trace(_stand_in(owner), lambda module, name: True)
+        except Exception as error:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
+            return f"its owner's forward cannot be traced ({type(error).__name__})"
+
+
+def _stand_in(owner: nn.Module) -> nn.Module:
     """A copy of ``owner`` that shares only its children: the forward is the user's code and may change its module."""
     attributes = [value for _, value in plain_values(owner)]
     # Without attributes that hold anything, no module below the children can be reached.
@@ -38,4 +67,4 @@ def stand_in(owner: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(child): child for child in below if child is not owner}
     # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
     memo |= {id(value): value for value in attributes if isinstance(value, nn.Module | Tensor)}
-    return copy_module(owner, memo)
+    return copy.deepcopy(owner, memo)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from qdeq.tree.copying import ATOMS
+__all__ = ["HOLDS_NOTHING", "MODULE_INTERNALS", "every_module", "is_library_module", "plain_values"]
 
-__all__ = ["HOLDS_NOTHING", "MODULE_INTERNALS", "every_module", "plain_values"]
-
+# Types whose objects never change and hold nothing else: deepcopy gives the object itself.
+ATOMS: frozenset[type] = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), type(...), range, type, torch.dtype, torch.device}
+    | {types.FunctionType, types.BuiltinFunctionType}
+)
 # What every module's __dict__ holds of torch's own.
 MODULE_INTERNALS = frozenset(nn.Module().__dict__)
 # Types of attributes that are neither tensors nor objects of TorchScript.
@@ -34,6 +39,11 @@ def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tup
 
     visit("", model)
     return found
+
+
+def is_library_module(module: nn.Module) -> bool:
+    """Whether a module's class is torch's or qdeq's own, so that its forward is known."""
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.", "qdeq."))
 
 
 def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:

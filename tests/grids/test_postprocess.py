@@ -10,7 +10,7 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 import qdeq
-from qdeq.grids import FakeQuantize, Qparams
+from qdeq.grids import FakeQuantize, Grid
 from tests.grids.models import share_equal
 from tests.helpers.models import engine, small_vgg, tq
 
@@ -55,7 +55,7 @@ def test_signed_inputs_use_their_own_range():
 @pytest.mark.parametrize(("ties", "expected"), [("integer", [1.0, 3.0]), ("value", [2.0, 2.0])])
 def test_ties_of_averages(ties, expected):
     # Halfway, with an odd zero point: integers 33 + 1.5 and 33 + 2.5. A float a hair beside it is still a tie.
-    module = FakeQuantize(Qparams(1.0, 33), ties=ties)
+    module = FakeQuantize(Grid(1.0, 33), ties=ties)
     for nudge in (-1e-6, 0.0, 1e-6):
         assert module(torch.tensor([1.5, 2.5]) + nudge).tolist() == expected
     x = torch.tensor([1.2, 300.0], requires_grad=True)
@@ -66,7 +66,7 @@ def test_ties_of_averages(ties, expected):
 def test_float64_gives_the_values_of_dequantize():
     """Cast to float64 for exact sums, a model still passes on the float32 values that the int8 model stands for."""
     torch.manual_seed(8)
-    module = FakeQuantize(Qparams(0.1234567, 33)).double()
+    module = FakeQuantize(Grid(0.1234567, 33)).double()
     x = 10 * torch.randn(10_000, dtype=torch.float64)
     expected = torch.quantize_per_tensor(x.float(), float(module.scale), 33, torch.quint8).dequantize()
     actual = module(x)

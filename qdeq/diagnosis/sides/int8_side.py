@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,131 +12,107 @@ from torch import Tensor, nn
 from qdeq.diagnosis.sides.integers import Int8Side, IntegerLayer, Integers, PlainTensor, stacked
 from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqError
-from qdeq.sources.eager.build import Build
+from qdeq.layers.layer import Layer
+from qdeq.layers.make import part_value
+from qdeq.report import Report
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module, quantized_sources
-from qdeq.sources.eager.registry import find_builder
+from qdeq.sources.form import Form, Options
 from qdeq.weights.dequant import unpack_source
-from qdeq.weights.packed import packed_bias
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.words import class_name, join
+from qdeq.words import join
 
 __all__ = ["read_int8_side"]
 
 
 def read_int8_side(side: Side) -> Int8Side:
     """Read a model or a state_dict."""
-    return _of_state(side.state or {}) if side.model is None else _of_model(side.model)
+    return _of_state(side.state or {}) if side.form is None else _of_model(side.model, side.form)
 
 
-def _of_model(model: nn.Module) -> Int8Side:
+def _of_model(model: Any, form: Form) -> Int8Side:
     found = Int8Side()
-    whole: list[str] = []  # modules of several weights, whose inner modules are read with them
+    described = form.describe(model, Options(partial=True), Report())
+    layers = {layer.path: layer for layer in described.layers}
+    failures = {path: str(error) for path, error in described.failures.items()}
+    unknown = {item.path: f"{item.module_class} is not among the classes that qdeq reads" for item in described.unknown}
+    if not isinstance(model, nn.Module):
+        for layer in layers.values():
+            _read(layer, found)
+        found.unread.update({**failures, **unknown})
+        return found
+    done: list[str] = []  # modules that are read with those inside them
     for path, module in model.named_modules():
-        if any(path.startswith(owner) for owner in whole):
+        if any(path.startswith(owner) for owner in done):
             continue
-        if not _is_quantized(module):
+        if path in layers and any(is_quantized_module(part) for part in module.modules()):
+            _read(layers[path], found)
+        elif path in failures:
+            found.unread[path] = failures[path]
+            continue
+        elif path in unknown and _holds_something(module):
+            found.unread[path] = unknown[path]
+            continue
+        else:
             found.plain.extend(_plain_of(path, module))
             continue
-        sources = [value for part in module.modules() for _, value in quantized_sources(part)]
-        if callable(getattr(module, "weight", None)) and len(sources) == 1 and not _is_half(module):
-            found.layers.append(_layer(path, module, sources[0]))
-        else:
-            _read_whole(path, module, found)
-        if path not in found.unread:
-            whole.append(f"{path}." if path else "")
+        done.append(f"{path}." if path else "")
     return found
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    """Whether a module is quantized, or is rebuilt as one with the quantized modules in it."""
-    if is_quantized_module(module):
-        return True
-    return find_builder(type(module)) is not None and any(is_quantized_module(part) for part in module.modules())
+def _holds_something(module: nn.Module) -> bool:
+    sources = (True for part in module.modules() for _ in quantized_sources(part))
+    return any(sources) or any(True for _ in module.parameters())
 
 
-def _is_half(module: nn.Module) -> bool:
-    return torch.float16 in (getattr(module, "dtype", None), getattr(module, "weight_dtype", None)) or any(
-        getattr(part, "dtype", None) is torch.float16 for part in module.children()
-    )
-
-
-def _layer(path: str, module: Any, source: object) -> IntegerLayer:
-    scale, zero_point = getattr(module, "scale", None), getattr(module, "zero_point", None)
-    return IntegerLayer(
-        path=path,
-        class_name=class_name(module),
-        ints=_read(source, path, module),
-        bias=packed_bias(source) if isinstance(source, torch.ScriptObject) else None,
-        output=None if scale is None or zero_point is None else (float(scale), int(zero_point)),
-    )
-
-
-def _read(source: object, path: str, module: nn.Module | None = None) -> Integers:
-    weight = unpack_source(source, where=join(path, "weight"))
-    # A packed Conv1d is stored as a Conv2d of height 1.
-    if module is not None and "1d" in type(module).__name__ and len(weight.shape) == 4:
-        weight = replace(weight, int_repr=weight.int_repr.squeeze(2), shape=(*weight.shape[:2], weight.shape[3]))
-    return Integers.of(weight)
-
-
-class _Recorder(Build):
-    """A build that writes nothing: it keeps which sources become which float parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parts: dict[tuple[str, str], list[Any]] = {}
-
-    def stack(
-        self, parts: Sequence[tuple[str, Any]], module: nn.Module, path: str, target: nn.Module, name: str
-    ) -> None:
-        """Keep the sources of a parameter."""
-        del module, target
-        self.parts[path, name] = [source for _, source in parts]
-
-
-def _read_whole(path: str, module: nn.Module, found: Int8Side) -> None:
-    """Read a module through its builder: RNNs, attention, norms, float16 weights, classes of one's own."""
-    holds_something = any(True for _ in module.parameters()) or any(
-        True for part in module.modules() for _ in quantized_sources(part)
-    )
-    builder, recorder = find_builder(type(module)), _Recorder()
-    if builder is None:
-        if holds_something:
-            found.unread[path] = f"{class_name(module)} is not among the classes that qdeq reads"
+def _read(layer: Layer, found: Int8Side) -> None:
+    """Take a layer's parts as integers, or as plain tensors where they are not quantized."""
+    if layer.made is not None:  # a registered builder has written its module itself
+        found.plain.extend(_plain_of(layer.path, layer.made, own=False))
         return
     try:
-        built = builder(module, path, recorder)
+        values = {part.name: [part_value(source) for source in part.sources] for part in layer.parts}
+        integers = {name: _integers(layer, name, sources) for name, sources in values.items() if not _is_float(sources)}
     except QdeqError as error:
-        found.unread[path] = str(error)
+        found.unread[layer.path] = str(error)
         return
-    if not recorder.parts and isinstance(built, nn.Module):  # a registered builder writes its module itself
-        found.plain.extend(_plain_of(path, built, own=False))
-        return
-    floats = {
-        place: torch.cat([source.detach().float() for source in sources])
-        for place, sources in recorder.parts.items()
-        if _is_float(sources)
-    }
-    if any(
-        name.startswith("weight") and getattr(sources[0], "dtype", None) is torch.float16
-        for (_, name), sources in recorder.parts.items()
-    ):
-        found.float16.append(path)
-    for (owner, name), sources in recorder.parts.items():
-        if _is_float(sources):
+    floats = {name: torch.cat([v.detach().float() for v in s]) for name, s in values.items() if _is_float(s)}
+    if any(_is_half(name, sources) for name, sources in values.items()):
+        found.float16.append(layer.path)
+    for part, ints in integers.items():
+        owner, _, name = part.rpartition(".")
+        at = join(layer.path, owner) if owner else layer.path
+        if len(ints.shape) < 2 or ints.axis:
+            found.plain.append(PlainTensor(at, name, ints.reference()))
             continue
-        ints = [Integers.of(unpack_source(source, where=join(owner, name))) for source in sources]
-        if len(ints[0].shape) < 2 or any(part.axis for part in ints):
-            found.plain.append(PlainTensor(owner, name, torch.cat([part.reference() for part in ints])))
-            continue
-        bias = floats.pop((owner, name.replace("weight", "bias")), None)
-        at = owner if name == "weight" else join(owner, name)
-        found.layers.append(IntegerLayer(at, class_name(module), stacked(ints), bias, parameter=name))
-    found.plain.extend(PlainTensor(owner, name, value) for (owner, name), value in floats.items())
+        bias = floats.pop(join(owner, name.replace("weight", "bias")), None)
+        known = None if layer.output is None else (layer.output.scale, layer.output.zero_point)
+        path, output = (at, known) if name == "weight" else (join(at, name), None)
+        found.layers.append(IntegerLayer(path, layer.source_class, ints, bias, output, name))
+    for part, value in floats.items():
+        owner, _, name = part.rpartition(".")
+        found.plain.append(PlainTensor(join(layer.path, owner) if owner else layer.path, name, value))
 
 
-def _is_float(sources: list[Any]) -> bool:
-    return all(isinstance(source, Tensor) and not source.is_quantized for source in sources)
+def _integers(layer: Layer, name: str, values: list[Any]) -> Integers:
+    weights = [unpack_source(value, where=join(layer.path, name)) for value in values]
+    # A packed Conv1d is stored as a Conv2d of height 1.
+    flat = layer.kind in (nn.Conv1d, nn.ConvTranspose1d)
+    return stacked([Integers.of(_without_height(weight) if flat else weight) for weight in weights])
+
+
+def _without_height(weight: QuantizedWeight) -> QuantizedWeight:
+    if len(weight.shape) == 3:
+        return weight
+    return replace(weight, int_repr=weight.int_repr.squeeze(2), shape=(*weight.shape[:2], weight.shape[3]))
+
+
+def _is_float(values: list[Any]) -> bool:
+    return all(isinstance(value, Tensor) and not value.is_quantized for value in values)
+
+
+def _is_half(name: str, values: list[Any]) -> bool:
+    own = name.rpartition(".")[2]
+    return own.startswith("weight") and getattr(values[0], "dtype", None) is torch.float16
 
 
 def _plain_of(path: str, module: nn.Module, *, own: bool = True) -> Iterator[PlainTensor]:
@@ -184,7 +160,7 @@ def _of_state(state: Mapping[str, Any]) -> Int8Side:
             IntegerLayer(
                 path=path,
                 class_name="",
-                ints=Integers.of(quantized) if is_integers else _read(quantized, path),
+                ints=Integers.of(unpack_source(quantized, where=join(path, "weight"))),
                 bias=None if bias is None else bias.detach().clone(),
                 output=qparams.get(path, known),
                 parameter=parameter,

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.torch_archive import open as open_archive
+from qdeq.sources import form_of
+from qdeq.sources.form import Form
 from qdeq.words import class_name
 
 __all__ = ["Side", "open_side"]
@@ -20,10 +21,18 @@ __all__ = ["Side", "open_side"]
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One side of a diagnosis: ``model`` is None where only a state_dict is known."""
+    """One side of a diagnosis.
 
-    model: nn.Module | None
+    Attributes:
+        model: that can run; None where only a state_dict is known.
+        state: names to tensors; None where there is a model.
+        form: in which the model comes.
+
+    """
+
+    model: Any
     state: Mapping[str, Any] | None = None
+    form: Form | None = None
 
 
 def open_side(source: object, where: str, *, trust: bool = False) -> Side:
@@ -41,8 +50,9 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
     """
     if isinstance(source, str | Path):
         source = _load(Path(source), where, trust)
-    if isinstance(source, nn.Module):
-        return Side(source)
+    form = form_of(source)
+    if form is not None:
+        return Side(source, form=form)
     if isinstance(source, Mapping):
         inner = source.get("state_dict", source)
         return Side(None, inner if isinstance(inner, Mapping) else source)

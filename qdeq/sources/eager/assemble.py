@@ -1,122 +1,129 @@
-"""Puts the rebuilt modules in place: a copy of everything float around them, activations back where they were."""
+"""Puts the float modules in place: a copy of everything float around them, activations back where they were."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.layers.batch_norm import unfold
+from qdeq.layers.make import Made, hold
 from qdeq.report import Report
-from qdeq.sources.eager.build import Build, Fused
-from qdeq.sources.eager.carry_over import Rebuilt, carry_over, detached
+from qdeq.sources.eager.carry_over import carry_over, detached
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module
-from qdeq.sources.eager.slots import find_slots
-from qdeq.tree.copying import copy_module
+from qdeq.sources.eager.slots import Slots
+from qdeq.sources.eager.walk import find_quantized
+from qdeq.sources.form import Options
 from qdeq.tree.walk import HOLDS_NOTHING, every_module
 from qdeq.words import class_name
 
 __all__ = ["assemble"]
 
 
-def assemble(model: nn.Module, rebuilt: list[Rebuilt], build: Build, unfold_bn: bool | float) -> nn.Module:
-    """Copy everything that is float around the rebuilt modules.
+def assemble(model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
+    """Copy everything that is float around the float modules.
 
-    deepcopy with a memo that already maps each quantized module to its rebuilt form never touches a packed weight,
+    deepcopy with a memo that already maps each quantized module to its float form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    modules = dict(every_module(model, remove_duplicate=False))
-    fused = {part.path: part.item.slots for part in rebuilt if isinstance(part.item, Fused) and part.path in modules}
-    slots, reasons = find_slots(modules, fused)
-    sources = {id(part.source) for part in rebuilt}
-    memo: dict[int, Any] = {}
-    for module in modules.values():
-        if id(module) not in sources:
-            memo |= detached(module)
-    for part in rebuilt:
-        reason = reasons.get(part.path, "it is not registered as a submodule")
-        part.target, activation = _place(part, slots.get(part.path), reason, build.report)
+    return _Assembly(model, made, report).run(options.unfold_bn)
+
+
+class _Assembly:
+    def __init__(self, model: nn.Module, made: Sequence[Made], report: Report) -> None:
+        self.model, self.made, self.report = model, made, report
+        self.modules = dict(every_module(model, remove_duplicate=False))
+        self.slots = Slots(self.modules)
+        found = find_quantized(model)
+        self.sources = {path: module for path, module, _, _ in found}
+        self.parents = {path: parent for path, _, parent, _ in found}
+        self.memo: dict[int, Any] = {}
+
+    def run(self, unfold_bn: bool | float) -> nn.Module:
+        sources = {id(self.sources[part.layer.path]) for part in self.made}
+        for module in self.modules.values():
+            if id(module) not in sources:
+                self.memo |= detached(module)
+        for part in self.made:
+            self._place(part)
+        if unfold_bn:
+            self._unfold_all(unfold_bn)
+        result = self._copy()
+        for part in self.made:
+            carry_over(self.sources[part.layer.path], part.module, part.layer.path, self.memo, self.report)
+        self._refuse_hidden(sources.union(map(id, self.modules.values())))
+        return result
+
+    def _place(self, part: Made) -> None:
+        """Decide where a layer and its activation go."""
+        path, source = part.layer.path, self.sources[part.layer.path]
+        slot = self._slot(path, part.layer.activation.places) if part.layer.activation else ""
         # convert() leaves every converted leaf at training=True, also in an eval model: only the parent knows.
-        mode = part.parent.training
-        part.target.train(mode)
-        part.carrier = activation or part.target
-        if activation is not None:
-            memo[id(slots[part.path])] = activation.train(mode)
-        memo[id(part.source)] = part.target
-        build.report.replaced[part.path] = (class_name(part.source), class_name(part.target))
-    if unfold_bn:
-        _unfold_all(modules, rebuilt, unfold_bn, memo, build.report)
-    result = _deepcopy(model, memo)
-    for part in rebuilt:
-        carry_over(part, memo, build.report)
-    _refuse_hidden(memo, sources.union(map(id, modules.values())), build.report)
-    return result
+        mode = self.parents[path].training
+        if part.layer.activation is not None:
+            name = part.layer.activation.kind.__name__
+            if isinstance(slot, str):
+                holder = part.layer.activation.holder.__name__
+                self.report.note(path, f"{name} kept inside {holder}: {slot}")
+                part.module = hold(part.module, part.layer.activation)
+            else:
+                self.report.note(path, f"{name} put back into the Identity that held its place")
+                if source._forward_hooks:
+                    self.report.note(path, f"its forward hooks now see the value before the {name}")
+                activation = part.layer.activation.kind(**part.layer.activation.args)
+                self.memo[id(slot)] = part.carrier = activation.train(mode)
+        if isinstance(slot, str):
+            part.carrier = part.module
+        part.module.train(mode)
+        self.memo[id(source)] = part.module
+        self.report.replaced[path] = (part.layer.source_class, class_name(part.module))
 
+    def _slot(self, path: str, most: int) -> nn.Module | str:
+        return self.slots.find(path, most) if path in self.modules else "it is not registered as a submodule"
 
-def _unfold_all(
-    modules: Mapping[str, nn.Module], rebuilt: list[Rebuilt], eps: bool | float, memo: dict[int, Any], report: Report
-) -> None:
-    """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
-    names: dict[int, str] = {}
-    for path, module in modules.items():
-        names.setdefault(id(module), path)
-    places, _ = find_slots(modules, {part.path: 1 for part in rebuilt if id(part.source) in names})
-    for part in rebuilt:
-        slot = places.get(part.path)
-        if slot is None or id(slot) in memo or part.target is None:
-            continue
-        batch_norm = unfold(part.target, part.path, names[id(slot)], eps, report)
-        if batch_norm is not None:
-            memo[id(slot)] = batch_norm.train(part.parent.training)
-            part.carrier = batch_norm if part.carrier is part.target else part.carrier
+    def _unfold_all(self, eps: bool | float) -> None:
+        """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
+        names: dict[int, str] = {}
+        for path, module in self.modules.items():
+            names.setdefault(id(module), path)
+        for part in self.made:
+            path = part.layer.path
+            slot = self._slot(path, 1)
+            if isinstance(slot, str) or id(slot) in self.memo:
+                continue
+            batch_norm = unfold(part.module, path, names[id(slot)], eps, self.report)
+            if batch_norm is not None:
+                self.memo[id(slot)] = batch_norm.train(self.parents[path].training)
+                part.carrier = batch_norm if part.carrier is part.module else part.carrier
 
+    def _copy(self) -> nn.Module:
+        try:
+            return copy.deepcopy(self.model, self.memo)
+        except QdeqError:
+            raise
+        except Exception as error:
+            what, got = "float parts that copy.deepcopy can copy", f"{type(error).__name__}: {error}"
+            remedy = "Remove what cannot be copied from the model, or give its class a __deepcopy__."
+            raise QdeqValueError(expected("model", what, got, remedy)) from error
 
-def _refuse_hidden(memo: dict[int, Any], known: set[int], report: Report) -> None:
-    """Whatever else deepcopy found must be float: nothing quantized may hide in an object that qdeq does not enter.
+    def _refuse_hidden(self, known: set[int]) -> None:
+        """Whatever else deepcopy found must be float: nothing quantized may hide in an object that qdeq does not enter.
 
-    Args:
-        memo: id of an object of the model -> its copy.
-        known: ids of modules that were rebuilt or found to be float.
-        report: names the modules left quantized; where there are some, their copies are no surprise.
+        Args:
+            known: ids of modules that were rebuilt or found to be float. Where some were left quantized, their copies
+                are no surprise.
 
-    """
-    if report.unconverted:
-        return
-    copies = [value for key, value in memo.items() if type(value) not in HOLDS_NOTHING and key not in known]
-    copied = [value for value in copies if is_packed_object(value)]
-    copied += [value for value in copies if isinstance(value, nn.Module) and is_quantized_module(value)]
-    if copied:
-        names = ", ".join(sorted({class_name(value) for value in copied}))
-        remedy = "Register these modules as submodules, or keep them in a list, tuple or dict."
-        what = "quantized modules that are registered or in plain containers"
-        raise QdeqValueError(expected("model", what, f"{names} inside another object", remedy))
-
-
-def _place(part: Rebuilt, slot: nn.Module | None, reason: str, report: Report) -> tuple[nn.Module, nn.Module | None]:
-    item = part.item
-    if not isinstance(item, Fused):
-        return item, None
-    activation = item.activation()
-    name = type(activation).__name__
-    if slot is None:
-        report.note(part.path, f"{name} kept inside {item.holder.__name__}: {reason}")
-        return item.hold(), None
-    report.note(part.path, f"{name} put back into the Identity that held its place")
-    if part.source._forward_hooks:
-        report.note(part.path, f"its forward hooks now see the value before the {name}")
-    return item.layer, activation
-
-
-def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        return copy_module(model, memo)
-    except QdeqError:
-        raise
-    except Exception as error:
-        remedy = "Remove what cannot be copied from the model, or give its class a __deepcopy__."
-        message = expected(
-            "model", "float parts that copy.deepcopy can copy", f"{type(error).__name__}: {error}", remedy
-        )
-        raise QdeqValueError(message) from error
+        """
+        if self.report.unconverted:
+            return
+        copies = [value for key, value in self.memo.items() if type(value) not in HOLDS_NOTHING and key not in known]
+        hidden = [value for value in copies if is_packed_object(value)]
+        hidden += [value for value in copies if isinstance(value, nn.Module) and is_quantized_module(value)]
+        if hidden:
+            names = ", ".join(sorted({class_name(value) for value in hidden}))
+            remedy = "Register these modules as submodules, or keep them in a list, tuple or dict."
+            what = "quantized modules that are registered or in plain containers"
+            raise QdeqValueError(expected("model", what, f"{names} inside another object", remedy))

@@ -1,10 +1,13 @@
-"""The list of what is supported: quantized class -> builder. Classes are matched exactly, never by inheritance."""
+"""The list of what is supported: quantized class -> its description. Classes are matched exactly, never by inheritance.
+
+:func:`register` adds classes of users to it.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
-from qdeq.sources.eager.build import Builder, Rule
+from qdeq.errors import QdeqTypeError, expected
 from qdeq.sources.eager.classes import (
     activation,
     attention,
@@ -20,8 +23,11 @@ from qdeq.sources.eager.classes import (
     rnn,
     stubs,
 )
+from qdeq.sources.eager.describe import Rule
+from qdeq.sources.eager.registered import UserBuilder, registered
+from qdeq.words import class_name
 
-__all__ = ["BUILDERS", "NOT_REBUILT", "RULES", "why_not_rebuilt"]
+__all__ = ["NOT_REBUILT", "RULES", "find_rule", "register", "why_not_rebuilt"]
 
 _FAMILIES = (
     *(linear, conv, conv_transpose, norm, activation, dropout, functional, embedding),
@@ -30,7 +36,39 @@ _FAMILIES = (
 
 RULES: dict[type[nn.Module], Rule] = {source: rule for family in _FAMILIES for source, rule in family.RULES.items()}
 
-BUILDERS: dict[type[nn.Module], Builder] = {source: rule.builder for source, rule in RULES.items()}
+_REGISTERED: dict[type[nn.Module], Rule] = {}
+
+
+def find_rule(quantized_class: type[nn.Module]) -> Rule | None:
+    """The rule of exactly this class; what was registered goes before the project's own."""
+    return _REGISTERED.get(quantized_class) or RULES.get(quantized_class)
+
+
+def register(quantized_class: type[nn.Module], builder: UserBuilder) -> None:
+    """Teach :func:`qdeq.dequantize_model` a quantized class of your own.
+
+    The class is matched exactly: a subclass needs its own call. Registering a class again replaces its builder, also
+    where qdeq has one itself.
+
+    Args:
+        quantized_class: the class of the quantized module.
+        builder: called as ``builder(module, path, report)`` with the quantized module, its dotted path and the
+            :class:`qdeq.Report` of the conversion; returns a new float module that shares no memory with ``module``.
+            Every parameter it returns is listed in the report by itself; ``report.note(path, text)`` adds words.
+
+    Raises:
+        QdeqTypeError: ``quantized_class`` is not a module class, or ``builder`` cannot be called.
+
+    """
+    if not (isinstance(quantized_class, type) and issubclass(quantized_class, nn.Module)):
+        remedy = "Pass the class itself, not an instance."
+        got = quantized_class.__name__ if isinstance(quantized_class, type) else class_name(quantized_class)
+        raise QdeqTypeError(expected("quantized_class", "a subclass of torch.nn.Module", got, remedy))
+    if not callable(builder):
+        remedy = "Pass a function builder(module, path, report) that returns a float module."
+        raise QdeqTypeError(expected("builder", "a function", class_name(builder), remedy))
+    _REGISTERED[quantized_class] = Rule(registered(builder), "")
+
 
 _PART = "part of the class that holds it, read with it"
 _BASE = "base class"
@@ -68,6 +106,6 @@ def why_not_rebuilt(name: str) -> str | None:
     """Why a class of torch.ao.nn is not rebuilt by itself; None for one that the lists do not know.
 
     Args:
-        name: dotted name as :func:`qdeq.sources.eager.build.class_name` gives it.
+        name: dotted name as :func:`qdeq.words.class_name` gives it.
     """
     return NOT_REBUILT.get(name) or NOT_REBUILT.get(name.rpartition(".")[0] + ".*")

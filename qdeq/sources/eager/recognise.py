@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-from qdeq.tree.copying import per_class
 from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module
-from qdeq.weights.packed import is_onednn, is_packed_weight
+from qdeq.weights.packed import is_packed_weight
 
 __all__ = [
-    "adds_zero_point_first",
     "holds_quantized_state",
     "is_packed_object",
     "is_quantized_module",
@@ -28,16 +28,13 @@ _QUANTIZED_NAMESPACES = (
 )
 _QAT_NAMESPACES = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")
 # Float classes that live among the quantized ones.
-_FLOAT_AMONG_QUANTIZED = {"FloatFunctional"}
+_FLOAT_AMONG_QUANTIZED = {FloatFunctional}
 # Packed weights of cells and sparse layers, which only their builders know how to open.
 _PACKED_CLASSES = ("torch.classes.rnn.", "torch.classes.sparse.", "torch.classes.quantized.")
-_QUANTIZED_DTYPES = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
 
 
 def _in_namespace(kind: type, namespaces: tuple[str, ...]) -> bool:
-    return any(
-        cls.__module__.startswith(namespaces) and cls.__name__ not in _FLOAT_AMONG_QUANTIZED for cls in kind.__mro__
-    )
+    return any(cls.__module__.startswith(namespaces) and cls not in _FLOAT_AMONG_QUANTIZED for cls in kind.__mro__)
 
 
 def is_packed_object(value: Any) -> bool:
@@ -57,17 +54,8 @@ def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
         if type(value) in HOLDS_NOTHING:
             continue
-        if is_packed_object(value) or (isinstance(value, Tensor) and value.dtype in _QUANTIZED_DTYPES):
+        if is_packed_object(value) or (isinstance(value, Tensor) and value.is_quantized):
             yield name, value
-
-
-def adds_zero_point_first(module: nn.Module) -> bool:
-    """Whether a converted module adds its output's zero point before it rounds: a Quantize, and a layer of onednn."""
-    if type(module).__name__ == "Quantize":
-        return True
-    # A Linear holds its packed weight in a module of its own.
-    held = (value for part in module.modules() for _, value in quantized_sources(part))
-    return any(is_packed_weight(value) and is_onednn(value) for value in held)
 
 
 def holds_quantized_state(module: nn.Module) -> bool:
@@ -75,21 +63,13 @@ def holds_quantized_state(module: nn.Module) -> bool:
     return next(quantized_sources(module), None) is not None
 
 
-@per_class
-def _is_quantized_class(kind: type) -> bool:
-    return _in_namespace(kind, _QUANTIZED_NAMESPACES)
-
-
 def is_quantized_module(module: nn.Module) -> bool:
     """Whether ``module`` is one of torch's quantized modules, a subclass of one, or holds quantized state."""
-    return _is_quantized_class(type(module)) or holds_quantized_state(module)
+    return _in_namespace(type(module), _QUANTIZED_NAMESPACES) or holds_quantized_state(module)
 
 
-@per_class
 def _unsupported(kind: type) -> str:
     """Which form a module of this class shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
-    from torch.ao.quantization import FakeQuantizeBase, ObserverBase
-
     if issubclass(kind, torch.jit.ScriptModule):
         return "script"
     if issubclass(kind, fx.GraphModule):

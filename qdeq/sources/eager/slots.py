@@ -8,58 +8,52 @@ else. Where this cannot be shown the activation stays with its layer.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-import torch
 from torch import fx, nn
 
-from qdeq.tree.call_trace import CallTrace, record_calls, recording
-from qdeq.tree.tracing import stand_in, trace_calls
+from qdeq.tree.tracing import Traces
 
-__all__ = ["find_slots"]
+__all__ = ["Slots"]
 
 
-def find_slots(
-    modules: Mapping[str, nn.Module], fused: Mapping[str, int]
-) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Find the slot of each fused module.
+class Slots:
+    """The places that fusing left in one model.
 
     Args:
         modules: dotted path -> module of the quantized model, shared ones under each of their paths; they are not
             changed, forwards are traced on copies of their owners.
-        fused: dotted path of a fused module -> how many Identity places fusing may have left behind it.
-
-    Returns:
-        (dotted path of the fused module -> its Identity module, dotted path -> why none was found).
 
     """
-    uses = Counter(map(id, modules.values()))
-    slots: dict[str, nn.Module] = {}
-    reasons: dict[str, str] = {}
-    owners: dict[str, _Calls | str] = {}
-    with recording(), torch.random.fork_rng(devices=[]):
-        for path, max_slots in fused.items():
-            owner_path = _owner(modules, path)
-            if owner_path not in owners:
-                graph = _trace(modules[owner_path])
-                owners[owner_path] = graph if isinstance(graph, str) else _Calls(graph)
-            calls = owners[owner_path]
-            if isinstance(calls, str):
-                reasons[path] = calls
-                continue
-            chain: list[nn.Module] = []
-            for name in calls.followers(path.removeprefix(owner_path + ".") if owner_path else path):
-                module = modules[f"{owner_path}.{name}" if owner_path else name]
-                if type(module) is not nn.Identity or uses[id(module)] != 1 or len(chain) == max_slots:
-                    break
-                chain.append(module)
-            if chain and uses[id(modules[path])] == 1:
-                slots[path] = chain[-1]
-            else:
-                reasons[path] = "no Identity that runs on its output alone"
-    return slots, reasons
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._uses = Counter(map(id, modules.values()))
+        self._traces = Traces()
+
+    def find(self, path: str, most: int) -> nn.Module | str:
+        """The last Identity that runs on the output of the module at ``path`` alone; a string says why there is none.
+
+        Args:
+            path: dotted path of a fused module.
+            most: how many Identity places fusing may have left behind it.
+
+        """
+        owner = _owner(self._modules, path)
+        graph = self._traces.of(self._modules[owner])
+        if isinstance(graph, str):
+            return graph
+        slot: nn.Module | str = "no Identity that runs on its output alone"
+        if self._uses[id(self._modules[path])] != 1:
+            return slot
+        for name in itertools.islice(_followers(graph, path.removeprefix(owner + ".") if owner else path), most):
+            module = self._modules[f"{owner}.{name}" if owner else name]
+            if type(module) is not nn.Identity or self._uses[id(module)] != 1:
+                break
+            slot = module
+        return slot
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
@@ -74,33 +68,15 @@ def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
     return ""
 
 
-def _trace(owner: nn.Module) -> CallTrace | fx.Graph | str:
-    """Which children the forward of ``owner`` runs on whose output; a string says why that cannot be told."""
-    if "forward" in owner.__dict__:
-        return "its owner has a forward of its own, beside that of its class"
-    try:
-        return record_calls(stand_in(owner))
-    except Exception:  # noqa: BLE001 (the user's forward may raise anything; torch.fx follows more than we do)
-        return trace_calls(owner)
-
-
-class _Calls:
-    """Who runs on whose output, in one forward."""
-
-    def __init__(self, graph: CallTrace | fx.Graph) -> None:
-        self._calls: dict[str, list[Any]] = {}
-        for node in graph.nodes:
-            if node.op == "call_module":
-                self._calls.setdefault(str(node.target), []).append(node)
-
-    def followers(self, name: str) -> Iterator[str]:
-        """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
-        calls = self._calls.get(name, ())
-        while len(calls) == 1 and len(calls[0].users) == 1:
-            (node,) = calls[0].users
-            if node.op != "call_module":
-                return
-            calls = self._calls[str(node.target)]
-            if len(calls) != 1:
-                return
+def _followers(graph: fx.Graph, name: str) -> Iterator[str]:
+    """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    at = calls.get(name, [])
+    while len(at) == 1 and len(at[0].users) == 1:
+        (node,) = at[0].users
+        at = calls.get(str(node.target), []) if node.op == "call_module" else []
+        if len(at) == 1:
             yield str(node.target)

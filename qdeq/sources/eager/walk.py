@@ -1,4 +1,4 @@
-"""Finds every quantized module of a model and rebuilds it, or says of all that cannot be rebuilt why not."""
+"""Finds every quantized module of a model and describes it, or says of all that cannot be described why not."""
 
 from __future__ import annotations
 
@@ -6,72 +6,45 @@ from typing import TypeAlias
 
 from torch import nn
 
-from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.report import Unconverted
-from qdeq.sources.eager.build import Build, Builder
-from qdeq.sources.eager.carry_over import Rebuilt
-from qdeq.sources.eager.classes.conv import read_ahead
-from qdeq.sources.eager.mappings import BUILDERS
-from qdeq.sources.eager.recognise import is_quantized_module
-from qdeq.sources.eager.registry import find_builder
-from qdeq.tree.walk import plain_values
+from qdeq.layers.layer import Layer, unreadable
+from qdeq.report import Report, Unconverted
+from qdeq.sources.eager.describe import BIAS, Context, Rule
+from qdeq.sources.eager.mappings import find_rule
+from qdeq.sources.eager.recognise import is_quantized_module, quantized_sources
+from qdeq.sources.form import Description, Options
+from qdeq.tree.walk import every_module, plain_values
+from qdeq.weights.packed import is_packed_weight, packed_bias
 from qdeq.words import class_name, join
 
-__all__ = ["rebuild_all"]
+__all__ = ["describe_all", "find_quantized"]
 
 
-def rebuild_all(model: nn.Module, build: Build, strict: bool) -> list[Rebuilt]:
-    """Rebuild every known quantized module once; collect everything that cannot be rebuilt into one error."""
-    rebuilt: list[Rebuilt] = []
-    unknown: list[Unconverted] = []
-    failures: list[QdeqError] = []
-    found = _walk(model)
-    read_ahead((module for _, module, _, builder, _ in found if builder is BUILDERS.get(type(module))), build)
-    for path, module, parent, builder, quantized in found:
-        if builder is not None:
-            try:
-                rebuilt.append(Rebuilt(path, module, parent, builder(module, path, build)))
-            except QdeqError as error:
-                failures.append(_named(error, path))
-            except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
-                failures.append(_unreadable(module, path, error))
-        elif quantized:
-            unknown.append(Unconverted(path, class_name(module), "no builder is registered for this class"))
-    if unknown and strict:
-        names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in unknown)
-        remedy = "Teach it with qdeq.register, or pass strict=False to keep them quantized."
-        failures.append(QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy)))
-    if not rebuilt and not unknown and not failures and strict:
-        remedy = "It is a float model already; pass strict=False for a copy."
-        raise QdeqValueError(expected("model", "at least one quantized module", "none", remedy))
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        lines = "".join(f"\n- {failure}" for failure in failures)
-        raise QdeqValueError(f"model: expected modules that can be rebuilt, got {len(failures)} problems.{lines}")
-    build.report.unconverted.extend(unknown)
-    return rebuilt
+def describe_all(model: nn.Module, options: Options, report: Report) -> Description:
+    """Describe every known quantized module once; collect everything that cannot be described."""
+    context = Context(report, options.recover_direct_conv)
+    found = Description()
+    for path, module, _, rule in find_quantized(model):
+        if rule is None:
+            reason = "no builder is registered for this class"
+            found.unknown.append(Unconverted(path, class_name(module), reason))
+            continue
+        try:
+            layer = rule.describe(module, path, context)
+            layer.activation = layer.activation or rule.activation
+            layer.holds = _holds(layer, module)
+            found.layers.append(layer)
+        except Exception as error:  # noqa: BLE001 (a broken module may raise anything, and all are named at once)
+            found.failures[path] = unreadable(path, class_name(module), error)
+    return found
 
 
-def _named(error: QdeqError, path: str) -> QdeqError:
-    return error if str(error).startswith(path) else type(error)(f"{path}: {error}")
+_Found: TypeAlias = tuple[str, nn.Module, nn.Module, Rule | None]
 
 
-def _unreadable(module: nn.Module, path: str, error: Exception) -> QdeqError:
-    what = f"a {class_name(module)} that can be read"
-    remedy = "It may be half converted, or torch cannot unpack it on this engine: convert it again."
-    failure = QdeqValueError(expected(path or "model", what, f"{type(error).__name__}: {error}", remedy))
-    failure.__cause__ = error
-    return failure
+def find_quantized(model: nn.Module) -> list[_Found]:
+    """(path, module, parent, its rule) once per quantized module; registered ones first, then plain attributes.
 
-
-_Found: TypeAlias = tuple[str, nn.Module, nn.Module, Builder | None, bool]
-
-
-def _walk(model: nn.Module) -> list[_Found]:
-    """(path, module, parent, builder, is quantized) once per module; registered ones first, then plain attributes.
-
-    Does not enter modules that have a builder or are quantized themselves.
+    Does not enter modules that can be described or are quantized themselves.
     """
     found: list[_Found] = []
     seen: set[int] = set()
@@ -81,14 +54,14 @@ def _walk(model: nn.Module) -> list[_Found]:
         if id(module) in seen:
             return
         seen.add(id(module))
-        builder = find_builder(type(module))
-        quantized = builder is not None or is_quantized_module(module)
-        found.append((path, module, parent, builder, quantized))
-        if not quantized:
-            entered.append((path, module))
-            for name, child in module._modules.items():
-                if child is not None:
-                    visit(join(path, name), child, module)
+        rule = find_rule(type(module))
+        if rule is not None or is_quantized_module(module):
+            found.append((path, module, parent, rule))
+            return
+        entered.append((path, module))
+        for name, child in module._modules.items():
+            if child is not None:
+                visit(join(path, name), child, module)
 
     visit("", model, model)
     for path, module in entered:  # grows while it runs
@@ -96,3 +69,21 @@ def _walk(model: nn.Module) -> list[_Found]:
             if isinstance(value, nn.Module):
                 visit(join(path, name), value, module)
     return found
+
+
+def _holds(layer: Layer, module: nn.Module) -> list[str]:
+    """Names of what a module holds: tensors, packed weights and their biases, output scales."""
+    read = layer.accounted()
+    names = []
+    for prefix, part in every_module(module):
+        at = join(layer.path, prefix) if prefix else layer.path
+        for name, value in quantized_sources(part):
+            names.append(join(at, name))
+            bias = join(at, name) + BIAS
+            if bias not in read and is_packed_weight(value) and packed_bias(value) is not None:
+                names.append(bias)
+        plain = [*part._parameters.items(), *part._buffers.items()]
+        names += [join(at, name) for name, value in plain if value is not None and not value.is_quantized]
+        if hasattr(part, "scale") and hasattr(part, "zero_point"):
+            names += [join(at, "scale"), join(at, "zero_point")]
+    return list(dict.fromkeys(names))

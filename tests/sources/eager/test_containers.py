@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -265,12 +266,12 @@ class TestBadInput:
             dequantize_model(model)
 
     def test_a_memory_error_in_a_builder_names_the_module(self, monkeypatch):
-        from qdeq.sources.eager.mappings import BUILDERS
+        from qdeq.sources.eager.mappings import RULES
 
-        def broken(module, path, build):
+        def broken(module, path, context):
             raise RuntimeError("out of cheese")
 
-        monkeypatch.setitem(BUILDERS, nnq.Linear, broken)
+        monkeypatch.setitem(RULES, nnq.Linear, replace(RULES[nnq.Linear], describe=broken))
         with pytest.raises(
             QdeqError, match=r"^0: expected .*Linear that can be read, got RuntimeError: out of cheese"
         ) as info:

@@ -12,11 +12,11 @@ import torch
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from qdeq.sources.eager import registry
+from qdeq.sources.eager import mappings
 from qdeq.sources.eager.mappings import NOT_REBUILT, RULES, why_not_rebuilt
 from tests.helpers.models import assert_same_bits
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_every_module_class_that_torch_ships_is_named(script):
         for cls in script.torch_classes()
         if cls not in RULES and why_not_rebuilt(script.dotted(cls)) is None
     ]
-    assert not unnamed, "torch has new quantized modules: build them or say why not, in qdeq/mappings.py"
+    assert not unnamed, "torch has new quantized modules: build them or say why not, in qdeq/sources/eager/mappings.py"
 
 
 def test_a_new_class_in_torch_would_be_noticed(script, monkeypatch):
@@ -79,8 +79,6 @@ def test_the_page_is_up_to_date(script):
 
 
 def test_what_a_class_becomes_exists():
-    from qdeq.sources.eager import mappings
-
     holders = {name: value for family in mappings._FAMILIES for name, value in vars(family).items()}
     for rule in RULES.values():
         for name in re.findall(r"[\w.]+", rule.becomes.replace(" and ", " ").replace(" or ", " ")):
@@ -90,13 +88,13 @@ def test_what_a_class_becomes_exists():
 
 def test_the_example_of_extending_runs():
     code = re.search(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(), re.DOTALL).group(1)
-    before = dict(registry._REGISTERED)
+    before = dict(mappings._REGISTERED)
     scope: dict[str, object] = {"__name__": "example"}
     try:
         exec(compile(code, "docs/extending.md", "exec"), scope)
     finally:
-        registry._REGISTERED.clear()
-        registry._REGISTERED.update(before)
+        mappings._REGISTERED.clear()
+        mappings._REGISTERED.update(before)
     model, rebuilt = scope["model"], scope["float_model"]
     assert_same_bits(rebuilt[0].weight, scope["weight"].dequantize())
     assert scope["report"].notes["0"] == ["was an Int8Linear"]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import qdeq
 from qdeq import QdeqError, dequantize_model
-from qdeq.sources.eager import registry
+from qdeq.sources.eager import mappings
 from tests.helpers.models import assert_same_bits
 from tests.sources.eager.classes.helpers import build
 
@@ -33,10 +33,10 @@ def build_scaled(module: Scaled, path: str, report: qdeq.Report) -> nn.Linear:
 
 @pytest.fixture(autouse=True)
 def _clean_registry():
-    before = dict(registry._REGISTERED)
+    before = dict(mappings._REGISTERED)
     yield
-    registry._REGISTERED.clear()
-    registry._REGISTERED.update(before)
+    mappings._REGISTERED.clear()
+    mappings._REGISTERED.update(before)
 
 
 def test_unknown_until_registered():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import qdeq
 from qdeq import QdeqError, dequantize_model
-from qdeq.sources.eager import registry
+from qdeq.sources.eager import mappings
 from tests.helpers.models import engine, small_vgg
 from tests.sources.eager.classes.helpers import ENGINES, build
 
@@ -154,7 +154,7 @@ def test_after_a_failure(what, activations):
 
 @pytest.mark.parametrize("result", [None, torch.ones(2), nn.Linear(9, 9), "itself", ZeroDivisionError])
 def test_after_a_failure_of_a_registered_builder(result, monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    monkeypatch.setattr(mappings, "_REGISTERED", dict(mappings._REGISTERED))
 
     def builder(module, path, report):
         report.note(path, "was here")

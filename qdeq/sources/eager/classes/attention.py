@@ -11,63 +11,66 @@ import torch.ao.nn.quantizable as nnqa
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from qdeq.sources.eager.build import Build, Rule
-from qdeq.sources.eager.inner import drop_inner_qparams, read_linear
-from qdeq.words import join
+from qdeq.layers.layer import Layer, Source
+from qdeq.sources.eager.describe import Context, Rule, add_biases, begin, drop_inner_qparams, read_linear
+from qdeq.words import class_name, join
 
 __all__ = ["RULES"]
 
 # What the float base class declares and the quantizable one never computes with.
 _UNUSED = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_LINEARS = ("linear_Q", "linear_K", "linear_V", "out_proj")
 
 
-def build_attention(module: Any, path: str, build: Build) -> nn.MultiheadAttention:
-    """Rebuild from ``linear_Q``, ``linear_K``, ``linear_V`` and ``out_proj``; bias_k and bias_v where they exist."""
-    parts = {name: read_linear(getattr(module, name), join(path, name), build) for name in _LINEARS}
-    attention = nn.MultiheadAttention(
-        module.embed_dim,
-        module.num_heads,
-        module.dropout,
-        bias=parts["linear_Q"][1] is not None,
+def describe_attention(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``linear_Q``, ``linear_K``, ``linear_V`` and ``out_proj``; bias_k and bias_v where they exist."""
+    del context
+    read = [read_linear(getattr(module, name), join(path, name)) for name in _LINEARS]
+    layer = begin(
+        module,
+        path,
+        nn.MultiheadAttention,
+        embed_dim=module.embed_dim,
+        num_heads=module.num_heads,
+        dropout=module.dropout,
+        bias=read[0][1] is not None,
         add_bias_kv=module.bias_k is not None,
         add_zero_attn=module.add_zero_attn,
         kdim=module.kdim,
         vdim=module.vdim,
         batch_first=module.batch_first,
-        device="meta",
     )
-    _write_projections(parts, module, path, attention, build)
+    _add_projections(layer, module, read)
     for name in ("bias_k", "bias_v"):
         if getattr(module, name) is not None:
-            build.weight(getattr(module, name), module, path, attention, name)
+            layer.add_tensor(name, getattr(module, name))
     for name in _UNUSED:
         if module._parameters.get(name) is not None:
-            build.drop(path, name, "never used: linear_Q, linear_K and linear_V hold the projections")
-    drop_inner_qparams(module, path, build)
+            layer.drop(name, "never used: linear_Q, linear_K and linear_V hold the projections")
+    drop_inner_qparams(layer, module)
     if module.batch_first and module.num_heads > 1:
-        build.report.note(path, "torch's quantized forward mixes the heads when batch_first; the float one does not")
-    return attention
+        layer.notes.append("torch's quantized forward mixes the heads when batch_first; the float one does not")
+    return layer
 
 
-_LINEARS = ("linear_Q", "linear_K", "linear_V", "out_proj")
-
-
-def _write_projections(parts: dict[str, Any], module: Any, path: str, attention: Any, build: Build) -> None:
-    weights = [(f"{name}.weight", parts[name][0]) for name in _LINEARS[:3]]
-    if attention.in_proj_weight is not None:
-        build.stack(weights, module, path, attention, "in_proj_weight")
+def _add_projections(layer: Layer, module: Any, read: list[tuple[Source, Source | None]]) -> None:
+    has_bias = layer.args["bias"]
+    if module.kdim == module.vdim == module.embed_dim:
+        layer.add("in_proj_weight", *(weight for weight, _ in read[:3]))
     else:
-        for letter, (name, source) in zip("qkv", weights, strict=True):
-            build.weight(source, module, path, attention, f"{letter}_proj_weight", name)
-    build.biases([(f"{name}.bias", parts[name][1]) for name in _LINEARS[:3]], module, path, attention, "in_proj_bias")
-    out_path = join(path, "out_proj")
-    build.weight(parts["out_proj"][0], module.out_proj, out_path, attention.out_proj)
-    build.biases([("bias", parts["out_proj"][1])], module.out_proj, out_path, attention.out_proj, "bias")
+        for letter, (weight, _) in zip("qkv", read, strict=False):
+            layer.add(f"{letter}_proj_weight", weight)
+    add_biases(layer, "in_proj_bias", [bias for _, bias in read[:3]], declared=has_bias)
+    weight, bias = read[3]
+    layer.add("out_proj.weight", weight, source_class=class_name(module.out_proj))
+    add_biases(layer, "out_proj.bias", [bias], declared=has_bias, source_class=class_name(module.out_proj))
 
 
 _NOTE = "torch's quantized forward is wrong with batch_first and several heads"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.MultiheadAttention: Rule(build_attention, "nn.MultiheadAttention", _NOTE),
-    nnqa.MultiheadAttention: Rule(build_attention, "nn.MultiheadAttention", "with float or quantized Linears inside"),
+    nnq.MultiheadAttention: Rule(describe_attention, "nn.MultiheadAttention", _NOTE),
+    nnqa.MultiheadAttention: Rule(
+        describe_attention, "nn.MultiheadAttention", "with float or quantized Linears inside"
+    ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.ao.nn.quantized as nnq
@@ -10,43 +9,44 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from qdeq.errors import QdeqValueError
-from qdeq.sources.eager.build import Build, Rule
-from qdeq.sources.eager.classes.conv import empty_conv, unused_qparams
+from qdeq.layers.layer import Later, Layer, Source
+from qdeq.sources.eager.classes.conv import begin_conv
+from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed, make_dynamic
 from qdeq.weights.direct_conv import lost_weight, recover_weight
-from qdeq.weights.packed import is_direct_conv
+from qdeq.weights.packed import is_direct_conv, packed_bias
 from qdeq.words import join
 
 __all__ = ["RULES"]
 
 
-def _source(packed: Any, shape: tuple[int, ...], path: str, build: Build) -> Any:
-    """The packed weight, or what could be recovered of one that torch cannot give back."""
-    if not is_direct_conv(packed):
-        return packed
-    where = join(path, "weight")
-    if not build.recover_direct_conv:
+def _add_lost_weight(layer: Layer, packed: Any, shape: tuple[int, ...], context: Context) -> None:
+    """Add the weight of a convolution that torch cannot give back, if the caller says that it can be recovered."""
+    where = join(layer.path, "weight")
+    if not context.recover_direct_conv:
         raise QdeqValueError(lost_weight(where))
-    build.use(packed)
-    build.report.note(
-        path, "weight recovered by running fbgemm's direct convolution; right only if never copied or loaded"
-    )
-    return recover_weight(packed, shape, where=where)
+    held, bias = join(layer.path, "_packed_params"), packed_bias(packed, where=join(layer.path, "bias"))
+    layer.args["bias"] = bias is not None
+    layer.add("weight", Source(where, Later(lambda: recover_weight(packed, shape, where=where)), held))
+    if bias is not None:
+        layer.add("bias", Source(join(layer.path, "bias"), bias, held + BIAS))
+    layer.notes.append("weight recovered by running fbgemm's direct convolution; right only if never copied or loaded")
 
 
-def _builder(layer_class: Any, *, dynamic: bool) -> Callable[[Any, str, Build], Any]:
-    def build_conv_transpose(module: Any, path: str, build: Build) -> Any:
-        packed = module._packed_params
-        bias = build.read_bias(packed, path)
-        layer = empty_conv(layer_class, module, bias is not None)
-        build.weight(_source(packed, tuple(layer.weight.shape), path, build), module, path, layer)
-        build.biases([("bias", bias)], module, path, layer, "bias")
-        if dynamic:
-            unused_qparams(module, path, build)
+def _describe(kind: Any, *, dynamic: bool) -> Describe:
+    def describe_conv_transpose(module: Any, path: str, context: Context) -> Layer:
+        layer, packed = begin_conv(kind, module, path), module._packed_params
+        if is_direct_conv(packed):
+            shape = (module.in_channels, module.out_channels // module.groups, *module.kernel_size)
+            _add_lost_weight(layer, packed, shape, context)
         else:
-            build.output_qparams(module, path)
+            add_packed(layer, packed, "_packed_params")
+        if dynamic:
+            make_dynamic(layer, module)
+        else:
+            add_output(layer, module, packed=packed)
         return layer
 
-    return build_conv_transpose
+    return describe_conv_transpose
 
 
 _ONEDNN = "onednn's own forward is wrong, its weight is right"
@@ -54,10 +54,10 @@ _2D = f"fbgemm's direct form (kernel (2, 1..6)) needs recover_direct_conv=True; 
 _3D = f"torch cannot read it back from qnnpack; {_ONEDNN}"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.ConvTranspose1d: Rule(_builder(nn.ConvTranspose1d, dynamic=False), "nn.ConvTranspose1d", _ONEDNN),
-    nnq.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=False), "nn.ConvTranspose2d", _2D),
-    nnq.ConvTranspose3d: Rule(_builder(nn.ConvTranspose3d, dynamic=False), "nn.ConvTranspose3d", _3D),
-    nnqd.ConvTranspose1d: Rule(_builder(nn.ConvTranspose1d, dynamic=True), "nn.ConvTranspose1d", _ONEDNN),
-    nnqd.ConvTranspose2d: Rule(_builder(nn.ConvTranspose2d, dynamic=True), "nn.ConvTranspose2d", _2D),
-    nnqd.ConvTranspose3d: Rule(_builder(nn.ConvTranspose3d, dynamic=True), "nn.ConvTranspose3d", _3D),
+    nnq.ConvTranspose1d: Rule(_describe(nn.ConvTranspose1d, dynamic=False), "nn.ConvTranspose1d", _ONEDNN),
+    nnq.ConvTranspose2d: Rule(_describe(nn.ConvTranspose2d, dynamic=False), "nn.ConvTranspose2d", _2D),
+    nnq.ConvTranspose3d: Rule(_describe(nn.ConvTranspose3d, dynamic=False), "nn.ConvTranspose3d", _3D),
+    nnqd.ConvTranspose1d: Rule(_describe(nn.ConvTranspose1d, dynamic=True), "nn.ConvTranspose1d", _ONEDNN),
+    nnqd.ConvTranspose2d: Rule(_describe(nn.ConvTranspose2d, dynamic=True), "nn.ConvTranspose2d", _2D),
+    nnqd.ConvTranspose3d: Rule(_describe(nn.ConvTranspose3d, dynamic=True), "nn.ConvTranspose3d", _3D),
 }

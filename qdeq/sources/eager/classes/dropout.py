@@ -7,17 +7,20 @@ from typing import Any
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from qdeq.sources.eager.build import Build, Rule
+from qdeq.layers.layer import Layer
+from qdeq.sources.eager.describe import Context, Rule, begin
 
 __all__ = ["RULES"]
 
 
-def build_dropout(module: Any, path: str, build: Build) -> nn.Dropout:
-    """Rebuild ``nnq.Dropout``, whose forward does nothing in either mode; the float one drops in training mode."""
-    build.report.note(path, "quantized Dropout did nothing; the float Dropout is active in training mode")
-    return nn.Dropout(module.p, module.inplace)
+def describe_dropout(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.Dropout``, whose forward does nothing in either mode; the float one drops in training mode."""
+    del context
+    layer = begin(module, path, nn.Dropout, p=module.p, inplace=module.inplace)
+    layer.notes.append("quantized Dropout did nothing; the float Dropout is active in training mode")
+    return layer
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.Dropout: Rule(build_dropout, "nn.Dropout", "the quantized one does nothing, the float one drops in training")
+    nnq.Dropout: Rule(describe_dropout, "nn.Dropout", "the quantized one does nothing, the float one drops in training")
 }

@@ -8,46 +8,50 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.sources.eager.build import Build, Rule
+from qdeq.layers.layer import Layer
+from qdeq.sources.eager.describe import Context, Rule, begin, packed_sources
 
 __all__ = ["RULES"]
 
 
-def build_embedding(module: Any, path: str, build: Build) -> nn.Embedding:
-    """Rebuild ``nnq.Embedding``, 8 or 4 bits; weight (num_embeddings, embedding_dim).
+def _sizes(module: Any) -> dict[str, int]:
+    return {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim}
+
+
+def _add_weight(layer: Layer, module: Any) -> None:
+    packed = module._packed_params._packed_weight
+    layer.add("weight", packed_sources(packed, layer.path, "_packed_params._packed_weight")[0])
+
+
+def describe_embedding(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.Embedding``, 8 or 4 bits; weight (num_embeddings, embedding_dim).
 
     torch's quantized class keeps neither ``padding_idx`` nor ``max_norm``: the padding row is in the weight.
     """
-    layer = nn.Embedding(module.num_embeddings, module.embedding_dim, device="meta")
-    build.weight(module._packed_params._packed_weight, module, path, layer)
+    del context
+    layer = begin(module, path, nn.Embedding, **_sizes(module))
+    _add_weight(layer, module)
     return layer
 
 
-def build_embedding_bag(module: Any, path: str, build: Build) -> nn.EmbeddingBag:
-    """Rebuild ``nnq.EmbeddingBag``, 8 or 4 bits; weight (num_embeddings, embedding_dim)."""
+def describe_embedding_bag(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.EmbeddingBag``, 8 or 4 bits; weight (num_embeddings, embedding_dim)."""
+    del context
     if module.pruned_weights:
         remedy = "Expand the pruned rows, then convert the model again."
         raise QdeqValueError(expected(path, "an EmbeddingBag with all its rows", "one with pruned weights", remedy))
-    layer = nn.EmbeddingBag(
-        module.num_embeddings,
-        module.embedding_dim,
-        mode=module.mode,
-        include_last_offset=module.include_last_offset,
-        device="meta",
-    )
-    build.weight(module._packed_params._packed_weight, module, path, layer)
+    options = {"mode": module.mode, "include_last_offset": module.include_last_offset}
+    layer = begin(module, path, nn.EmbeddingBag, **_sizes(module), **options)
+    _add_weight(layer, module)
     if module.mode != "sum":
-        build.report.note(path, f"quantized EmbeddingBag sums in every mode; the float one takes the {module.mode}")
+        layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {module.mode}")
     return layer
 
 
 _NOT_KEPT = "8 and 4 bits (torch has no 2-bit module); torch's class does not keep padding_idx and max_norm"
+_BAG = f"{_NOT_KEPT}; the quantized one sums in every mode, the float one obeys"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.Embedding: Rule(build_embedding, "nn.Embedding", _NOT_KEPT),
-    nnq.EmbeddingBag: Rule(
-        build_embedding_bag,
-        "nn.EmbeddingBag",
-        f"{_NOT_KEPT}; the quantized one sums in every mode, the float one obeys",
-    ),
+    nnq.Embedding: Rule(describe_embedding, "nn.Embedding", _NOT_KEPT),
+    nnq.EmbeddingBag: Rule(describe_embedding_bag, "nn.EmbeddingBag", _BAG),
 }

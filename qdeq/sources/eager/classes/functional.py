@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
-from qdeq.sources.eager.build import Build, Rule
-from qdeq.tree.copying import copied
+from qdeq.layers.layer import Layer
+from qdeq.sources.eager.describe import Context, Rule, add_output, begin
 
 __all__ = ["RULES"]
 
 
-def build_qfunctional(module: Any, path: str, build: Build) -> nn.Module:
-    """Rebuild ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
-    build.output_qparams(module, path)
-    functional = nnq.FloatFunctional()
-    functional.activation_post_process = copied(module.activation_post_process)
-    return functional
+def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
+    del context
+    layer = begin(module, path, nnq.FloatFunctional)
+    add_output(layer, module)
+    layer.attributes["activation_post_process"] = copy.deepcopy(module.activation_post_process)
+    return layer
 
 
-def build_fx_functional(module: Any, path: str, build: Build) -> nn.Module:
-    """Rebuild ``nnq.FXFloatFunctional``, float already, as the class a user would have written."""
-    del module, path, build
-    return nnq.FloatFunctional()
+def describe_fx_functional(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.FXFloatFunctional``, float already, as the class a user would have written."""
+    del context
+    return begin(module, path, nnq.FloatFunctional)
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.QFunctional: Rule(build_qfunctional, "torch.ao.nn.quantized.FloatFunctional"),
-    nnq.FXFloatFunctional: Rule(build_fx_functional, "torch.ao.nn.quantized.FloatFunctional"),
+    nnq.QFunctional: Rule(describe_qfunctional, "torch.ao.nn.quantized.FloatFunctional"),
+    nnq.FXFloatFunctional: Rule(describe_fx_functional, "torch.ao.nn.quantized.FloatFunctional"),
 }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import torch
 import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.intrinsic.quantized.dynamic as nniqd
 import torch.ao.nn.quantized as nnq
@@ -15,110 +13,102 @@ import torch.ao.nn.sparse.quantized.dynamic as nnsqd
 from torch import nn
 
 from qdeq.layers.fused import LinearLeakyReLU, LinearReLU, LinearTanh
-from qdeq.sources.eager.build import Build, Fused, Rule
-from qdeq.sources.eager.classes.conv import unused_qparams
-from qdeq.tree.copying import blank
+from qdeq.layers.layer import Activation, Layer, Role, Source
+from qdeq.sources.eager.describe import (
+    BIAS,
+    Context,
+    Rule,
+    add_output,
+    add_packed,
+    begin,
+    make_dynamic,
+    note_zero_bias,
+)
+from qdeq.words import join
 
-__all__ = ["RULES", "packed_or_half"]
+__all__ = ["RULES"]
 
-
-def packed_or_half(packed: Any, dtype: torch.dtype, build: Build) -> Any:
-    """The source to read from a packed Linear weight.
-
-    Args:
-        packed: packed weight of a Linear.
-        dtype: dtype that its module declares: qint8 or float16.
-        build: counts a float16 weight as read.
-
-    Returns:
-        ``packed`` itself, or for float16, which has no scale, the weight as a float16 tensor; torch unpacks it to
-        float32 values that are float16 numbers, saturated at 65504.
-
-    """
-    if dtype != torch.float16:
-        return packed
-    build.use(packed)
-    return packed.unpack()[0].half()
+_HELD = "_packed_params._packed_params"
 
 
-def _linear(module: Any, path: str, build: Build) -> nn.Linear:
-    packed = module._packed_params._packed_params
-    bias = build.read_bias(packed, path)
-    layer = blank(nn.Linear, module.in_features, module.out_features, bias=bias is not None)
-    build.weight(packed_or_half(packed, module._packed_params.dtype, build), module, path, layer)
-    build.biases([("bias", bias)], module, path, layer, "bias")
+def _begin(module: Any, path: str) -> Layer:
+    return begin(module, path, nn.Linear, in_features=module.in_features, out_features=module.out_features)
+
+
+def _packed_linear(module: Any, path: str) -> Layer:
+    layer = _begin(module, path)
+    add_packed(layer, module._packed_params._packed_params, _HELD, module._packed_params.dtype)
     return layer
 
 
-def build_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    """Rebuild ``nnq.Linear``; weight (out_features, in_features), bias (out_features,) or None."""
-    layer = _linear(module, path, build)
-    build.output_qparams(module, path)
+def describe_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.Linear``; weight (out_features, in_features), bias (out_features,) or None."""
+    del context
+    layer = _packed_linear(module, path)
+    add_output(layer, module, packed=module._packed_params._packed_params)
     return layer
 
 
-def build_dynamic_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    """Rebuild ``nnqd.Linear``, int8 or float16; its output is float."""
-    layer = _linear(module, path, build)
-    unused_qparams(module, path, build)
+def describe_dynamic_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnqd.Linear``, int8 or float16; its output is float."""
+    del context
+    layer = _packed_linear(module, path)
+    make_dynamic(layer, module)
     return layer
 
 
-def build_linear_relu(module: Any, path: str, build: Build) -> Fused:
-    """Rebuild ``nniq.LinearReLU`` as a Linear and the ReLU it owns."""
-    return Fused(build_linear(module, path, build), nn.ReLU, LinearReLU, slots=1)
-
-
-def build_dynamic_linear_relu(module: Any, path: str, build: Build) -> Fused:
-    """Rebuild ``nniqd.LinearReLU`` as a Linear and the ReLU it owns."""
-    return Fused(build_dynamic_linear(module, path, build), nn.ReLU, LinearReLU, slots=1)
-
-
-def build_linear_leaky_relu(module: Any, path: str, build: Build) -> Fused:
-    """Rebuild ``nniq.LinearLeakyReLU`` as a Linear and the LeakyReLU it owns."""
+def describe_linear_leaky_relu(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nniq.LinearLeakyReLU``: a Linear and the LeakyReLU it owns."""
+    layer = describe_linear(module, path, context)
     slope = float(module.negative_slope)
-    layer = build_linear(module, path, build)
-    activation = partial(nn.LeakyReLU, slope)
-    return Fused(layer, activation, LinearLeakyReLU, slots=1, held_attributes={"negative_slope": slope})
+    layer.activation = Activation(nn.LeakyReLU, LinearLeakyReLU, args={"negative_slope": slope})
+    return layer
 
 
-def build_linear_tanh(module: Any, path: str, build: Build) -> Fused:
-    """Rebuild ``nniq.LinearTanh`` as a Linear and the tanh it owns."""
-    return Fused(build_linear(module, path, build), nn.Tanh, LinearTanh, slots=1)
+def describe_sparse_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe a block-sparse static Linear as a dense ``nn.Linear``."""
+    layer = describe_dynamic_sparse_linear(module, path, context)
+    layer.role = Role.LAYER
+    add_output(layer, module)
+    return layer
 
 
-def _sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    packed = module._packed_params._packed_params
-    build.use(packed)
-    build.use_bias(packed)
+def describe_dynamic_sparse_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe a block-sparse dynamic Linear as a dense ``nn.Linear``."""
+    del context
     weight, bias, row_block_size, col_block_size = module._weight_bias()
-    layer = nn.Linear(module.in_features, module.out_features, bias=bias is not None, device="meta")
-    build.weight(weight, module, path, layer)
+    layer, held = _begin(module, path), join(path, _HELD)
+    layer.args["bias"] = bias is not None
+    layer.role = Role.DYNAMIC
+    layer.add("weight", Source(join(path, "weight"), weight, held))
     if bias is not None:
-        build.tensor(bias, module, path, layer, "bias")
-        build.note_zero_bias(bias, path)
-    build.report.note(
-        path, f"was stored in sparse blocks of {row_block_size} x {col_block_size}; the float weight is dense"
-    )
+        source = Source(join(path, "bias"), bias, held + BIAS)
+        layer.add("bias", source)
+        note_zero_bias(layer, source)
+    blocks = f"{row_block_size} x {col_block_size}"
+    layer.notes.append(f"was stored in sparse blocks of {blocks}; the float weight is dense")
     return layer
 
 
-def build_sparse_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    """Rebuild a block-sparse static Linear as a dense ``nn.Linear``."""
-    layer = _sparse_linear(module, path, build)
-    build.output_qparams(module, path)
-    return layer
-
-
+_RELU = "nn.Linear and nn.ReLU, or LinearReLU"
 _ONEDNN_ONLY = "torch runs it on onednn only"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.Linear: Rule(build_linear, "nn.Linear"),
-    nniq.LinearReLU: Rule(build_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
-    nniq.LinearLeakyReLU: Rule(build_linear_leaky_relu, "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU", _ONEDNN_ONLY),
-    nniq.LinearTanh: Rule(build_linear_tanh, "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY),
-    nnqd.Linear: Rule(build_dynamic_linear, "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
-    nniqd.LinearReLU: Rule(build_dynamic_linear_relu, "nn.Linear and nn.ReLU, or LinearReLU"),
-    nnsq.Linear: Rule(build_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by fbgemm"),
-    nnsqd.Linear: Rule(_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by qnnpack"),
+    nnq.Linear: Rule(describe_linear, "nn.Linear"),
+    nniq.LinearReLU: Rule(describe_linear, _RELU, activation=Activation(nn.ReLU, LinearReLU)),
+    nniq.LinearLeakyReLU: Rule(
+        describe_linear_leaky_relu,
+        "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU",
+        _ONEDNN_ONLY,
+        Activation(nn.LeakyReLU, LinearLeakyReLU),
+    ),
+    nniq.LinearTanh: Rule(
+        describe_linear, "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY, Activation(nn.Tanh, LinearTanh)
+    ),
+    nnqd.Linear: Rule(describe_dynamic_linear, "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
+    nniqd.LinearReLU: Rule(describe_dynamic_linear, _RELU, activation=Activation(nn.ReLU, LinearReLU)),
+    nnsq.Linear: Rule(describe_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by fbgemm"),
+    nnsqd.Linear: Rule(
+        describe_dynamic_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by qnnpack"
+    ),
 }

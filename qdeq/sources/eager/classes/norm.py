@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.ao.nn.intrinsic.quantized as nniq
@@ -10,59 +9,68 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.layers.fused import BNReLU2d, BNReLU3d
-from qdeq.sources.eager.build import Build, Fused, Rule
+from qdeq.layers.layer import Activation, Layer
+from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, begin
 
 __all__ = ["RULES"]
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-def _copy_state(module: Any, path: str, build: Build, layer: Any) -> Any:
-    for name, value in [*layer.named_parameters(), *layer.named_buffers()]:
-        del value
-        build.tensor(getattr(module, name), module, path, layer, name)
-    build.output_qparams(module, path)
+
+def _add_state(layer: Layer, module: Any, *names: str) -> Layer:
+    for name in names:
+        if getattr(module, name) is not None:
+            layer.add_tensor(name, getattr(module, name))
+    add_output(layer, module)
     return layer
 
 
-def _batch_norm(layer_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_batch_norm(module: Any, path: str, build: Build) -> Any:
-        layer = layer_class(module.num_features, module.eps, module.momentum, device="meta")
-        return _copy_state(module, path, build, layer)
+def _batch_norm(kind: Any) -> Describe:
+    def describe_batch_norm(module: Any, path: str, context: Context) -> Layer:
+        del context
+        args = {"num_features": module.num_features, "eps": module.eps, "momentum": module.momentum}
+        layer = begin(module, path, kind, **args)
+        return _add_state(layer, module, "weight", "bias", *_STATISTICS)
 
-    return build_batch_norm
-
-
-def _bn_relu(layer_class: Any, holder: type[nn.Module]) -> Rule:
-    build_batch_norm = _batch_norm(layer_class)
-
-    def build_bn_relu(module: Any, path: str, build: Build) -> Fused:
-        return Fused(build_batch_norm(module, path, build), nn.ReLU, holder, slots=1)
-
-    return Rule(build_bn_relu, f"nn.{layer_class.__name__} and nn.ReLU, or {holder.__name__}")
+    return describe_batch_norm
 
 
-def _instance_norm(layer_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_instance_norm(module: Any, path: str, build: Build) -> Any:
+def _bn_relu(kind: Any, holder: type[nn.Module]) -> Rule:
+    becomes = f"nn.{kind.__name__} and nn.ReLU, or {holder.__name__}"
+    return Rule(_batch_norm(kind), becomes, activation=Activation(nn.ReLU, holder))
+
+
+def _instance_norm(kind: Any) -> Describe:
+    def describe_instance_norm(module: Any, path: str, context: Context) -> Layer:
+        del context
         # torch's from_float passes affine where momentum belongs: the parameters, not the flag, tell.
-        layer = layer_class(module.num_features, module.eps, affine=module.weight is not None, device="meta")
-        return _copy_state(module, path, build, layer)
+        args = {"num_features": module.num_features, "eps": module.eps, "affine": module.weight is not None}
+        return _add_state(begin(module, path, kind, **args), module, "weight", "bias")
 
-    return build_instance_norm
-
-
-def build_layer_norm(module: Any, path: str, build: Build) -> nn.LayerNorm:
-    """Rebuild ``nnq.LayerNorm``; weight and bias of normalized_shape, either may be missing."""
-    affine, bias = module.weight is not None, module.bias is not None
-    layer = nn.LayerNorm(module.normalized_shape, module.eps, affine, bias, device="meta")
-    _copy_state(module, path, build, layer)
-    return layer
+    return describe_instance_norm
 
 
-def build_group_norm(module: Any, path: str, build: Build) -> nn.GroupNorm:
-    """Rebuild ``nnq.GroupNorm``; weight and bias (num_channels,) or missing."""
-    affine = module.weight is not None
-    layer = nn.GroupNorm(module.num_groups, module.num_channels, module.eps, affine, device="meta")
-    _copy_state(module, path, build, layer)
-    return layer
+def describe_layer_norm(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.LayerNorm``; weight and bias of normalized_shape, either may be missing."""
+    del context
+    layer = begin(
+        module,
+        path,
+        nn.LayerNorm,
+        normalized_shape=module.normalized_shape,
+        eps=module.eps,
+        elementwise_affine=module.weight is not None,
+        bias=module.bias is not None,
+    )
+    return _add_state(layer, module, "weight", "bias")
+
+
+def describe_group_norm(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.GroupNorm``; weight and bias (num_channels,) or missing."""
+    del context
+    sizes = {"num_groups": module.num_groups, "num_channels": module.num_channels}
+    layer = begin(module, path, nn.GroupNorm, **sizes, eps=module.eps, affine=module.weight is not None)
+    return _add_state(layer, module, "weight", "bias")
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -70,8 +78,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nnq.BatchNorm3d: Rule(_batch_norm(nn.BatchNorm3d), "nn.BatchNorm3d"),
     nniq.BNReLU2d: _bn_relu(nn.BatchNorm2d, BNReLU2d),
     nniq.BNReLU3d: _bn_relu(nn.BatchNorm3d, BNReLU3d),
-    nnq.LayerNorm: Rule(build_layer_norm, "nn.LayerNorm"),
-    nnq.GroupNorm: Rule(build_group_norm, "nn.GroupNorm"),
+    nnq.LayerNorm: Rule(describe_layer_norm, "nn.LayerNorm"),
+    nnq.GroupNorm: Rule(describe_group_norm, "nn.GroupNorm"),
     nnq.InstanceNorm1d: Rule(_instance_norm(nn.InstanceNorm1d), "nn.InstanceNorm1d"),
     nnq.InstanceNorm2d: Rule(_instance_norm(nn.InstanceNorm2d), "nn.InstanceNorm2d"),
     nnq.InstanceNorm3d: Rule(_instance_norm(nn.InstanceNorm3d), "nn.InstanceNorm3d"),

@@ -5,7 +5,7 @@ The result holds the quantized-and-dequantized weight, which is what the module 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ import torch.ao.nn.quantized.reference as nnqr
 from torch import Tensor, nn
 from torch.ao.nn.quantized.reference.modules.rnn import get_quantized_weight
 
-from qdeq.sources.eager.build import Build, Rule
-from qdeq.sources.eager.classes.conv import empty_conv
-from qdeq.sources.eager.classes.rnn import make_rnn
+from qdeq.layers.layer import Later, Layer, Source
+from qdeq.sources.eager.classes.conv import begin_conv
+from qdeq.sources.eager.classes.rnn import begin_cell, begin_rnn
+from qdeq.sources.eager.describe import Context, Describe, Rule, begin
+from qdeq.words import join
 
 __all__ = ["RULES"]
 
@@ -35,96 +37,78 @@ def _weight(module: Any, name: str) -> Tensor:
     return value
 
 
-def _fill(module: Any, path: str, build: Build, layer: Any, weights: Iterable[str]) -> Any:
-    for name in weights:
-        build.weight(_weight(module, name), module, path, layer, name)
+def _fill(layer: Layer, module: Any) -> Layer:
+    """Add every parameter of a reference module, which are those of the float one; its weights are quantized."""
+    for name, value in module._parameters.items():
+        if value is None:
+            continue
+        if name.startswith("weight"):
+            layer.add(name, Source(join(layer.path, name), Later(functools.partial(_weight, module, name))))
+        else:
+            layer.add_tensor(name, value)
         for suffix in ("scale", "zero_point", "axis"):
             if f"{name}_{suffix}" in module._buffers:
-                build.drop(path, f"{name}_{suffix}", "quantization of the weight, applied to it")
-    for name, _ in layer.named_parameters():
-        if name not in weights:
-            build.tensor(getattr(module, name), module, path, layer, name)
+                layer.drop(f"{name}_{suffix}", "quantization of the weight, applied to it")
     return layer
 
 
-def build_linear(module: Any, path: str, build: Build) -> nn.Linear:
-    """Rebuild a reference Linear."""
-    bias = module.bias is not None
-    layer = nn.Linear(module.in_features, module.out_features, bias, device="meta")
-    _fill(module, path, build, layer, ["weight"])
-    return layer
+def describe_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe a reference Linear."""
+    del context
+    sizes = {"in_features": module.in_features, "out_features": module.out_features}
+    return _fill(begin(module, path, nn.Linear, **sizes, bias=module.bias is not None), module)
 
 
-def _conv(layer_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_conv(module: Any, path: str, build: Build) -> Any:
-        layer = empty_conv(layer_class, module, module.bias is not None)
-        return _fill(module, path, build, layer, ["weight"])
+def _conv(kind: Any) -> Describe:
+    def describe_conv(module: Any, path: str, context: Context) -> Layer:
+        del context
+        layer = begin_conv(kind, module, path)
+        layer.args["bias"] = module.bias is not None
+        return _fill(layer, module)
 
-    return build_conv
-
-
-def build_embedding(module: Any, path: str, build: Build) -> nn.Embedding:
-    """Rebuild a reference Embedding with all its options."""
-    layer = nn.Embedding(
-        module.num_embeddings,
-        module.embedding_dim,
-        module.padding_idx,
-        module.max_norm,
-        module.norm_type,
-        module.scale_grad_by_freq,
-        module.sparse,
-        device="meta",
-    )
-    _fill(module, path, build, layer, ["weight"])
-    return layer
+    return describe_conv
 
 
-def build_embedding_bag(module: Any, path: str, build: Build) -> nn.EmbeddingBag:
-    """Rebuild a reference EmbeddingBag with all its options."""
-    layer = nn.EmbeddingBag(
-        module.num_embeddings,
-        module.embedding_dim,
-        module.max_norm,
-        module.norm_type,
-        module.scale_grad_by_freq,
-        module.mode,
-        module.sparse,
-        include_last_offset=module.include_last_offset,
-        padding_idx=module.padding_idx,
-        device="meta",
-    )
-    _fill(module, path, build, layer, ["weight"])
-    return layer
+_TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 
 
-def _rnn(rnn_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_rnn(module: Any, path: str, build: Build) -> Any:
-        layer = make_rnn(rnn_class, module, proj_size=module.proj_size)
-        weights = [name for name in layer._flat_weights_names if name.startswith("weight")]
-        return _fill(module, path, build, layer, weights)
+def _embedding(kind: Any, *names: str) -> Describe:
+    """Describe a reference Embedding or EmbeddingBag with all its options."""
 
-    return build_rnn
+    def describe_embedding(module: Any, path: str, context: Context) -> Layer:
+        del context
+        return _fill(begin(module, path, kind, **{name: getattr(module, name) for name in names}), module)
+
+    return describe_embedding
 
 
-def _cell(cell_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_cell(module: Any, path: str, build: Build) -> Any:
-        arguments = {"nonlinearity": module.nonlinearity} if cell_class is nn.RNNCell else {}
-        layer = cell_class(module.input_size, module.hidden_size, module.bias, device="meta", **arguments)
-        return _fill(module, path, build, layer, ["weight_ih", "weight_hh"])
+def _rnn(kind: Any) -> Describe:
+    def describe_rnn(module: Any, path: str, context: Context) -> Layer:
+        del context
+        args = {"proj_size": module.proj_size} if module.proj_size else {}
+        return _fill(begin_rnn(kind, module, path, **args), module)
 
-    return build_cell
+    return describe_rnn
+
+
+def _cell(kind: Any) -> Describe:
+    def describe_cell(module: Any, path: str, context: Context) -> Layer:
+        del context
+        return _fill(begin_cell(kind, module, path), module)
+
+    return describe_cell
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnqr.Linear: Rule(build_linear, "nn.Linear"),
+    nnqr.Linear: Rule(describe_linear, "nn.Linear"),
     nnqr.Conv1d: Rule(_conv(nn.Conv1d), "nn.Conv1d"),
     nnqr.Conv2d: Rule(_conv(nn.Conv2d), "nn.Conv2d"),
     nnqr.Conv3d: Rule(_conv(nn.Conv3d), "nn.Conv3d"),
     nnqr.ConvTranspose1d: Rule(_conv(nn.ConvTranspose1d), "nn.ConvTranspose1d"),
     nnqr.ConvTranspose2d: Rule(_conv(nn.ConvTranspose2d), "nn.ConvTranspose2d"),
     nnqr.ConvTranspose3d: Rule(_conv(nn.ConvTranspose3d), "nn.ConvTranspose3d"),
-    nnqr.Embedding: Rule(build_embedding, "nn.Embedding"),
-    nnqr.EmbeddingBag: Rule(build_embedding_bag, "nn.EmbeddingBag"),
+    nnqr.Embedding: Rule(_embedding(nn.Embedding, *_TABLE), "nn.Embedding"),
+    nnqr.EmbeddingBag: Rule(_embedding(nn.EmbeddingBag, *_TABLE, "mode", "include_last_offset"), "nn.EmbeddingBag"),
     nnqr.LSTM: Rule(_rnn(nn.LSTM), "nn.LSTM"),
     nnqr.GRU: Rule(_rnn(nn.GRU), "nn.GRU"),
     nnqr.LSTMCell: Rule(_cell(nn.LSTMCell), "nn.LSTMCell"),

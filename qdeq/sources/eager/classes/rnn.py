@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
-from qdeq.sources.eager.build import Build, Rule
-from qdeq.sources.eager.classes.linear import packed_or_half
+from qdeq.layers.layer import Layer, Role
+from qdeq.sources.eager.describe import Context, Describe, Rule, add_biases, begin, packed_sources
 
-__all__ = ["RULES", "make_rnn", "suffixes"]
+__all__ = ["RULES", "begin_cell", "begin_rnn", "suffixes"]
 
 
-def make_rnn(rnn_class: Any, module: Any, *, proj_size: int = 0) -> Any:
-    """An ``nn.LSTM`` or ``nn.GRU`` on the meta device with the arguments of ``module``."""
-    arguments = {"proj_size": proj_size} if proj_size else {}
-    layer = rnn_class(
-        module.input_size,
-        module.hidden_size,
-        module.num_layers,
+def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
+    """An ``nn.LSTM`` or ``nn.GRU`` with the arguments of ``module``."""
+    layer = begin(
+        module,
+        path,
+        kind,
+        input_size=module.input_size,
+        hidden_size=module.hidden_size,
+        num_layers=module.num_layers,
         bias=module.bias,
         batch_first=module.batch_first,
         bidirectional=module.bidirectional,
-        device="meta",
-        **arguments,
+        **args,
     )
     # Set afterwards: torch warns about a dropout that one layer alone never applies.
-    layer.dropout = module.dropout
+    layer.attributes["dropout"] = module.dropout
     return layer
+
+
+def begin_cell(kind: Any, module: Any, path: str) -> Layer:
+    """An ``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell`` with the arguments of ``module``."""
+    args = {"nonlinearity": module.nonlinearity} if kind is nn.RNNCell else {}
+    sizes = {"input_size": module.input_size, "hidden_size": module.hidden_size}
+    return begin(module, path, kind, **sizes, bias=module.bias, **args)
 
 
 def suffixes(module: Any) -> list[str]:
@@ -38,41 +46,47 @@ def suffixes(module: Any) -> list[str]:
     return [f"l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
 
 
-def _rnn_builder(rnn_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_rnn(module: Any, path: str, build: Build) -> Any:
-        rnn = make_rnn(rnn_class, module)
-        for suffix, parameters in zip(suffixes(module), module._all_weight_values, strict=True):
-            build.use(parameters.param)
-            build.use_bias(parameters.param)
+def _add_linear(layer: Layer, packed: Any, held: str, dtype: torch.dtype, tail: str) -> None:
+    weight, bias = packed_sources(packed, layer.path, held, dtype, weight=f"weight_{tail}", bias=f"bias_{tail}")
+    layer.add(f"weight_{tail}", weight)
+    add_biases(layer, f"bias_{tail}", [bias], declared=layer.args["bias"])
+
+
+def _rnn(kind: Any) -> Describe:
+    def describe_rnn(module: Any, path: str, context: Context) -> Layer:
+        del context
+        layer = begin_rnn(kind, module, path)
+        layer.role = Role.DYNAMIC
+        for index, (suffix, parameters) in enumerate(zip(suffixes(module), module._all_weight_values, strict=True)):
             # The state is (kind, biases, doubles, integers, packed weights); the packed weights hold the biases, too.
             packed_weights = parameters.param.__getstate__()[0][4]
-            for kind, packed in zip(("ih", "hh"), packed_weights, strict=True):
-                build.weight(packed_or_half(packed, module.dtype, build), module, path, rnn, f"weight_{kind}_{suffix}")
-                build.packed_bias(packed, module, path, rnn, f"bias_{kind}_{suffix}")
-        return rnn
+            for part, packed in zip(("ih", "hh"), packed_weights, strict=True):
+                held = f"_all_weight_values.{index}.param"
+                _add_linear(layer, packed, held, module.dtype, f"{part}_{suffix}")
+        return layer
 
-    return build_rnn
+    return describe_rnn
 
 
-def _cell_builder(cell_class: Any) -> Callable[[Any, str, Build], Any]:
-    def build_cell(module: Any, path: str, build: Build) -> Any:
-        arguments = {"nonlinearity": module.nonlinearity} if cell_class is nn.RNNCell else {}
-        cell = cell_class(module.input_size, module.hidden_size, module.bias, device="meta", **arguments)
-        for kind in ("ih", "hh"):
-            packed = getattr(module, f"_packed_weight_{kind}")
-            build.weight(packed_or_half(packed, module.weight_dtype, build), module, path, cell, f"weight_{kind}")
-            build.packed_bias(packed, module, path, cell, f"bias_{kind}")
-        return cell
+def _cell(kind: Any) -> Describe:
+    def describe_cell(module: Any, path: str, context: Context) -> Layer:
+        del context
+        layer = begin_cell(kind, module, path)
+        layer.role = Role.DYNAMIC
+        for part in ("ih", "hh"):
+            held = f"_packed_weight_{part}"
+            _add_linear(layer, getattr(module, held), held, module.weight_dtype, part)
+        return layer
 
-    return build_cell
+    return describe_cell
 
 
 _DTYPES = "int8 on every engine, float16 on fbgemm and x86"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnqd.LSTM: Rule(_rnn_builder(nn.LSTM), "nn.LSTM", _DTYPES),
-    nnqd.GRU: Rule(_rnn_builder(nn.GRU), "nn.GRU", _DTYPES),
-    nnqd.LSTMCell: Rule(_cell_builder(nn.LSTMCell), "nn.LSTMCell", _DTYPES),
-    nnqd.GRUCell: Rule(_cell_builder(nn.GRUCell), "nn.GRUCell", _DTYPES),
-    nnqd.RNNCell: Rule(_cell_builder(nn.RNNCell), "nn.RNNCell", _DTYPES),
+    nnqd.LSTM: Rule(_rnn(nn.LSTM), "nn.LSTM", _DTYPES),
+    nnqd.GRU: Rule(_rnn(nn.GRU), "nn.GRU", _DTYPES),
+    nnqd.LSTMCell: Rule(_cell(nn.LSTMCell), "nn.LSTMCell", _DTYPES),
+    nnqd.GRUCell: Rule(_cell(nn.GRUCell), "nn.GRUCell", _DTYPES),
+    nnqd.RNNCell: Rule(_cell(nn.RNNCell), "nn.RNNCell", _DTYPES),
 }

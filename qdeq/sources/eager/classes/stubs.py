@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch.ao.nn.quantized as nnq
 from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
-from qdeq.sources.eager.build import Build, Rule
+from qdeq.layers.layer import Layer, Role
+from qdeq.sources.eager.describe import Context, Rule, add_output, begin
+from qdeq.words import dtype_name
 
 __all__ = ["RULES"]
 
 
-def build_quantize(module: Any, path: str, build: Build) -> nn.Identity:
-    """Rebuild ``nnq.Quantize``: the float model takes its input as it is."""
-    build.output_qparams(module, path)
-    build.report.activation_dtypes[path] = str(module.dtype).removeprefix("torch.")
-    return nn.Identity()
+def describe_quantize(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.Quantize``: the float model takes its input as it is."""
+    del context
+    layer = begin(module, path, nn.Identity)
+    add_output(layer, module)
+    assert layer.output is not None  # add_output saw to it
+    layer.output = dataclasses.replace(layer.output, dtype=dtype_name(module.dtype), zero_point_first=True)
+    layer.role = Role.QUANTIZE
+    return layer
 
 
-def build_identity(module: Any, path: str, build: Build) -> nn.Identity:
-    """Rebuild a stub that holds nothing."""
-    del module, path, build
-    return nn.Identity()
+def describe_dequantize(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.DeQuantize``, which holds nothing."""
+    layer = describe_stub(module, path, context)
+    layer.role = Role.DEQUANTIZE
+    return layer
+
+
+def describe_stub(module: Any, path: str, context: Context) -> Layer:
+    """Describe a stub that holds nothing and does nothing."""
+    del context
+    return begin(module, path, nn.Identity)
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.Quantize: Rule(build_quantize, "nn.Identity"),
-    nnq.DeQuantize: Rule(build_identity, "nn.Identity"),
-    QuantStub: Rule(build_identity, "nn.Identity"),
-    DeQuantStub: Rule(build_identity, "nn.Identity"),
+    nnq.Quantize: Rule(describe_quantize, "nn.Identity"),
+    nnq.DeQuantize: Rule(describe_dequantize, "nn.Identity"),
+    QuantStub: Rule(describe_stub, "nn.Identity"),
+    DeQuantStub: Rule(describe_stub, "nn.Identity"),
 }

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from qdeq import dequantize_model
-from qdeq.sources.eager.build import Build, Fused
-from qdeq.sources.eager.registry import find_builder
+from qdeq.layers.make import hold, make
+from qdeq.report import Report
+from qdeq.sources.eager.walk import describe_all
+from qdeq.sources.form import Options
 from tests.helpers.models import assert_same_bits, engine
 
 ENGINES = [
@@ -55,9 +57,10 @@ def rebuilt_and_report(module: nn.Module):
 
 
 def _leftovers(module: nn.Module, rebuilt: nn.Module) -> set[str]:
-    """Attributes that the rebuilt module has beyond those its builder gave it."""
-    built = find_builder(type(module))(module, "", Build(recover_direct_conv=True))
-    built = built.hold() if isinstance(built, Fused) else built
+    """Attributes that the rebuilt module has beyond those it was made with."""
+    (layer,) = describe_all(module, Options(recover_direct_conv=True), Report()).layers
+    (made,), _ = make([layer], Report(), dtype=torch.float32, allow_bad_scales=True, detailed=False)
+    built = hold(made.module, layer.activation) if layer.activation else made.module
     return set(rebuilt.__dict__) - set(built.__dict__)
 
 
