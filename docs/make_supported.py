@@ -24,8 +24,8 @@ PAGE = Path(__file__).with_name("supported.md")
 
 HEADER = """# What `dequantize_model` rebuilds
 
-Written by `docs/make_supported.py` from `qdeq/sources/eager/mappings.py`; a test fails when torch ships a class that this page does
-not name. Classes are matched exactly: a subclass is an unknown class, which `qdeq.register` can teach
+Written by `docs/make_supported.py` from `qdeq/sources/eager/mappings.py`; a test fails when torch ships a class that
+this page does not name. Classes are matched exactly: a subclass is an unknown class, which `qdeq.register` can teach
 ([extending](extending.md)). The old names (`torch.nn.quantized`, `torch.nn.intrinsic.quantized`, ...) are the same
 classes.
 

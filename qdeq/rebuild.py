@@ -141,10 +141,10 @@ def _check_options(dtype: object, device: object) -> None:
         raise QdeqTypeError(expected("dtype", "a floating-point torch.dtype", str(dtype), "Pass torch.float32."))
     if device is not None:
         try:
-            torch.device(device)  # type: ignore[call-overload] # whatever the caller passed
-        except (RuntimeError, TypeError) as error:
-            remedy = 'Pass "cpu", "cuda", a torch.device, or nothing for the CPU.'
-            raise QdeqValueError(expected("device", "a device of torch", repr(device), remedy)) from error
+            torch.empty(0, device=device)  # type: ignore[call-overload] # whatever the caller passed
+        except (RuntimeError, TypeError, AssertionError) as error:
+            remedy = 'Pass "cpu", the name of a device that this torch can use, or nothing for the CPU.'
+            raise QdeqValueError(expected("device", "a device of this torch", repr(device), remedy)) from error
 
 
 @contextmanager
@@ -167,7 +167,8 @@ def _check_complete(description: Description, failures: list[QdeqError], strict:
         names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in description.unknown)
         remedy = "Teach it with qdeq.register, or pass strict=False to keep them quantized."
         failures.append(QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy)))
-    if not description.layers and not description.unknown and not failures and strict:
+    found = description.unknown or failures or any(layer.role is not Role.STUB for layer in description.layers)
+    if not found and strict:
         remedy = "It is a float model already; pass strict=False for a copy."
         raise QdeqValueError(expected("model", "at least one quantized module", "none", remedy))
     if len(failures) == 1:

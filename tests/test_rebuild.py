@@ -313,6 +313,26 @@ class TestReport:
         assert dropped["quant.zero_point"] == int(int8.quant.zero_point)
 
 
+# torch warns about its own TypedStorage whenever it loads a quantized tensor.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_a_whole_model_that_torch_loaded_is_rebuilt():
+    """torch leaves the convolutions of a pickled int8 model without what nn.Module.__init__ sets up."""
+    int8 = small_vgg(bn=True)
+    buffer = io.BytesIO()
+    torch.save(int8, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    assert "_modules" not in vars(loaded.features[0])
+    before = set(vars(loaded.features[0]))
+    rebuilt, report = dequantize_model(loaded, activations="fake_quant", return_report=True)
+    wanted, wanted_report = dequantize_model(int8, activations="fake_quant", return_report=True)
+    assert str(rebuilt) == str(wanted)
+    for name, value in wanted.state_dict().items():
+        assert torch.equal(rebuilt.state_dict()[name], value), name
+    assert report.to_dict() == wanted_report.to_dict()
+    assert set(vars(loaded.features[0])) == before, "the source is as it was"
+
+
 class Unknown(torch.ao.nn.quantized.Linear):
     pass
 
@@ -322,6 +342,17 @@ class TestRefusals:
         with pytest.raises(QdeqError, match="model: expected a torch.nn.Module, got .*dict") as info:
             dequantize_model({"a": 1})
         assert isinstance(info.value, TypeError)
+
+    def test_a_float_model_with_stubs(self):
+        model = nn.Sequential(tq.QuantStub(), nn.Linear(2, 2), tq.DeQuantStub())
+        with pytest.raises(QdeqError, match="expected at least one quantized module, got none"):
+            dequantize_model(model)
+        assert isinstance(dequantize_model(model, strict=False)[0], nn.Identity)
+
+    @pytest.mark.parametrize("device", ["nonsense", "cuda:4096", 3.5])
+    def test_a_device_that_is_not_there(self, device):
+        with pytest.raises(QdeqError, match="device: expected a device of this torch"):
+            dequantize_model(small_vgg(), device=device)
 
     def test_a_float_model(self):
         model = nn.Sequential(nn.Linear(2, 2))

@@ -21,6 +21,7 @@ class Role(enum.Enum):
     """What a layer does to the quantization of values."""
 
     LAYER = "takes and gives quantized values"
+    STUB = "marks where values would be quantized, and does nothing"
     QUANTIZE = "quantizes the model's input"
     DEQUANTIZE = "gives float values"
     DYNAMIC = "quantizes its input anew at every call and gives float values"

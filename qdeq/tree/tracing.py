@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from qdeq.tree.walk import plain_values
+from qdeq.tree.walk import children, every_module, plain_values
 
 __all__ = ["Traces", "trace"]
 
@@ -63,8 +63,9 @@ def _stand_in(owner: nn.Module) -> nn.Module:
     """A copy of ``owner`` that shares only its children: the forward is the user's code and may change its module."""
     attributes = [value for _, value in plain_values(owner)]
     # Without attributes that hold anything, no module below the children can be reached.
-    below = owner.modules() if attributes else owner._modules.values()
-    memo: dict[int, Any] = {id(child): child for child in below if child is not owner}
+    below = every_module(owner)[1:] if attributes else children(owner)
+    # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
+    memo: dict[int, Any] = {id(child): child if "_modules" in vars(child) else nn.Module() for _, child in below}
     # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
     memo |= {id(value): value for value in attributes if isinstance(value, nn.Module | Tensor)}
     return copy.deepcopy(owner, memo)

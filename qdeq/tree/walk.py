@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["HOLDS_NOTHING", "MODULE_INTERNALS", "every_module", "is_library_module", "plain_values"]
+__all__ = [
+    "HOLDS_NOTHING",
+    "MODULE_INTERNALS",
+    "children",
+    "every_module",
+    "is_library_module",
+    "own_tensors",
+    "plain_values",
+]
 
 # Types whose objects never change and hold nothing else: deepcopy gives the object itself.
 ATOMS: frozenset[type] = frozenset(
@@ -23,6 +31,22 @@ MODULE_INTERNALS = frozenset(nn.Module().__dict__)
 HOLDS_NOTHING = ATOMS | {dict, OrderedDict, set, list, tuple}
 
 
+def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Name and module of each registered child; none for the convolutions that ``torch.load`` leaves half made.
+
+    A whole int8 model that was pickled comes back with ``nnq.Conv*`` objects that hold their weight and bias, and
+    nothing of what ``nn.Module.__init__`` sets up.
+    """
+    return [(name, child) for name, child in module.__dict__.get("_modules", {}).items() if child is not None]
+
+
+def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """Name and value of each parameter and buffer that is registered in ``module`` itself."""
+    own = module.__dict__
+    registered = [*own.get("_parameters", {}).items(), *own.get("_buffers", {}).items()]
+    return [(name, value) for name, value in registered if value is not None]
+
+
 def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:
     """``list(model.named_modules(...))``, without a generator in a generator for each level."""
     found: list[tuple[str, nn.Module]] = []
@@ -33,9 +57,8 @@ def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tup
             return
         seen.add(id(module))
         found.append((path, module))
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(f"{path}.{name}" if path else name, child)
+        for name, child in children(module):
+            visit(f"{path}.{name}" if path else name, child)
 
     visit("", model)
     return found

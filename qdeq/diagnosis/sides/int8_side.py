@@ -26,7 +26,7 @@ __all__ = ["read_int8_side"]
 
 def read_int8_side(side: Side) -> Int8Side:
     """Read a model or a state_dict."""
-    return _of_state(side.state or {}) if side.form is None else _of_model(side.model, side.form)
+    return _of_state(side.state or {}) if side.form is None else _of_model(side.source, side.form)
 
 
 def _of_model(model: Any, form: Form) -> Int8Side:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.torch_archive import open as open_archive
@@ -24,15 +25,17 @@ class Side:
     """One side of a diagnosis.
 
     Attributes:
-        model: that can run; None where only a state_dict is known.
-        state: names to tensors; None where there is a model.
-        form: in which the model comes.
+        model: that can run; None where there is none.
+        state: names to tensors, where only a state_dict is known.
+        form: in which ``source`` comes; None for a state_dict.
+        source: the model as it was given, which need not be a module.
 
     """
 
-    model: Any
+    model: nn.Module | None
     state: Mapping[str, Any] | None = None
     form: Form | None = None
+    source: Any = None
 
 
 def open_side(source: object, where: str, *, trust: bool = False) -> Side:
@@ -52,7 +55,7 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         source = _load(Path(source), where, trust)
     form = form_of(source)
     if form is not None:
-        return Side(source, form=form)
+        return Side(source if isinstance(source, nn.Module) else None, form=form, source=source)
     if isinstance(source, Mapping):
         inner = source.get("state_dict", source)
         return Side(None, inner if isinstance(inner, Mapping) else source)

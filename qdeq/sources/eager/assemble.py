@@ -71,7 +71,7 @@ class _Assembly:
                 part.module = hold(part.module, part.layer.activation)
             else:
                 self.report.note(path, f"{name} put back into the Identity that held its place")
-                if source._forward_hooks:
+                if source.__dict__.get("_forward_hooks"):
                     self.report.note(path, f"its forward hooks now see the value before the {name}")
                 activation = part.layer.activation.kind(**part.layer.activation.args)
                 self.memo[id(slot)] = part.carrier = activation.train(mode)

@@ -41,12 +41,12 @@ def carry_over(source: nn.Module, target: nn.Module, path: str, memo: dict[int, 
     for name in names:
         setattr(target, name, copy.deepcopy(source.__dict__[name], memo))
     for name in _HOOKS:
-        hooks = getattr(source, name)
+        hooks = source.__dict__.get(name)
         if hooks:
             getattr(target, name).update(copy.deepcopy(hooks, memo))
             if "_with_" not in name and "_always_" not in name:
                 report.note(path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
-    target._is_full_backward_hook = source._is_full_backward_hook
+    target._is_full_backward_hook = source.__dict__.get("_is_full_backward_hook")
     for name in _LOST_HOOKS:
         hooks = source.__dict__.get(name)
         if hooks:

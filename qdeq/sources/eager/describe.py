@@ -16,6 +16,7 @@ from qdeq.errors import QdeqValueError, expected
 from qdeq.grids.grid import Output
 from qdeq.layers.layer import Activation, Later, Layer, Role, Source
 from qdeq.report import DroppedSource, Report
+from qdeq.tree.walk import every_module
 from qdeq.weights.packed import is_onednn, open_packed
 from qdeq.words import class_name, join
 
@@ -192,7 +193,7 @@ def read_linear(module: Any, path: str) -> tuple[Source, Source | None]:
 
 def drop_inner_qparams(layer: Layer, module: nn.Module) -> None:
     """Name the scales and zero points inside a module that is rebuilt as one float module."""
-    for prefix, part in module.named_modules():
+    for prefix, part in every_module(module):
         for start in ("", "output_"):
             if hasattr(part, f"{start}scale") and hasattr(part, f"{start}zero_point"):
                 drop_qparams(

@@ -13,7 +13,7 @@ from qdeq.sources.eager.assemble import assemble
 from qdeq.sources.eager.recognise import unsupported_form
 from qdeq.sources.eager.walk import describe_all
 from qdeq.sources.form import Description, Options
-from qdeq.tree.walk import every_module
+from qdeq.tree.walk import every_module, own_tensors
 from qdeq.words import join
 
 __all__ = ["EAGER"]
@@ -39,8 +39,8 @@ def _check(model: nn.Module) -> None:
     if form is not None:
         raise QdeqValueError(expected("model", "an eager model after convert()", *form))
     for path, module in every_module(model):
-        for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and tensor.is_meta:
+        for name, tensor in own_tensors(module):
+            if tensor.is_meta:
                 remedy = "Load its weights before converting it."
                 raise QdeqValueError(expected(join(path, name), "a tensor with data", "one on the meta device", remedy))
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module
+from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module, own_tensors
 from qdeq.weights.packed import is_packed_weight
 
 __all__ = [
@@ -51,7 +51,7 @@ def quantized_sources(module: nn.Module) -> Iterator[tuple[str, Any]]:
     own = module.__dict__
     extra = own.keys() - MODULE_INTERNALS
     plain = [(name, own[name]) for name in own if name in extra] if extra else []
-    for name, value in [*module._parameters.items(), *module._buffers.items(), *plain]:
+    for name, value in [*own_tensors(module), *plain]:
         if type(value) in HOLDS_NOTHING:
             continue
         if is_packed_object(value) or (isinstance(value, Tensor) and value.is_quantized):
@@ -78,6 +78,10 @@ def _unsupported(kind: type) -> str:
     return "prepared" if prepared else ""
 
 
+def _holds_quantized_modules(model: nn.Module) -> bool:
+    return any(is_quantized_module(module) for _, module in every_module(model))
+
+
 def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
     """Name the form of a model that is not an eager converted one.
 
@@ -93,7 +97,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         if not form:
             continue
         at = f" at {path}" if path else ""
-        if form == "graph" and any(is_quantized_module(child) for child in module.modules()):
+        if form == "graph" and _holds_quantized_modules(module):
             return (
                 f"an FX GraphModule{at}",
                 "FX graphs are not read yet. Convert the model with eager-mode quantization.",
@@ -103,7 +107,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         if form == "prepared":
             prepared.append(f"{type(module).__name__}{at}")
     if prepared:
-        half = "a half converted model" if any(is_quantized_module(m) for m in model.modules()) else "a prepared model"
+        half = "a half converted model" if _holds_quantized_modules(model) else "a prepared model"
         return (
             f"{half}, not a converted one ({', '.join(prepared)})",
             "Call torch.ao.quantization.convert on it first, or use its float weights as they are.",

@@ -12,6 +12,7 @@ from qdeq.layers.layer import Layer
 from qdeq.report import Report
 from qdeq.sources.eager.describe import BIAS, Context, Describe
 from qdeq.sources.eager.recognise import is_quantized_module, quantized_sources
+from qdeq.tree.walk import every_module, own_tensors
 from qdeq.words import class_name, join
 
 __all__ = ["UserBuilder", "registered"]
@@ -63,17 +64,18 @@ def _check_result(result: object, module: nn.Module, path: str) -> None:
 
 
 def _tensors(module: nn.Module) -> list[Any]:
-    return [tensor for tensor in [*module.parameters(), *module.buffers()] if tensor.numel() and not tensor.is_meta]
+    tensors = [tensor for _, part in every_module(module) for _, tensor in own_tensors(part)]
+    return [tensor for tensor in tensors if tensor.numel() and not tensor.is_meta]
 
 
 def _take_account(layer: Layer, module: nn.Module) -> None:
     """A registered builder answers for its sources."""
     reason = "left to the registered builder"
-    for prefix, part in module.named_modules():
+    for prefix, part in every_module(module):
         for name, _ in quantized_sources(part):
             at = join(layer.path, join(prefix, name) if prefix else name)
             layer.read += [at, at + BIAS]
-        for name, _ in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+        for name, _ in own_tensors(part):
             layer.drop(join(prefix, name), reason)
         if hasattr(part, "scale") and hasattr(part, "zero_point"):
             layer.drop(join(prefix, "scale"), reason)

@@ -12,7 +12,7 @@ from qdeq.sources.eager.describe import BIAS, Context, Rule
 from qdeq.sources.eager.mappings import find_rule
 from qdeq.sources.eager.recognise import is_quantized_module, quantized_sources
 from qdeq.sources.form import Description, Options
-from qdeq.tree.walk import every_module, plain_values
+from qdeq.tree.walk import children, every_module, own_tensors, plain_values
 from qdeq.weights.packed import is_packed_weight, packed_bias
 from qdeq.words import class_name, join
 
@@ -59,9 +59,8 @@ def find_quantized(model: nn.Module) -> list[_Found]:
             found.append((path, module, parent, rule))
             return
         entered.append((path, module))
-        for name, child in module._modules.items():
-            if child is not None:
-                visit(join(path, name), child, module)
+        for name, child in children(module):
+            visit(join(path, name), child, module)
 
     visit("", model, model)
     for path, module in entered:  # grows while it runs
@@ -82,8 +81,7 @@ def _holds(layer: Layer, module: nn.Module) -> list[str]:
             bias = join(at, name) + BIAS
             if bias not in read and is_packed_weight(value) and packed_bias(value) is not None:
                 names.append(bias)
-        plain = [*part._parameters.items(), *part._buffers.items()]
-        names += [join(at, name) for name, value in plain if value is not None and not value.is_quantized]
+        names += [join(at, name) for name, value in own_tensors(part) if not value.is_quantized]
         if hasattr(part, "scale") and hasattr(part, "zero_point"):
             names += [join(at, "scale"), join(at, "zero_point")]
     return list(dict.fromkeys(names))

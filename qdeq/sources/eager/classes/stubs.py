@@ -37,7 +37,9 @@ def describe_dequantize(module: Any, path: str, context: Context) -> Layer:
 def describe_stub(module: Any, path: str, context: Context) -> Layer:
     """Describe a stub that holds nothing and does nothing."""
     del context
-    return begin(module, path, nn.Identity)
+    layer = begin(module, path, nn.Identity)
+    layer.role = Role.STUB
+    return layer
 
 
 RULES: dict[type[nn.Module], Rule] = {
