@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-__all__ = ["Advance", "console", "print_table", "progress", "rate_text", "shape_text", "size_text", "warn"]
+__all__ = ["Advance", "console", "print_table", "progress", "rate_text", "size_text", "warn"]
 
 PIPE_COLUMNS = 100_000
 """Into a pipe, lines are as long as they have to be: nothing is cut or folded."""
@@ -62,11 +62,6 @@ def rate_text(size: int, seconds: float) -> str:
     """Word bytes per second, in MB/s."""
     rate = size / 1e6 / max(seconds, 1e-9)
     return f"{rate:.0f} MB/s" if rate >= 10 else f"{rate:.2g} MB/s"
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """Word a shape: ``64x3x3x3``; ``scalar`` for one number without dimensions."""
-    return "x".join(map(str, shape)) or "scalar"
 
 
 def print_item(target: Console, text: str) -> None:

@@ -10,7 +10,8 @@ import click
 import qdeq
 from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import Difference, compare
-from qdeq.cli.console import Advance, console, print_table, progress, shape_text
+from qdeq.cli.console import Advance, console, print_table, progress
+from qdeq.words import shape_text
 
 __all__ = ["diff"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import tempfile
 import time
 import warnings
@@ -25,6 +24,7 @@ from qdeq.demo.save import Folder
 from qdeq.demo.train import FULL, QUICK, Recipe, logits_of, train
 from qdeq.errors import QdeqValueError, expected
 from qdeq.rebuild import dequantize_model
+from qdeq.words import strict_json
 
 __all__ = ["Options", "tell"]
 
@@ -84,7 +84,7 @@ def tell(options: Options, console: Console) -> int:
             results.update(outcome.facts)
             problems += outcome.problems
         results["problems"] = problems
-        folder.write("results.json", lambda path: path.write_text(json.dumps(results, indent=2) + "\n"))
+        folder.write("results.json", lambda path: path.write_text(strict_json(results) + "\n"))
         if options.save is not None:
             console.print(f"Saved in {folder.path}.", soft_wrap=True)
     for problem in problems:
