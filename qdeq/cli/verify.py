@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import qdeq
-from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress
 from qdeq.cli.selection import Selection, selection_options
+from qdeq.cli.status import DIFFERENT, DONE
 from qdeq.weights.blocks import float_block, weight_blocks
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.weights.weight import QuantizedWeight
@@ -52,7 +52,7 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) ->
             return DIFFERENT
         how = "as they are" if dtype is None else f"as {dtype_name(dtype)}"
         out.print(f"equal: all {len(chosen)} tensors of {src} are in {dst} {how}, bit for bit")
-    return 0
+    return DONE
 
 
 def _dtype_of(target: Any) -> torch.dtype | None:
