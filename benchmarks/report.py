@@ -1,4 +1,4 @@
-"""Turn pytest-benchmark's JSON into the table and the chart of docs/performance.md.
+"""Turn pytest-benchmark's JSON into the table of docs/performance.md.
 
     python benchmarks/report.py results.json [--output docs/performance.md]
 
@@ -89,56 +89,6 @@ def machine(data: dict[str, Any]) -> list[str]:
     ]
 
 
-def chart(found: list[dict[str, Any]], path: Path) -> None:
-    """Draw rates of writing for the large cases, and time against size: qdeq, torch and the limits."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    by_size = [row for row in found if row["case"].startswith("size ")]
-    large = [row for row in found if row["out_bytes"] > 32 << 20 and "torch" in row["stats"] and row not in by_size]
-    if not large or not by_size:
-        return
-    heights = [0.42 * len(large), 4]
-    figure, (bars, lines) = plt.subplots(2, 1, figsize=(9, sum(heights)), height_ratios=heights, layout="constrained")
-    rates_of_writing(bars, large)
-    time_against_size(lines, by_size)
-    mpl.rcParams["svg.hashsalt"] = "qdeq"  # the same figures give the same file
-    figure.savefig(path, metadata={"Date": None})
-
-
-COLOURS = {"bare loop": "#bbbbbb", "fresh memset": "#888888", "qdeq": "#2b6cb0", "torch": "#dd6b20"}
-
-
-def rates_of_writing(axes: Any, large: list[dict[str, Any]]) -> None:
-    """One group of bars per case, without gaps for what a case has not."""
-    for i, row in enumerate(large):
-        names = [name for name in COLOURS if name in row["stats"]]
-        for offset, name in enumerate(names):
-            rate = row["out_bytes"] / row["stats"][name][1] / 1e9
-            axes.barh(i + 0.27 * (offset - (len(names) - 1) / 2), rate, height=0.27, color=COLOURS[name])
-    for name, colour in COLOURS.items():
-        axes.barh(0, 0, color=colour, label=name)
-    axes.set_yticks(range(len(large)), [row["case"] for row in large], fontsize=8)
-    axes.set_ylim(len(large) - 0.4, -0.6)
-    axes.set_title("Results larger than 32 MiB: longer is better", fontsize=10)
-    axes.set_xlabel("GB of result written per second (median)")
-    axes.legend(fontsize=8)
-
-
-def time_against_size(axes: Any, by_size: list[dict[str, Any]]) -> None:
-    """Median time of a whole call against the size of the result, both on logarithmic axes."""
-    for name, colour in COLOURS.items():
-        points = [(row["out_bytes"], row["stats"][name][1] * 1e6) for row in by_size if name in row["stats"]]
-        if points:
-            axes.loglog(*zip(*points, strict=True), marker="o", markersize=3, color=colour, label=name)
-    axes.set_title("int8 per channel into a given buffer, whole Python call: lower is better", fontsize=10)
-    axes.set_xlabel("bytes of result")
-    axes.set_ylabel("microseconds (median)")
-    axes.legend(fontsize=8)
-
-
 def main() -> int:
     """Rewrite the part of the document between the two markers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -151,9 +101,7 @@ def main() -> int:
     if data["machine_info"]["quick"]:
         sys.stdout.write("Quick run: the figures mean little, and the document stays as it is.\n")
         return 0
-    picture = arguments.output.with_suffix(".svg")
-    chart(found, picture)
-    figures = [*machine(data), "", f"![rates of writing]({picture.name})", "", *table(found)]
+    figures = [*machine(data), "", *table(found)]
     document = arguments.output.read_text()
     before, _, rest = document.partition(BEGIN)
     _, _, after = rest.partition(END)

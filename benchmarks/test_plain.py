@@ -10,6 +10,7 @@ import torch
 import qdeq
 from benchmarks import peers
 from benchmarks.harness import LIMITS, Case, assert_same_bits, calls_for, limits_given, measure
+from qdeq.words import dtype_name
 
 VECTOR_KERNELS = [name for name in qdeq.kernels() if name != "scalar"] or ["scalar"]
 NEEDS = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino", "numexpr": "numexpr"}
@@ -166,7 +167,7 @@ def test_per_tensor(benchmark, large, rounds, generator):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 def test_half_precision(benchmark, large, rounds, generator, dtype):
-    name = f"int8 per channel to {str(dtype).removeprefix('torch.')}"
+    name = f"int8 per channel to {dtype_name(dtype)}"
     run_layout(benchmark, rounds, make(large, generator), name, {"torch": 5}, dtype)
 
 
@@ -178,7 +179,7 @@ def test_sub_byte(benchmark, rounds, generator, dtype, quick):
     q = torch._empty_per_channel_affine_quantized(shape, scales=scale, zero_points=zero_point, axis=0, dtype=dtype)
     packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage())
     packed.copy_(torch.randint(0, 256, packed.shape, dtype=torch.uint8, generator=generator))
-    name = f"{str(dtype).removeprefix('torch.')} {shape[0]} x {shape[1]}, given buffer"
+    name = f"{dtype_name(dtype)} {shape[0]} x {shape[1]}, given buffer"
     run_layout(benchmark, rounds, q, name, {"torch": 5})
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from qdeq.words import jsonable
+from qdeq.words import clip, percent_digits, shape_text, strict_json
 
 __all__ = ["DroppedSource", "Report", "ReportEntry", "Unconverted", "Uncovered"]
 
@@ -124,7 +123,7 @@ class Report:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The report as strict JSON; infinities and NaN become strings."""
-        return json.dumps(jsonable(self.to_dict()), indent=indent, allow_nan=False)
+        return strict_json(self.to_dict(), indent)
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -146,7 +145,7 @@ class Report:
         ):
             if lines:
                 yield f"{title}:"
-                yield from (_clip("  " + line, TEXT_COLUMNS) for line in lines)
+                yield from (clip("  " + line, TEXT_COLUMNS) for line in lines)
 
 
 def _grouped(dropped: list[DroppedSource]) -> list[str]:
@@ -166,11 +165,11 @@ def _row(entry: ReportEntry) -> tuple[str, ...]:
     return (
         entry.target,
         where,
-        "x".join(map(str, entry.shape)) or "scalar",
+        shape_text(entry.shape),
         entry.dtype,
         _span(entry.scale_min, entry.scale_max, ".2e"),
         _span(entry.zero_point_min, entry.zero_point_max, "g"),
-        "" if entry.saturated_share is None else f"{100 * entry.saturated_share:.2f}",
+        percent_digits(entry.saturated_share),
     )
 
 
@@ -185,10 +184,6 @@ def _span(low: float | None, high: float | None, spec: str) -> str:
     return f"{low:{spec}}" if low == high else f"{low:{spec}}..{high:{spec}}"
 
 
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     excess = sum(widths) + 2 * (len(widths) - 1) - TEXT_COLUMNS
@@ -197,5 +192,5 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str
         widths[column] -= cut
         excess -= cut
     for row in [header, *rows]:
-        cells = (_clip(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (clip(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 
-from qdeq.errors import expected
+from qdeq.cli.status import ERROR, lacks_packages
 
 __all__ = ["main"]
 
@@ -23,10 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 done or equal, 1 different (diff, verify, explain), 2 an error, 130 stopped by Ctrl-C.
 
     """
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        remedy = 'Install them: pip install "qdeq[cli]"'
-        print(expected("qdeq", "the packages of the extra cli", f"no {', '.join(missing)}", remedy), file=sys.stderr)
-        return 2
+    if lacks_packages("qdeq", "cli", NEEDED):
+        return ERROR
     from qdeq.cli.app import run
 
     return run(argv)

@@ -12,9 +12,10 @@ from types import FrameType
 
 import click
 
+from qdeq.cli.status import DONE, ERROR, STOPPED, TERMINATED
 from qdeq.errors import QdeqError
 
-__all__ = ["DIFFERENT", "run"]
+__all__ = ["run"]
 
 COMMANDS = {
     "inspect": "qdeq.cli.inspect:inspect",
@@ -24,7 +25,6 @@ COMMANDS = {
     "explain": "qdeq.cli.explain:explain",
     "info": "qdeq.cli.info:info",
 }
-DIFFERENT, ERROR, STOPPED, TERMINATED = 1, 2, 130, 143
 
 HELP = """Read the weights of quantized PyTorch models, and turn them back into float weights, bit for bit.
 
@@ -122,7 +122,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  # whatever it is: one line, and the whole of it with --debug
         text = f"expected no error of this kind, got {type(error).__name__}: {error}. Add --debug for a report to send."
         return _fail(error, text, state["debug"])
-    return status if isinstance(status, int) else 0
+    return status if isinstance(status, int) else DONE
 
 
 def _usage(error: click.ClickException) -> str:

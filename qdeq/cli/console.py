@@ -9,19 +9,43 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-__all__ = ["Advance", "console", "print_table", "progress", "rate_text", "shape_text", "size_text", "warn"]
+__all__ = [
+    "BYTES",
+    "COUNTS",
+    "Advance",
+    "console",
+    "print_item",
+    "print_table",
+    "progress",
+    "rate_text",
+    "size_text",
+    "warn",
+]
 
 PIPE_COLUMNS = 100_000
 """Into a pipe, lines are as long as they have to be: nothing is cut or folded."""
 
 WIDE_COLUMNS = 100
 
+BYTES: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn)
+COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
+"""What a bar says beside itself."""
+
 
 class Advance(Protocol):
-    """Called with what is being worked on and the bytes just done."""
+    """Called with what is being worked on and how much of it was just done."""
 
     def __call__(self, name: str, amount: int, /) -> object:
         """Move the bar."""
@@ -64,11 +88,6 @@ def rate_text(size: int, seconds: float) -> str:
     return f"{rate:.0f} MB/s" if rate >= 10 else f"{rate:.2g} MB/s"
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """Word a shape: ``64x3x3x3``; ``scalar`` for one number without dimensions."""
-    return "x".join(map(str, shape)) or "scalar"
-
-
 def print_item(target: Console, text: str) -> None:
     """Print a line of a list, indented; what does not fit on a terminal's line is indented as well."""
     target.print(Padding(text, (0, 0, 0, 2), expand=False) if target.is_terminal else f"  {text}")
@@ -105,18 +124,23 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Advance]:
-    """Show a bar on stderr while the block runs, if stderr is a terminal.
+def progress(
+    title: str, total: int, *, columns: Sequence[type[ProgressColumn]] = BYTES, on: Console | None = None
+) -> Iterator[Advance]:
+    """Show a bar while the block runs, if that is on a terminal.
 
     Args:
         title: what is done.
-        total: bytes.
+        total: how much there is to do.
+        columns: what the total counts: :data:`BYTES` or :data:`COUNTS`.
+        on: where to show it; stderr by default.
 
     """
-    if not sys.stderr.isatty():
+    on = console(sys.stderr) if on is None else on
+    if not on.is_terminal:
         yield lambda name, amount: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+    shown = (TextColumn("{task.description}"), BarColumn(bar_width=24), *(column() for column in columns))
+    with Progress(*shown, console=on, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda name, amount: bar.update(task, advance=amount)

@@ -11,11 +11,12 @@ import click
 import torch
 
 import qdeq
-from qdeq.cli.console import console, print_item, print_table, progress, rate_text, shape_text, size_text, warn
+from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
 from qdeq.cli.selection import Selection, selection_options
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
 from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
+from qdeq.words import dtype_name, shape_text
 
 __all__ = ["convert"]
 
@@ -90,7 +91,7 @@ def _show_plan(plan: Plan) -> None:
     out = console()
     rows = []
     for item in plan.items:
-        stored = "kept" if item.kept else str(item.stored[0][1]).removeprefix("torch.")
+        stored = "kept" if item.kept else dtype_name(item.stored[0][1])
         rows.append((item.name, shape_text(item.shape), item.source_dtype, stored, size_text(item.bytes)))
     print_table(out, ("name", "shape", "from", "to", ">size"), rows)
     out.print(f"would write {size_text(plan.bytes)} to {_files(plan)}; nothing was written")

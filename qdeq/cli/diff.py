@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 import qdeq
-from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import Difference, compare
-from qdeq.cli.console import Advance, console, print_table, progress, shape_text
+from qdeq.cli.console import Advance, console, print_table, progress
+from qdeq.cli.status import DIFFERENT, DONE
+from qdeq.words import shape_text
 
 __all__ = ["diff"]
 
@@ -50,7 +51,7 @@ def diff(a: Path, b: Path, show_all: bool) -> int:
         out.print(f"different: {_counts(found, missing, extra)}")
     else:
         out.print(f"equal: {len(found)} tensors")
-    return DIFFERENT if different else 0
+    return DIFFERENT if different else DONE
 
 
 def _compare(first: Any, second: Any, name: str, advance: Advance) -> Difference | str:

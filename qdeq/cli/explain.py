@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+import qdeq
+from qdeq.cli.console import COUNTS, progress
+from qdeq.cli.status import DIFFERENT, DONE
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.new_files import NewFiles
+from qdeq.words import error_line
 
 __all__ = ["explain"]
 
-DISAGREE = 1
 # A tensor of data this long gets a progress bar, in batches of this size.
 LONG_DATA = 256
 BATCH = 64
@@ -30,9 +33,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--json", "json_", type=_FILE, help="Write the explanation as JSON.")
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @click.option("--trust", is_flag=True, help="Read files that hold a whole model. This runs their code.")
-@click.pass_context
 def explain(
-    ctx: click.Context,
     int8: Path,
     float_: Path,
     data: Path | None,
@@ -40,25 +41,22 @@ def explain(
     json_: Path | None,
     force: bool,
     trust: bool,
-) -> None:
+) -> int:
     """Say why the model in INT8 and the one in FLOAT disagree.
 
     Exit status: 0 they agree, 1 they do not, 2 an error.
     """
-    from qdeq.diagnosis.explain import explain as explain_models
-
     for path in (html, json_):
         if path is not None:
             NewFiles([path], force=force, size=0).check()
     batches = None if data is None else _with_progress(_load_data(data))
-    explanation = explain_models(int8, float_, batches, trust=trust)
+    explanation = qdeq.explain(int8, float_, batches, trust=trust)
     click.echo(str(explanation))
     if json_ is not None:
         explanation.to_json(json_, force=force)
     if html is not None:
         explanation.to_html(html, force=force)
-    if not explanation.agrees:
-        ctx.exit(DISAGREE)
+    return DONE if explanation.agrees else DIFFERENT
 
 
 def _load_data(path: Path) -> Any:
@@ -67,26 +65,21 @@ def _load_data(path: Path) -> Any:
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         remedy = "Save it with torch.save: a tensor, or (inputs, labels)."
-        raise QdeqValueError(expected(str(path), "a tensor or a pair of tensors", got, remedy)) from error
+        raise QdeqValueError(expected(str(path), "a tensor or a pair of tensors", error_line(error), remedy)) from error
 
 
 def _with_progress(data: Any) -> Any:
-    """Give long data as batches that move a bar on a terminal's stderr; anything else as it is."""
+    """Give long data in batches that move a bar on a terminal's stderr; anything else as it is."""
     inputs, labels = data if isinstance(data, tuple | list) and len(data) == 2 else (data, None)
     if not hasattr(inputs, "shape") or len(inputs) < LONG_DATA or not sys.stderr.isatty():
         return data
-    return _Progress(inputs, labels)
+    return _in_batches(inputs, labels)
 
 
-class _Progress(Iterable[Any]):
-    def __init__(self, inputs: Any, labels: Any) -> None:
-        self.inputs, self.labels = inputs, labels
-
-    def __iter__(self) -> Iterator[Any]:
-        starts = range(0, len(self.inputs), BATCH)
-        with click.progressbar(starts, label="running both models", file=sys.stderr) as bar:
-            for start in bar:
-                part = slice(start, start + BATCH)
-                yield self.inputs[part] if self.labels is None else (self.inputs[part], self.labels[part])
+def _in_batches(inputs: Any, labels: Any) -> Iterator[Any]:
+    with progress("running both models", len(inputs), columns=COUNTS) as advance:
+        for start in range(0, len(inputs), BATCH):
+            part = slice(start, start + BATCH)
+            yield inputs[part] if labels is None else (inputs[part], labels[part])
+            advance("samples", len(inputs[part]))

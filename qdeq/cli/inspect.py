@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ import click
 from torch import Tensor
 
 import qdeq
-from qdeq.cli.console import Advance, console, print_table, progress, shape_text, size_text, warn
+from qdeq.cli.console import Advance, console, print_table, progress, size_text, warn
 from qdeq.weights.blocks import take, weight_blocks
+from qdeq.words import percent_digits, shape_text, strict_json
 
 __all__ = ["inspect"]
 
@@ -66,11 +66,6 @@ def _rows(source: Any, advance: Advance) -> list[Row]:
     return rows
 
 
-def _plain(value: object) -> object:
-    """Infinities and NaN as texts: JSON has no numbers for them."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _scales(row: Row) -> str:
     if row.scale_min is None or row.scale_max is None:
         return ""
@@ -96,9 +91,7 @@ def inspect(file: Path, as_json: bool) -> None:
         for text in source.warnings:
             warn(text)
         if as_json:
-            click.echo(
-                json.dumps([{key: _plain(value) for key, value in asdict(row).items()} for row in rows], indent=2)
-            )
+            click.echo(strict_json([asdict(row) for row in rows]))
             return
         cells = [
             (
@@ -107,7 +100,7 @@ def inspect(file: Path, as_json: bool) -> None:
                 row.dtype,
                 _SCHEMES[row.qscheme],
                 _scales(row),
-                "" if row.saturated_share is None else f"{100 * row.saturated_share:.2f}",
+                percent_digits(row.saturated_share),
                 size_text(row.bytes),
             )
             for row in rows

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 import qdeq
-from qdeq.cli.app import DIFFERENT
 from qdeq.cli.comparison import equal_bits
-from qdeq.cli.console import Advance, console, print_table, progress, shape_text
+from qdeq.cli.console import Advance, console, print_table, progress
 from qdeq.cli.selection import Selection, selection_options
+from qdeq.cli.status import DIFFERENT, DONE
 from qdeq.weights.blocks import float_block, weight_blocks
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.weights.weight import QuantizedWeight
+from qdeq.words import dtype_name, shape_text
 
 __all__ = ["verify"]
 
@@ -49,9 +50,9 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) ->
             print_table(out, ("name", "problem"), rows)
             out.print(f"different: {len(rows)} of {len(chosen)} tensors of {src} are not in {dst} as they should be")
             return DIFFERENT
-        how = "as they are" if dtype is None else f"as {str(dtype).removeprefix('torch.')}"
+        how = "as they are" if dtype is None else f"as {dtype_name(dtype)}"
         out.print(f"equal: all {len(chosen)} tensors of {src} are in {dst} {how}, bit for bit")
-    return 0
+    return DONE
 
 
 def _dtype_of(target: Any) -> torch.dtype | None:
@@ -60,7 +61,7 @@ def _dtype_of(target: Any) -> torch.dtype | None:
     if any(entry.qscheme is not None for entry in entries):
         return None
     names = {entry.dtype for entry in entries}
-    found = [dtype for dtype in OUT_DTYPES if str(dtype).removeprefix("torch.") in names]
+    found = [dtype for dtype in OUT_DTYPES if dtype_name(dtype) in names]
     return found[0] if found else torch.float32
 
 
@@ -89,7 +90,7 @@ def _check_values(
     else:
         wanted = dtype if mine.dtype.is_floating_point and dtype is not None else mine.dtype
     if theirs.dtype != wanted or wanted is None:
-        return f"{str(theirs.dtype).removeprefix('torch.')}, expected {_name(wanted)}"
+        return f"{dtype_name(theirs.dtype)}, expected {_name(wanted)}"
     differ = 0
     for index in weight_blocks(mine):
         same = equal_bits(float_block(mine, index, where=where, dtype=wanted), theirs[index])
@@ -98,7 +99,7 @@ def _check_values(
 
 
 def _name(dtype: torch.dtype | None) -> str:
-    return "integers with scales" if dtype is None else str(dtype).removeprefix("torch.")
+    return "integers with scales" if dtype is None else dtype_name(dtype)
 
 
 def _check_kept(mine: QuantizedWeight | Tensor, theirs: QuantizedWeight) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdeq.errors import QdeqError, expected
+from qdeq.cli.status import ERROR, STOPPED, lacks_packages
+from qdeq.errors import QdeqError
 
 __all__ = ["main"]
 
@@ -55,12 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--force is for --save DIR")
     if arguments.epochs is not None and arguments.epochs < 1:
         parser.error(f"argument --epochs: expected 1 or more, got {arguments.epochs}")
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        remedy = 'Install them: pip install "qdeq[demo]"'
-        print(
-            expected(parser.prog, "the packages of the extra demo", f"no {', '.join(missing)}", remedy), file=sys.stderr
-        )
-        return 2
+    if lacks_packages(parser.prog, "demo", NEEDED):
+        return ERROR
 
     from rich.console import Console
 
@@ -72,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tell(Options(**vars(arguments)), console)
     except QdeqError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+        return ERROR
     except KeyboardInterrupt:
         print(f"{parser.prog}: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
 
 
 if __name__ == "__main__":

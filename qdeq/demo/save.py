@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.files.new_files import NewFiles
 
 __all__ = ["FILES", "Folder"]
 
@@ -46,7 +45,7 @@ class Folder:
         return target
 
     def write(self, name: str, writer: Callable[[Path], object]) -> Path:
-        """Write one file under a temporary name beside it, then rename: readers see all of it or nothing.
+        """Write one file; readers see all of it or nothing.
 
         Args:
             name: one of :data:`FILES`.
@@ -57,19 +56,7 @@ class Folder:
 
         """
         target = self._free(name)
-        handle, unfinished = tempfile.mkstemp(prefix=f".{name}.", dir=self.path)
-        os.close(handle)
-        try:
-            writer(Path(unfinished))
-            self._free(name)
-            os.chmod(unfinished, 0o666 & ~_umask())
-            os.replace(unfinished, target)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+        with NewFiles([target], force=self.force, size=0) as new:
+            writer(new.unfinished(target))
+            new.commit()
         return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import tempfile
 import time
 import warnings
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from qdeq.cli.status import DIFFERENT, DONE
 from qdeq.demo.chapters import CHAPTERS, Row, Run
 from qdeq.demo.data import Images, load_cifar10, load_digits
 from qdeq.demo.model import ENGINE, VGG11, load_int8, prepare, to_int8
@@ -25,6 +25,7 @@ from qdeq.demo.save import Folder
 from qdeq.demo.train import FULL, QUICK, Recipe, logits_of, train
 from qdeq.errors import QdeqValueError, expected
 from qdeq.rebuild import dequantize_model
+from qdeq.words import strict_json
 
 __all__ = ["Options", "tell"]
 
@@ -84,7 +85,7 @@ def tell(options: Options, console: Console) -> int:
             results.update(outcome.facts)
             problems += outcome.problems
         results["problems"] = problems
-        folder.write("results.json", lambda path: path.write_text(json.dumps(results, indent=2) + "\n"))
+        folder.write("results.json", lambda path: path.write_text(strict_json(results) + "\n"))
         if options.save is not None:
             console.print(f"Saved in {folder.path}.", soft_wrap=True)
     for problem in problems:
@@ -94,7 +95,7 @@ def tell(options: Options, console: Console) -> int:
             "The float model that qdeq rebuilt holds the int8 model's weights and biases, bit for bit.",
             style="bold green",
         )
-    return 1 if problems else 0
+    return DIFFERENT if problems else DONE
 
 
 def _run(options: Options, folder: Folder, console: Console) -> Run:
@@ -121,23 +122,19 @@ def _run(options: Options, folder: Folder, console: Console) -> Run:
     copy_in_place(int8, second)
     rebuilt = _rebuild(int8, folder, console)
     int8_logits = logits_of(int8, test_images)
-    int8_name, rebuilt_name = f"int8 ({ENGINE})", "qdeq.dequantize_model"
-    models = {
-        "float, as trained": model,
-        "QAT (fake-quantized)": prepared,
-        int8_name: int8,
-        "fresh network, nothing copied": untouched,
-        "copy by name, load_state_dict": first,
-        "copy by name, in place": second,
-        rebuilt_name: rebuilt,
-    }
-    rows = {
-        name: Row.of(name, logits_of(candidate, test_images), int8_logits, test_images.labels)
-        for name, candidate in models.items()
-    }
-    return Run(
-        list(rows.values()), rows[int8_name], rows[rebuilt_name], int8, rebuilt, (first, second), copied, test_images
-    )
+    rows = [
+        Row.of(name, logits_of(candidate, test_images), int8_logits, test_images.labels)
+        for name, candidate in (
+            ("float, as trained", model),
+            ("QAT (fake-quantized)", prepared),
+            (f"int8 ({ENGINE})", int8),
+            ("fresh network, nothing copied", untouched),
+            ("copy by name, load_state_dict", first),
+            ("copy by name, in place", second),
+            ("qdeq.dequantize_model", rebuilt),
+        )
+    ]
+    return Run(rows, rows[2], rows[-1], int8, rebuilt, (first, second), copied, test_images)
 
 
 def _train_both(model: VGG11, recipe: Recipe, images: Images, seed: int, console: Console) -> tuple[VGG11, VGG11]:

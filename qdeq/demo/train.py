@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from qdeq.cli.console import COUNTS, Advance, progress
 from qdeq.demo.data import Images
 
 __all__ = ["FULL", "QUICK", "Recipe", "logits_of", "train"]
@@ -81,32 +82,41 @@ def train(
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     random = torch.Generator().manual_seed(seed)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     steps = -(-len(images) // batch_size)
     total = epochs * steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=total) if one_cycle else None
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        for epoch in range(1, epochs + 1):
-            task = progress.add_task(f"{title}, epoch {epoch}/{epochs}", total=steps)
-            loss_sum = torch.zeros(())
-            hits = 0
-            for batch, labels in images.batches(batch_size, random):
-                logits = model(batch)
-                loss = nn.functional.cross_entropy(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if schedule is not None:
-                    schedule.step()
-                loss_sum += loss.detach() * len(labels)
-                hits += int((logits.detach().argmax(1) == labels).sum())
-                progress.advance(task)
-            progress.remove_task(task)
-            console.print(
-                f"  {title}, epoch {epoch}/{epochs}: loss {loss_sum.item() / len(images):.4f}, "
-                f"training accuracy {100 * hits / len(images):.1f} %, {time.perf_counter() - start:.0f} s"
-            )
+    for epoch in range(1, epochs + 1):
+        name = f"{title}, epoch {epoch}/{epochs}"
+        with progress(name, steps, columns=COUNTS, on=console) as advance:
+            loss, hits = _epoch(model, images.batches(batch_size, random), optimizer, schedule, advance)
+        console.print(
+            f"  {name}: loss {loss / len(images):.4f}, "
+            f"training accuracy {100 * hits / len(images):.1f} %, {time.perf_counter() - start:.0f} s"
+        )
     return time.perf_counter() - start
+
+
+def _epoch(
+    model: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None,
+    advance: Advance,
+) -> tuple[float, int]:
+    """Pass over all images once; their losses' sum, and how many were classified right."""
+    loss_sum, hits = torch.zeros(()), 0
+    for batch, labels in batches:
+        logits = model(batch)
+        loss = nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        loss_sum += loss.detach() * len(labels)
+        hits += int((logits.detach().argmax(1) == labels).sum())
+        advance("batches", 1)
+    return loss_sum.item(), hits
 
 
 @torch.no_grad()

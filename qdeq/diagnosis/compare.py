@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
 from qdeq.diagnosis.measure.activations import own_activation
 from qdeq.diagnosis.measure.running import OutputSums, Sums, as_float, batches, forward
@@ -15,10 +17,14 @@ from qdeq.diagnosis.say.explanation import Comparison
 from qdeq.diagnosis.sides.batch_norm import norms_behind
 from qdeq.diagnosis.sides.graph import fused_activation, light_copy
 from qdeq.errors import QdeqTypeError, expected
+from qdeq.grids.modules import Clamp, FakeQuantize
 from qdeq.sources.eager.recognise import is_quantized_module
 from qdeq.words import class_name
 
 __all__ = ["compare"]
+
+# What watches or rounds the output of another module.
+_POST_PROCESS = (ObserverBase, FakeQuantizeBase, FakeQuantize, Clamp)
 
 
 def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> Comparison:
@@ -100,11 +106,10 @@ def _comparable(model: nn.Module) -> list[tuple[str, nn.Module]]:
     for path, module in model.named_modules():
         if any(path.startswith(owner + ".") for owner, _ in found):
             continue
-        name = type(module).__name__
-        whole = is_quantized_module(module) or callable(getattr(module, "weight", None)) or hasattr(module, "weight")
-        whole = whole or bool(fused_activation(module)) or ".intrinsic" in type(module).__module__
+        whole = is_quantized_module(module) or isinstance(module, _FusedModule) or hasattr(module, "weight")
+        whole = whole or bool(fused_activation(module))
         leaf = next(module.children(), None) is None
-        if path and (whole or leaf) and name != "Identity" and not name.endswith(("Observer", "FakeQuantize")):
+        if path and (whole or leaf) and type(module) is not nn.Identity and not isinstance(module, _POST_PROCESS):
             found.append((path, module))
     return found
 

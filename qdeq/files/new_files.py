@@ -84,6 +84,10 @@ class NewFiles:
         """Return the open file that will become ``path``."""
         return self._open[path][0]
 
+    def unfinished(self, path: Path) -> Path:
+        """Return where the file lies that will become ``path``."""
+        return self._open[path][1]
+
     def write(self, path: Path, data: bytes, offset: int) -> None:
         """Write bytes into the file that will become ``path``."""
         view = memoryview(data)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
+import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
+from torch.ao.quantization import DeQuantStub, FakeQuantize, FusedMovingAvgObsFakeQuantize, QuantStub
 
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import Finding
+from qdeq.grids.modules import QPARAMS_RANGES
+from qdeq.words import dtype_name
 
 __all__ = ["stub_findings"]
 
-_STUBS = ("Quantize", "DeQuantize")
-_IDENTITIES = ("Identity", "QuantStub", "DeQuantStub", "FakeQuantize", "FusedMovingAvgObsFakeQuantize")
+_STUBS = (nnq.Quantize, nnq.DeQuantize)
+# These classes themselves: what a subclass does is not known.
+_IDENTITIES = {nn.Identity, QuantStub, DeQuantStub, FakeQuantize, FusedMovingAvgObsFakeQuantize}
 # A module that may expect images is asked with images.
 _SHAPES = ((64,), (1, 64), (1, 1, 8, 8), (1, 3, 8, 8))
 
@@ -26,15 +32,14 @@ def stub_findings(int8_model: nn.Module, float_model: nn.Module) -> list[Finding
     theirs = dict(float_model.named_modules())
     found = []
     for path, stub in int8_model.named_modules():
-        name = type(stub).__name__
-        if name not in _STUBS or path not in theirs or type(theirs[path]).__name__ in _IDENTITIES:
+        if not isinstance(stub, _STUBS) or path not in theirs or type(theirs[path]) in _IDENTITIES:
             continue
         low, high, step = _range(stub)
         change = _largest_change(theirs[path], low, high)
         if change is not None and change <= step:
             continue
         known = "nothing that could be run alone" if change is None else f"values changed by up to {change:.3g}"
-        class_b = type(theirs[path]).__name__
+        name, class_b = type(stub).__name__, type(theirs[path]).__name__
         text = f"{path}: the int8 model has {name} here, an identity but for rounding; the float model has {class_b}"
         evidence = {"class": class_b, "largest_change": change, "step": step}
         remedy = KINDS["quant_stub_lost"].remedy.format(module=path)
@@ -42,14 +47,13 @@ def stub_findings(int8_model: nn.Module, float_model: nn.Module) -> list[Finding
     return found
 
 
-def _range(stub: nn.Module) -> tuple[float, float, float]:
-    """(smallest and largest value, step) of a quint8 or qint8 Quantize; -1 to 1 for a DeQuantize, which has none."""
-    scale, zero_point = getattr(stub, "scale", None), getattr(stub, "zero_point", None)
-    if scale is None or zero_point is None:
+def _range(stub: Any) -> tuple[float, float, float]:
+    """(smallest and largest value, step) of a Quantize, by its dtype; -1 to 1 for a DeQuantize, which has none."""
+    if isinstance(stub, nnq.DeQuantize):
         return -1.0, 1.0, 1e-6
-    low, high = (-128, 127) if getattr(stub, "dtype", None) is torch.qint8 else (0, 255)
-    step = float(scale)
-    return step * (low - int(zero_point)), step * (high - int(zero_point)), step
+    low, high = QPARAMS_RANGES[dtype_name(stub.dtype)]
+    step, zero_point = float(stub.scale), int(stub.zero_point)
+    return step * (low - zero_point), step * (high - zero_point), step
 
 
 def _largest_change(module: nn.Module, low: float, high: float) -> float | None:

@@ -21,6 +21,9 @@ __all__ = ["finding", "weight_findings"]
 CORRELATED = 0.5
 # Weights of a layer that are kept for the plot.
 PLOTTED = 4096
+# Gates of torch's recurrent modules: weights of so many times hidden_size rows. Of any other module all are possible.
+_GATES = {"torch.nn.LSTM": 4, "torch.nn.LSTMCell": 4, "torch.nn.GRU": 3, "torch.nn.GRUCell": 3}
+_GATES |= {"torch.nn.RNN": 1, "torch.nn.RNNCell": 1}
 
 
 def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float) -> Finding:
@@ -147,8 +150,8 @@ def rnn_bounds(layer: FloatLayer) -> list[float]:
     """Bounds within which torch's RNNs and cells draw their weights and biases: 1 / sqrt(hidden_size)."""
     if "weight_ih" not in layer.parameter and "weight_hh" not in layer.parameter:
         return []
-    gates = [count for name, count in (("LSTM", 4), ("GRU", 3), ("RNN", 1)) if name in layer.class_name]
-    return [(layer.weight.shape[0] / count) ** -0.5 for count in gates or (4, 3, 1)]
+    gates = _GATES.get(layer.class_name)
+    return [(layer.weight.shape[0] / count) ** -0.5 for count in ((gates,) if gates else (4, 3, 1))]
 
 
 def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | None:

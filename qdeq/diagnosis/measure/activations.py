@@ -15,6 +15,8 @@ from qdeq.diagnosis.measure.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.results import Finding, Layer
 from qdeq.diagnosis.sides.graph import fused_activation, light_copy
 from qdeq.diagnosis.sides.pairs import Pair
+from qdeq.grids.modules import QPARAMS_RANGES
+from qdeq.words import dtype_name
 
 __all__ = ["Answer", "Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
 
@@ -34,7 +36,8 @@ class Watch:
         own: sum of squared differences between the float layer on the int8 layer's input and the int8 layer.
         before: sum of squared differences between the float layer on its own input and on the int8 layer's.
         split_signal: sum of the int8 layer's squares where ``own`` and ``before`` were measured.
-        outside: values of the float layer that int8 cannot represent.
+        limits: smallest and largest value that the int8 layer's output can represent; None where it is a float.
+        outside: values of the float layer that are half a step or more outside of ``limits``.
         low: smallest value of the float layer.
         high: largest value of the float layer.
         calls: arguments and output of the int8 layer in this batch, quantized as they are.
@@ -48,6 +51,7 @@ class Watch:
     own: float = 0.0
     before: float = 0.0
     split_signal: float = 0.0
+    limits: tuple[float, float] | None = None
     outside: int = 0
     low: float = float("inf")
     high: float = float("-inf")
@@ -120,6 +124,7 @@ def _keep(watch: Watch) -> Callable[[nn.Module, Any, Any], None]:
             return
         if watch.saturation is None and args and isinstance(args[0], Tensor):
             watch.saturation = measure_saturation(module, args[0], watch.pair.layer)
+        watch.limits = representable(output)
         # Copies: an activation that works in place may follow. Quantized ones are a quarter of the floats.
         watch.calls.append((tuple(item.clone() if isinstance(item, Tensor) else item for item in args), output.clone()))
 
@@ -142,7 +147,7 @@ def _judge(watch: Watch, float_model: nn.Module, int8_model: nn.Module, *, split
         value = after(value)
         if ours is None or value.shape != ours.shape:
             return
-        _count_range(watch, value)
+        _count_range(watch, value, kept)
         signal = watch.total.aa
         watch.total.add(ours, value)
         if not split:
@@ -171,24 +176,24 @@ def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor],
     return torch.tanh if name == "Tanh" else torch.relu
 
 
-def representable(pair: Pair) -> tuple[float, float] | None:
-    """Smallest and largest value of the int8 layer's output (quint8); None where it is not quantized."""
-    if pair.layer.output is None:
+def representable(output: Tensor) -> tuple[float, float] | None:
+    """Smallest and largest value that a layer's output can represent, by its own dtype; None where it is a float."""
+    if not output.is_quantized:
         return None
-    scale, zero_point = pair.layer.output
-    return scale * (0 - zero_point), scale * (255 - zero_point)
+    low, high = QPARAMS_RANGES[dtype_name(output.dtype)]
+    return output.q_scale() * (low - output.q_zero_point()), output.q_scale() * (high - output.q_zero_point())
 
 
-def _count_range(watch: Watch, value: Tensor) -> None:
+def _count_range(watch: Watch, value: Tensor, ours: Tensor) -> None:
     if value.numel() == 0:
         return
     low, high = torch.aminmax(value)
     watch.low, watch.high = min(watch.low, float(low)), max(watch.high, float(high))
-    limits = representable(watch.pair)
-    if limits is not None and watch.pair.layer.output is not None:
-        half = watch.pair.layer.output[0] / 2
-        if float(low) < limits[0] - half or float(high) > limits[1] + half:
-            watch.outside += int(((value < limits[0] - half) | (value > limits[1] + half)).sum())
+    if watch.limits is not None:
+        half = ours.q_scale() / 2
+        first, last = watch.limits[0] - half, watch.limits[1] + half
+        if float(low) < first or float(high) > last:
+            watch.outside += int(((value < first) | (value > last)).sum())
 
 
 def _relative(error: float, signal: float) -> float:
@@ -209,9 +214,8 @@ def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
         row.inherited = _relative(watch.before, watch.split_signal)
         row.clipped = watch.outside / total.count
         row.low, row.high = watch.low, watch.high
-        limits = representable(watch.pair)
-        if limits is not None:
-            row.low_representable, row.high_representable = limits
+        if watch.limits is not None:
+            row.low_representable, row.high_representable = watch.limits
         if first is None and row.sqnr_db is not None and row.sqnr_db < DIVERGED_DB:
             first = row.module
     return first
@@ -224,7 +228,7 @@ def runtime_findings(watches: list[Watch], total_weights: int) -> list[Finding]:
         pair, count = watch.pair, max(1, watch.total.count)
         share = pair.layer.numel / max(1, total_weights)
         clipped = watch.outside / count
-        limits = representable(pair)
+        limits = watch.limits
         if clipped > CLIPPED_SHARE and limits is not None:
             text = (
                 f"{100 * clipped:.2g} % of the float values are outside {limits[0]:.3g} .. {limits[1]:.3g}, "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.results import Outcome
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.words import class_name
+from qdeq.words import class_name, dtype_name, error_line
 
 __all__ = ["Batch", "OutputSums", "Sums", "as_float", "batches", "first_tensor", "forward", "squared_error"]
 
@@ -32,10 +32,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-    def first(self, count: int) -> Batch:
-        """Return the first ``count`` samples."""
-        return Batch(self.inputs[:count], None if self.labels is None else self.labels[:count])
 
 
 def batches(data: object) -> Iterator[Batch]:
@@ -119,12 +115,9 @@ def forward(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
         raise
     except Exception as error:
         path = _failing_module(model, inputs)
-        got = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        remedy = (
-            f"The data was {tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}: pass what the model takes."
-        )
+        remedy = f"The data was {tuple(inputs.shape)} {dtype_name(inputs.dtype)}: pass what the model takes."
         at = f"{where}, module {path}" if path else where
-        raise QdeqValueError(expected(at, "a forward that runs on the data", got, remedy)) from error
+        raise QdeqValueError(expected(at, "a forward that runs on the data", error_line(error), remedy)) from error
     if output is None:
         raise QdeqValueError(expected(where, "an output that holds a float tensor", "none", "Wrap the model."))
     return output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from qdeq.diagnosis.say.html import explanation_html
 from qdeq.diagnosis.say.plot import picture
 from qdeq.diagnosis.say.text import comparison_text, explanation_text
 from qdeq.files.new_files import NewFiles
-from qdeq.words import jsonable
+from qdeq.words import strict_json
 
 __all__ = ["Comparison", "Explanation"]
 
@@ -39,7 +38,7 @@ class _Result:
             QdeqError: the file cannot be written.
 
         """
-        text = json.dumps(jsonable(self.to_dict()), indent=indent, allow_nan=False)
+        text = strict_json(self.to_dict(), indent)
         if path is not None:
             _write(path, f"{text}\n".encode(), force)
         return text

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import ComparisonData, ExplanationData, Finding, Layer, Outcome
 from qdeq.diagnosis.say.wording import join_names, percent
+from qdeq.words import clip
 
 __all__ = ["comparison_text", "explanation_text"]
 
@@ -39,7 +40,7 @@ def _explanation_lines(explanation: ExplanationData) -> Iterator[str]:
         yield ""
         yield "Put right one after the other, the share of the error that is gone:"
         for name, gone in explanation.cumulative[:MOST_STEPS]:
-            yield f"  {_clip(name, 64):<64}  {percent(gone):>8}"
+            yield f"  {clip(name, 64):<64}  {percent(gone):>8}"
     if explanation.outcome is not None:
         yield ""
         yield from _outcome_lines(explanation.outcome)
@@ -83,17 +84,13 @@ def _layer_table(layers: list[Layer]) -> Iterator[str]:
             f"{_cell(row.inherited, percent):>8}",
             f"{_cell(row.clipped, percent):>9}",
         )
-        yield f"{_clip(row.module or '(model)', 27):<28}" + "".join(cells)
+        yield f"{clip(row.module or '(model)', 27):<28}" + "".join(cells)
     if any(row.introduced is not None for row in layers):
         yield "own, before: error made here and error that arrived, relative to the output"
 
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "-" if value is None else form(value)
-
-
-def _clip(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def comparison_text(comparison: ComparisonData) -> str:

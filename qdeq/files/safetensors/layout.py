@@ -26,6 +26,7 @@ from qdeq.files.safetensors.format import (
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.weights.weight import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, QuantizedWeight
+from qdeq.words import dtype_name
 
 __all__ = ["SUFFIX", "Item", "Options", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
 
@@ -170,7 +171,7 @@ def _described(weights: Weights, name: str) -> tuple[str, str | None, int | None
         if value.is_quantized:
             value = unpack_source(value, where=name)
         else:
-            return str(value.dtype).removeprefix("torch."), None, None, tuple(value.shape)
+            return dtype_name(value.dtype), None, None, tuple(value.shape)
     elif entry_of is None and not isinstance(value, QuantizedWeight):
         remedy = "Leave it out, or unpack it with qdeq.unpack."
         raise QdeqTypeError(expected(name, "a QuantizedWeight or a tensor", type(value).__qualname__, remedy))
@@ -250,5 +251,5 @@ def _notes(items: list[Item], dtype: torch.dtype) -> list[str]:
     notes = []
     wide = [item.name for item in items if item.source_dtype == "float64" and item.stored[0][1] != torch.float64]
     if wide:
-        notes.append(f"{len(wide)} float64 tensors rounded to {str(dtype).removeprefix('torch.')}: {', '.join(wide)}")
+        notes.append(f"{len(wide)} float64 tensors rounded to {dtype_name(dtype)}: {', '.join(wide)}")
     return notes

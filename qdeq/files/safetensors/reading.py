@@ -27,6 +27,7 @@ from qdeq.files.safetensors.format import (
 )
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.weights.weight_file import Entry, WeightFile, map_file
+from qdeq.words import dtype_name
 
 __all__ = ["SafetensorsFile", "looks_like_safetensors", "open_safetensors"]
 
@@ -126,8 +127,7 @@ class SafetensorsFile(WeightFile):
         size = place.end - place.begin
         kept = self._kept.get(name)
         if kept is None:
-            dtype = str(place.dtype).removeprefix("torch.")
-            return Entry(name, place.shape, dtype, None, None, None, None, size, name)
+            return Entry(name, place.shape, dtype_name(place.dtype), None, None, None, None, size, name)
         scale = self._tensor(name + SCALE_SUFFIX)
         low, high = (float(scale.min()), float(scale.max())) if scale.numel() else (None, None)
         return Entry(name, kept.shape, kept.dtype, kept.qscheme, kept.axis, low, high, size, name)

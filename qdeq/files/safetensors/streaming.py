@@ -1,4 +1,4 @@
-"""A few buffers between threads: one reads and computes a block, one writes the block before, one wakes the disk."""
+"""A few buffers between two threads: one reads and computes a block while the other writes the block before."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
         written: called in this thread when a piece has been handed to the system.
 
     Raises:
-        Exception: whatever ``pieces``, ``fill`` or a write raised. The other threads have ended by then.
+        Exception: whatever ``pieces``, ``fill`` or a write raised. The other thread has ended by then.
 
     """
     full: queue.SimpleQueue[object] = queue.SimpleQueue()
@@ -55,27 +55,21 @@ def stream(pieces: Iterator[Piece], written: Callable[[Piece], object]) -> None:
         free.put(torch.empty(0, dtype=torch.uint8))
     stop = threading.Event()
     reader = threading.Thread(target=_read, args=(pieces, full, free, stop), name="qdeq-read")
-    handed_over: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
-    flusher = threading.Thread(target=_flush, args=(handed_over,), name="qdeq-flush")
     try:
         reader.start()
-        flusher.start()
         while (got := full.get()) is not _DONE:
             if isinstance(got, BaseException):
                 raise got
             assert isinstance(got, tuple)
             piece, buffer = got
             _write_all(piece, buffer)
-            handed_over.put(piece)
             free.put(buffer)
             written(piece)
     finally:
         stop.set()
         free.put(None)  # wakes a reader that waits
-        handed_over.put(None)
-        for thread in (reader, flusher):
-            if thread.is_alive():
-                thread.join()
+        if reader.is_alive():
+            reader.join()
 
 
 def _read(
@@ -96,26 +90,6 @@ def _read(
         full.put(_DONE)
     except BaseException as error:  # noqa: BLE001  # raised again by the writing thread
         full.put(error)
-
-
-_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
-_sync_file_range = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
-
-
-def _flush(handed_over: queue.SimpleQueue[Piece | None]) -> None:
-    while (piece := handed_over.get()) is not None:
-        _start_writeback(piece)
-
-
-def _start_writeback(piece: Piece) -> None:
-    """Let the disk begin with what was just handed over: the fsync at the end then has less to wait for."""
-    if _sync_file_range is not None:  # Linux; elsewhere, and where it fails, fsync does all of it
-        _sync_file_range(
-            ctypes.c_int(piece.file),
-            ctypes.c_int64(piece.offset),
-            ctypes.c_int64(piece.size),
-            ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
-        )
 
 
 def _write_all(piece: Piece, buffer: Tensor) -> None:

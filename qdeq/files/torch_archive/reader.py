@@ -108,10 +108,6 @@ class Archive(WeightFile):
         """What could not be checked so far, in words: records without CRC32."""
         return self._unchecked()
 
-    def source_of(self, name: str) -> str:
-        """The checkpoint's key behind a name."""
-        return self._plan.targets[name].source
-
     def entry(self, name: str) -> Entry:
         """Describe one weight: reads its scales, not its values."""
         target = self._plan.targets[name]
