@@ -11,7 +11,7 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from qdeq import QdeqError, dequantize_model
-from qdeq.sources.eager.classes import conv_transpose_direct as direct
+from qdeq.weights import direct_conv as direct
 from qdeq.weights.direct_conv import recover_weight
 from qdeq.weights.packed import is_direct_conv
 from tests.helpers.models import assert_same_bits, engine
