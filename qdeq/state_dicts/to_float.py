@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.state_dicts.attention import keeps_projections
-from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.folding import fold_parts
 from qdeq.state_dicts.loading import load
 from qdeq.state_dicts.matching import Match, match
 from qdeq.state_dicts.naming import plan_names
@@ -156,7 +156,7 @@ def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
     where = f"{_WHERE}: {target.source}"
     value: Any = target.value
     if isinstance(value, Fold):
-        return fold_batch_norm(where, value.part, *value.parts).detach().to(dtype)
+        return fold_parts(where, value.part, *value.parts).detach().to(dtype)
     if isinstance(value, Stack):
         value = stack_weights(where, [_plain_or_weight(where, part) for part in value.parts])
     if isinstance(value, QuantizedWeight) or value.is_quantized:

@@ -20,7 +20,7 @@ from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.state_dicts.attention import keeps_projections
-from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.folding import fold_parts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
 from qdeq.state_dicts.rnn import rnn_shapes_of
@@ -83,7 +83,7 @@ class Archive(WeightFile):
         where = self._where(name)
         if isinstance(value, Fold):
             parts = [None if part is None else part.read(where) for part in value.parts]
-            return fold_batch_norm(where, value.part, *parts)
+            return fold_parts(where, value.part, *parts)
         if isinstance(value, Stack):
             return stack_weights(where, [part.read(where) for part in value.parts])
         read: QuantizedWeight | Tensor = value.read(where)
