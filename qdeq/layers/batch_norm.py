@@ -2,8 +2,8 @@
 
 A BatchNorm computes ``(x - mean) / sqrt(var + eps) * weight + bias``, one value of each per channel.
 
-**Folded**, as ``torch.nn.utils.fusion.fuse_conv_bn_weights`` does: with ``factor = weight / sqrt(var + eps)`` the layer's
-weight becomes ``layer_weight * factor`` and its bias ``(layer_bias - mean) * factor + bias``.
+**Folded**, as ``torch.nn.utils.fusion.fuse_conv_bn_weights`` does: with ``factor = weight / sqrt(var + eps)`` the
+layer's weight becomes ``layer_weight * factor`` and its bias ``(layer_bias - mean) * factor + bias``.
 
 **Put back.** Folding loses the statistics. A float class that still has the BatchNorm needs values for it that change
 nothing. The layer's bias becomes the BatchNorm's, and the layer loses its own, as in the usual ``Conv2d(bias=False)``,
