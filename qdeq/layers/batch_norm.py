@@ -1,29 +1,98 @@
-"""Puts batch norm layers back where fusing folded them away, as exact identities.
+"""Batch norm in evaluation mode: folded into the layer before it, and as a layer that changes nothing.
 
-Folding moved a BatchNorm into the weight and bias of the layer before it; its own statistics are gone. A float class
-that still has the BatchNorm needs values for it that change nothing. The layer's bias becomes the BatchNorm's, and
-the layer loses its own, as in the usual ``Conv2d(bias=False)``, ``BatchNorm2d`` pair.
+A BatchNorm computes ``(x - mean) / sqrt(var + eps) * weight + bias``, one value of each per channel.
 
-In evaluation mode a BatchNorm computes ``(x - mean) / sqrt(var + eps) * weight + bias``. With mean 0 that is
-``x + bias`` exactly if ``weight / sqrt(var + eps)`` is 1:
+**Folded**, as ``torch.nn.utils.fusion.fuse_conv_bn_weights`` does: with ``factor = weight / sqrt(var + eps)`` the
+layer's weight becomes ``layer_weight * factor`` and its bias ``(layer_bias - mean) * factor + bias``.
+
+**Put back.** Folding loses the statistics. A float class that still has the BatchNorm needs values for it that change
+nothing. The layer's bias becomes the BatchNorm's, and the layer loses its own, as in the usual ``Conv2d(bias=False)``,
+``BatchNorm2d`` pair. With mean 0 the formula is ``x + bias`` exactly if ``weight / sqrt(var + eps)`` is 1. There are
+two ways, and both stay, because neither can do the other's work:
 
 - without knowing eps: var = 2**16, weight = 2**8. In float32 any eps up to 2**-9 vanishes in ``2**16 + eps``, or in
-  ``1 / sqrt``, which is exactly 2**-8;
-- knowing eps: var = 1 - eps, weight = 1. ``var + eps`` is within half a step of 1, and ``1 / sqrt`` exactly 1.
+  ``1 / sqrt``, which is exactly 2**-8. A larger eps does not vanish, and float16 cannot hold 2**16;
+- knowing eps: var = 1 - eps, weight = 1. ``var + eps`` is within half a step of 1, and ``1 / sqrt`` exactly 1. It is
+  exact for its own eps only, but for any up to 1 and in every dtype.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import Report
 from qdeq.words import join
 
-__all__ = ["check_unfold", "fill_identity", "unfold"]
+__all__ = ["NormValues", "check_unfold", "fill_identity", "fold_batch_norm", "identity_values", "unfold"]
+
+
+class NormValues(NamedTuple):
+    """What a BatchNorm computes with: float tensors (channels,), and eps, by default torch's."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float = 1e-5
+
+    @classmethod
+    def of(cls, norm: Any) -> NormValues:
+        """Read a module; ones and zeros stand for what it does not have."""
+
+        def part(name: str, default: Tensor) -> Tensor:
+            value = getattr(norm, name)
+            return default if value is None else value.detach()
+
+        zeros, ones = torch.zeros(norm.num_features), torch.ones(norm.num_features)
+        mean, variance = part("running_mean", zeros), part("running_var", ones)
+        return cls(part("weight", ones), part("bias", zeros), mean, variance, norm.eps)
+
+    @property
+    def factor(self) -> Tensor:
+        """What each channel is multiplied by."""
+        return self.weight * torch.rsqrt(self.variance + self.eps)
+
+    @property
+    def shift(self) -> Tensor:
+        """What is then added to each channel."""
+        return self.fold_bias(None)
+
+    def fold_bias(self, bias: Tensor | None) -> Tensor:
+        """The bias of the layer before, None for zeros, with this folded in."""
+        return ((torch.zeros_like(self.mean) if bias is None else bias) - self.mean) * self.factor + self.bias
+
+
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor | None, norm: NormValues, *, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a layer and the batch norm behind it as one layer.
+
+    Args:
+        weight: output channels first; second where ``transposed``.
+        bias: (output channels,), or None.
+        norm: of as many channels.
+        transposed: for a transposed convolution.
+
+    """
+    view = [1] * weight.ndim
+    view[1 if transposed else 0] = -1
+    return weight * norm.factor.view(view), norm.fold_bias(bias)
+
+
+def identity_values(eps: float | None) -> tuple[float, float]:
+    """(running variance, weight) of a BatchNorm with mean 0 that adds its bias and does nothing else, to the bit.
+
+    Args:
+        eps: the eps it will run with, at most 1; None for any eps up to 2**-9.
+
+    """
+    return (2.0**16, 2.0**8) if eps is None else (1 - eps, 1.0)
+
 
 _BATCH_NORMS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -56,10 +125,10 @@ def fill_identity(batch_norm: nn.Module, eps: float | None) -> None:
         eps: the eps it will run with, or None for any eps up to 2**-9.
 
     """
-    var, weight = (2.0**16, 2.0**8) if eps is None else (1 - eps, 1.0)
+    variance, weight = identity_values(eps)
     with torch.no_grad():
         batch_norm.get_buffer("running_mean").zero_()
-        batch_norm.get_buffer("running_var").fill_(var)
+        batch_norm.get_buffer("running_var").fill_(variance)
         batch_norm.get_buffer("num_batches_tracked").zero_()
         batch_norm.get_parameter("weight").fill_(weight)
         batch_norm.get_parameter("bias").zero_()

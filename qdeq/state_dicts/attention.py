@@ -1,8 +1,6 @@
 """Quantized multi-head attention: three projections that ``nn.MultiheadAttention`` keeps in one tensor, or names anew.
 
-torch's class (``torch.ao.nn.quantizable.MultiheadAttention``) holds ``linear_Q``, ``linear_K`` and ``linear_V``. The
-float one holds ``in_proj_weight`` (3 * embed_dim, embed_dim) where keys and values have the width of queries, else
-``q_proj_weight``, ``k_proj_weight`` and ``v_proj_weight``; and ``in_proj_bias`` (3 * embed_dim,) either way.
+The names: :mod:`qdeq.layers.names`.
 """
 
 from __future__ import annotations
@@ -11,19 +9,18 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, Target, join, target_shape
+from qdeq.layers.names import PROJECTIONS, UNUSED_PROJECTIONS, UNUSED_PROJECTIONS_REASON, projection_weights
+from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, Target, target_shape
+from qdeq.words import join
 
 __all__ = ["keeps_projections", "name_attentions"]
 
-_LETTERS = "QKV"
 _WITNESS = "q_scaling_product"  # a functional that only torch's own class has
-_UNUSED = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-_REASON = "never used: linear_Q, linear_K and linear_V hold the projections"
 
 
 def keeps_projections(model: nn.Module | None) -> bool:
     """Whether a float model has ``linear_Q`` and its like: a class of the user's own, whose names stay."""
-    return model is not None and any(name.endswith("linear_Q.weight") for name in model.state_dict())
+    return model is not None and any(name.endswith(f"{PROJECTIONS[0]}.weight") for name in model.state_dict())
 
 
 def name_attentions(plan: Plan, keys: Iterable[str], shape_of: ShapeOf) -> None:
@@ -37,17 +34,14 @@ def name_attentions(plan: Plan, keys: Iterable[str], shape_of: ShapeOf) -> None:
     """
     paths = {key[: key.index(_WITNESS)].rstrip(".") for key in keys if f".{_WITNESS}." in f".{key}"}
     for path in paths:
-        parts = [f"linear_{letter}" for letter in _LETTERS]
-        weights = [join(path, f"{part}.weight") for part in parts]
-        biases = [join(path, f"{part}.bias") for part in parts]
+        weights = [join(path, f"{part}.weight") for part in PROJECTIONS]
+        biases = [join(path, f"{part}.bias") for part in PROJECTIONS]
         shapes = [_shape(plan, name, shape_of) for name in weights]
         bias_shapes = [_shape(plan, name, shape_of) for name in biases]
         if not all(len(shape) == 2 for shape in shapes) or set(bias_shapes) not in ({()}, {shapes[0][:1]}):
             continue  # not as torch's class would have it: the names stay
-        if len(set(shapes)) == 1:
-            renamed = dict.fromkeys(weights, join(path, "in_proj_weight"))
-        else:
-            renamed = {name: join(path, f"{x}_proj_weight") for name, x in zip(weights, "qkv", strict=True)}
+        names = projection_weights(one_width=len(set(shapes)) == 1)
+        renamed = {old: join(path, name) for old, name in zip(weights, names, strict=True)}
         if all(bias_shapes):
             renamed |= dict.fromkeys(biases, join(path, "in_proj_bias"))
         _rename(plan, path, renamed)
@@ -60,9 +54,9 @@ def _shape(plan: Plan, name: str, shape_of: ShapeOf) -> tuple[int, ...]:
 
 def _rename(plan: Plan, path: str, renamed: dict[str, str]) -> None:
     """Give targets other names; those that share a name become a :class:`Stack`. The order stays."""
-    for name in (join(path, unused) for unused in _UNUSED):
+    for name in (join(path, unused) for unused in UNUSED_PROJECTIONS):
         if name in plan.targets:  # a prepared model still holds the float class's own, which it never reads
-            plan.dropped[plan.targets.pop(name).source] = _REASON
+            plan.dropped[plan.targets.pop(name).source] = UNUSED_PROJECTIONS_REASON
     order = list(renamed)
     groups: dict[str, list[str]] = {}
     for old in plan.targets:

@@ -30,7 +30,9 @@ def load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> 
         if target.device.type == "meta":
             remedy = "Call to_empty(device='cpu') on it first."
             raise QdeqValueError(expected(f"{WHERE}: {found.target}", "a tensor with memory", "a meta tensor", remedy))
-        value = tensors[found.source] if found.value is None else torch.full(target.shape, found.value)
+        value = (
+            tensors[found.source] if found.value is None else torch.full(target.shape, found.value, dtype=target.dtype)
+        )
         if found.how.startswith("tied to "):
             earlier = next((v for n, v in values.items() if targets[n] is target or _same(targets[n], target)), None)
             if earlier is not None and not _equal(earlier, value):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.layers.batch_norm import identity_values
 from qdeq.report import DroppedSource, Report
-from qdeq.state_dicts.folding import identity_variance
 from qdeq.state_dicts.lost import check_constants, lost_names, remedy_for
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
@@ -212,10 +212,15 @@ class _Matcher:
             if owner is None:
                 continue
             how = f"batch norm folded into {owner}: an exact identity"
-            for part, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0)):
+            eps = float(module.eps)
+            if eps > 1:
+                remedy = "Remove the batch norm: it is folded."
+                raise QdeqValueError(expected(f"{WHERE}: eps", "an eps below 1", str(eps), remedy))
+            variance, weight = identity_values(eps)
+            values = {"weight": weight, "bias": 0.0, "running_mean": 0.0, "running_var": variance}
+            for part, value in values.items():
                 if f"{norm}.{part}" in self.targets:
                     self._take(f"{norm}.{part}", "", how, value)
-            self._take(f"{norm}.running_var", "", how, identity_variance(WHERE, float(module.eps)))
             self.report.note(norm, how)
             if owner in biases and f"{norm}.bias" in self.targets:
                 self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")

@@ -1,7 +1,7 @@
 """From the keys of a quantized checkpoint to the names of the float model it stands for.
 
 Works on names and on what lies behind them, whatever that is: live tensors or tensors in a file. The keys are those
-that torch's quantized modules write (``torch.ao.nn.quantized``, ``.dynamic``, ``.intrinsic``; FX; prepared models):
+that torch's quantized modules write (static, dynamic, fused; FX; prepared models):
 
 ============================================  ==========================================================
 key                                           float name
@@ -28,9 +28,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from qdeq.layers.names import lstm_name
 from qdeq.state_dicts.attention import name_attentions
-from qdeq.state_dicts.parts import Fold, Packed, Plan, ShapeOf, Target, add_target, join
-from qdeq.state_dicts.rnn import RnnShape, lstm_name, take_rnns
+from qdeq.state_dicts.parts import Fold, Packed, Plan, ShapeOf, Target, add_target
+from qdeq.state_dicts.rnn import RnnShape, take_rnns
+from qdeq.words import join
 
 __all__ = ["CONSTANTS", "plan_names"]
 
@@ -84,7 +86,7 @@ def plan_names(
         elif isinstance(value, Packed):
             _add_packed(where, plan, key, value)
         elif value is None:
-            plan.empty.append(key)
+            continue  # a layer without bias
         elif shape_of(value) is not None:
             add_target(where, plan, _float_name(key, fused), Target(value, key))
         elif key.rsplit(".", 1)[-1] in ("dtype", "qscheme", "ch_axis", "axis"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "join", "target_shape"]
+__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "target_shape"]
 
 ShapeOf = Callable[[Any], "tuple[int, ...] | None"]
 """Gives the shape of a tensor of any kind; None for what is no tensor."""
@@ -72,7 +72,6 @@ class Plan:
         activations: module path -> (scale, zero point), as the source gave them.
         constants: dotted name -> number that the float class holds as an attribute, such as ``act.alpha``.
         dropped: source key -> why it has no place in a float model.
-        empty: source keys that hold None (a layer without bias).
 
     """
 
@@ -80,12 +79,6 @@ class Plan:
     activations: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-
-
-def join(path: str, name: str) -> str:
-    """The dotted name of ``name`` in the module at ``path``."""
-    return f"{path}.{name}" if path else name
 
 
 def add_target(where: str, plan: Plan, name: str, target: Target) -> None:

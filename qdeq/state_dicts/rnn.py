@@ -10,9 +10,11 @@ from typing import Any
 from torch import nn
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.state_dicts.parts import Cell, Plan, ShapeOf, Target, add_target, join
+from qdeq.layers.names import rnn_suffixes
+from qdeq.state_dicts.parts import Cell, Plan, ShapeOf, Target, add_target
+from qdeq.words import join
 
-__all__ = ["RnnShape", "lstm_name", "rnn_shapes_of", "take_rnns"]
+__all__ = ["RnnShape", "rnn_shapes_of", "take_rnns"]
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,6 @@ def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
 
 
 _RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
-_LSTM_LINEAR = re.compile(
-    r"(?P<path>.*?)layers\.(?P<at>\d+)\.layer_(?P<way>fw|bw)\.cell\.(?P<gates>[ih]gates)\.(?P<name>weight|bias)"
-)
 
 
 def take_rnns(
@@ -66,14 +65,13 @@ def take_rnns(
             raise QdeqValueError(expected(f"{where}: {path}", "layers counted from 0", str(sorted(keys)), remedy))
         cells = [rest[keys[at]] for at in range(len(keys))]
         shape = known.get(path) or _rnn_shape(where, path, cells, shape_of)
-        directions = 2 if shape.bidirectional else 1
-        for at, cell in enumerate(cells):
-            tail = f"_l{at // directions}" + ("_reverse" if at % directions else "")
+        suffixes = rnn_suffixes(len(cells), shape.bidirectional)
+        for at, (cell, suffix) in enumerate(zip(cells, suffixes, strict=False)):
             del rest[keys[at]]
             for part, packed in (("ih", cell.ih), ("hh", cell.hh)):
-                add_target(where, plan, join(path, f"weight_{part}{tail}"), Target(packed.weight, keys[at]))
+                add_target(where, plan, join(path, f"weight_{part}_{suffix}"), Target(packed.weight, keys[at]))
                 if packed.bias is not None:
-                    add_target(where, plan, join(path, f"bias_{part}{tail}"), Target(packed.bias, keys[at]))
+                    add_target(where, plan, join(path, f"bias_{part}_{suffix}"), Target(packed.bias, keys[at]))
 
 
 def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: ShapeOf) -> RnnShape:
@@ -92,13 +90,3 @@ def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: ShapeOf) -> R
         got = f"input sizes {inputs} with hidden size {hidden}"
         raise QdeqValueError(expected(f"{where}: {path}", "the layers of one RNN", got, "The file is damaged."))
     return RnnShape(count // 2 if both else count, both)
-
-
-def lstm_name(name: str) -> str:
-    """Name the weights of the static LSTM, which is made of linears, as ``nn.LSTM`` does; other names stay."""
-    match = _LSTM_LINEAR.fullmatch(name)
-    if match is None:
-        return name
-    part = "ih" if match["gates"] == "igates" else "hh"
-    reverse = "_reverse" if match["way"] == "bw" else ""
-    return f"{match['path']}{match['name']}_{part}_l{match['at']}{reverse}"

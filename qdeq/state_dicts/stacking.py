@@ -10,7 +10,8 @@ from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.weights.dequant import dequantize_source
-from qdeq.weights.weight import PER_CHANNEL, PER_TENSOR, QuantizedWeight
+from qdeq.weights.integer_types import PER_CHANNEL, PER_TENSOR
+from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["stack_weights", "stacked_kind"]
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.state_dicts.attention import keeps_projections
-from qdeq.state_dicts.folding import fold_batch_norm
+from qdeq.state_dicts.folding import fold_parts
 from qdeq.state_dicts.loading import load
-from qdeq.state_dicts.lost import direct_conv_doubt
 from qdeq.state_dicts.matching import Match, match
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Cell, Fold, Packed, Plan, Stack, Target
@@ -22,13 +21,14 @@ from qdeq.state_dicts.stacking import stack_weights
 from qdeq.weights import packed
 from qdeq.weights.checks import describe
 from qdeq.weights.dequant import dequantize_source
+from qdeq.weights.direct_conv import saved_weight_doubt
+from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
 from qdeq.weights.weight_file import WeightFile
 
 __all__ = ["dequantize_state_dict"]
 
 _WHERE = "dequantize_state_dict"
-_CELL = "__torch__.torch.classes.rnn.CellParamsBase"
 
 
 def dequantize_state_dict(
@@ -109,21 +109,21 @@ def _sources(sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _source(name: str, value: Any) -> Any:
     """What :func:`qdeq.state_dicts.naming.plan_names` takes: tensors, pairs and cells; packed objects are unpacked."""
     if isinstance(value, tuple | list) and name.endswith("_packed_params._packed_params"):
-        if not value or not isinstance(value[0], Tensor) or len(value) not in (2, 4):
+        parts = linear_parts(value)
+        if parts is None or not isinstance(parts[0], Tensor):
             remedy = "The checkpoint is damaged."
             raise QdeqValueError(expected(f"{_WHERE}: {name}", "a weight and a bias", describe(value), remedy))
-        return Packed(value[0], value[1])
+        return Packed(*parts)
     if packed.is_packed_weight(value):
         return Packed(_unpack(name, value), packed.packed_bias(value))
-    if isinstance(value, torch.ScriptObject):
-        if value._type().qualified_name() != _CELL:
-            remedy = "Dequantize the model instead: qdeq.dequantize_model."
-            raise QdeqTypeError(expected(f"{_WHERE}: {name}", "packed parameters", describe(value), remedy))
-        state: Any = value.__getstate__()[0]  # type: ignore[attr-defined]
-        parts = state[4]  # (type, biases, doubles, integers, [ih, hh]): native/RNN.cpp
-        ih, hh = (Packed(_unpack(name, part), packed.packed_bias(part)) for part in parts)
-        return Cell(ih, hh)
-    return value
+    if not isinstance(value, torch.ScriptObject):
+        return value
+    cell = cell_parts(value.__getstate__()[0]) if packed_kind(value) == CELL else None  # type: ignore[attr-defined]
+    if cell is None:
+        remedy = "Dequantize the model instead: qdeq.dequantize_model."
+        raise QdeqTypeError(expected(f"{_WHERE}: {name}", "packed parameters", str(packed_class(value)), remedy))
+    ih, hh = (Packed(_unpack(name, part), packed.packed_bias(part)) for part in cell)
+    return Cell(ih, hh)
 
 
 def _unpack(name: str, value: Any) -> QuantizedWeight | Tensor:
@@ -146,7 +146,7 @@ def _doubtful(plan: Plan) -> dict[str, str]:
             value = _plain_or_weight(f"{_WHERE}: {target.source}", target.value)
             scheme = value.qscheme if isinstance(value, QuantizedWeight) else None
             stride = value.int_repr.stride() if isinstance(value, QuantizedWeight) else value.stride()
-            why = direct_conv_doubt(value.shape, stride, scheme, None)
+            why = saved_weight_doubt(value.shape, stride, scheme, None)
             if why:
                 found[name] = why
     return found
@@ -156,7 +156,7 @@ def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
     where = f"{_WHERE}: {target.source}"
     value: Any = target.value
     if isinstance(value, Fold):
-        return fold_batch_norm(where, value.part, *value.parts).detach().to(dtype)
+        return fold_parts(where, value.part, *value.parts).detach().to(dtype)
     if isinstance(value, Stack):
         value = stack_weights(where, [_plain_or_weight(where, part) for part in value.parts])
     if isinstance(value, QuantizedWeight) or value.is_quantized:

@@ -9,7 +9,7 @@ from qdeq.errors import QdeqTypeError, expected
 from qdeq.weights import native as ops
 from qdeq.weights import packed
 from qdeq.weights.checks import check_out, describe
-from qdeq.weights.weight import QuantizedWeight, dequantize_weight, refuse, weight_from_tensor
+from qdeq.weights.weight import QuantizedWeight, dequantize_weight, explain_refusal, weight_from_tensor
 
 __all__ = ["dequantize", "dequantize_source", "unpack"]
 
@@ -75,7 +75,7 @@ def _dequantize_tensor(q: Tensor, where: str, out: Tensor | None, dtype: torch.d
     try:
         return ops.dequantize_quantized(q, q.qscheme() not in _PER_TENSOR, dtype, allow_bad_scales, out)
     except RuntimeError as error:
-        refuse(error, where, unpack_source(q, where=where), out, dtype, allow_bad_scales)
+        explain_refusal(error, where, unpack_source(q, where=where), out, dtype, allow_bad_scales)
 
 
 def unpack(x: object) -> QuantizedWeight:

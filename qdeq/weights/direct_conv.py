@@ -1,7 +1,16 @@
-"""Recovers the weight of fbgemm's direct transposed convolution by running it.
+"""fbgemm's direct transposed convolution, whose weight torch loses: how to tell it, what to say, how to recover it.
 
-torch's ``unpack()`` returns uninitialized memory for this packed form, but its forward reads the true weight. On a
-1 x 1 image that is one in a single channel, the output is that channel's slice of the weight:
+fbgemm packs a ConvTranspose2d of kernel (2, 1..6), stride 1 or 2, no padding, no dilation and one group, whose
+channels are multiples of 8, in a form of its own (FBGEMM, src/FbgemmConv.cc, takeDirectConvPath). torch's ``unpack()``
+returns uninitialized memory for it, and so do state_dict, deepcopy and save.
+
+**Telling it.** Neither an unpacked weight nor a state dict says which class packed it, but both keep strides, and those
+of fbgemm's transposed convolutions are their own: (1, in * h * w, w * in, in) for a shape (in, out, h, w), a
+channels_last tensor of (out, in, h, w) with the first two dimensions swapped. Plain convolutions never have them, nor
+do the other engines' transposed ones, which give the strides back that a weight was made with.
+
+**Recovering it.** The forward reads the true weight. On a 1 x 1 image that is one in a single channel, the output is
+that channel's slice of the weight:
 
     output[0, o, h, w] = weight[i, o, h, w]      for input[0, i, 0, 0] = 1, all else 0
 
@@ -12,6 +21,8 @@ packed again from uninitialized memory and looks the same. Only the caller knows
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,21 +30,108 @@ from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["lost_weight", "recover_weight"]
+__all__ = [
+    "ConvGeometry",
+    "is_direct_weight",
+    "lost_weight",
+    "recover_weight",
+    "saved_weight_doubt",
+    "unreadable_weight",
+]
 
+_FORM = "fbgemm's direct transposed convolution"
+_READABLE = "a packed weight that can be read back"
+_LIMITS = f"{_FORM} (kernel (2, 1..6), stride 1 or 2, no padding, groups 1)"
 _INPUT_SCALE = 2.0**40
 _NUM_CHECKS = 8
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a convolution was set up."""
+
+    transposed: bool
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, module: Any) -> ConvGeometry:
+        """Read the attributes of a float convolution."""
+        return cls(module.transposed, module.stride, module.padding, module.dilation, module.groups)
+
+    @classmethod
+    def of_packed(cls, packed: Any) -> ConvGeometry:
+        """Ask a packed convolution."""
+        stride, padding, dilation = map(tuple, (packed.stride(), packed.padding(), packed.dilation()))
+        return cls(packed.transpose(), stride, padding, dilation, packed.groups())
+
+    def may_be_direct(self) -> bool:
+        """Whether fbgemm packs a weight of the right shape directly."""
+        plain = not any(self.padding) and all(step == 1 for step in self.dilation)
+        return self.transposed and plain and self.groups == 1 and all(step in (1, 2) for step in self.stride)
+
+
+def is_direct_weight(
+    shape: Sequence[int], stride: Sequence[int], qscheme: str | None, geometry: ConvGeometry | None
+) -> bool:
+    """Whether a weight as torch unpacked or saved it is uninitialized memory.
+
+    Args:
+        shape: of the weight.
+        stride: of the weight as torch made it, in values.
+        qscheme: torch's name of the scheme; None for a float weight.
+        geometry: of the convolution; None where only the weight is known: then a convolution with padding, groups or
+            another stride may look the same.
+
+    """
+    if qscheme != "per_tensor_affine" or len(shape) != 4 or (geometry is not None and not geometry.may_be_direct()):
+        return False
+    channels_in, channels_out, height, width = shape
+    if height != 2 or not 1 <= width <= 6 or channels_in % 8 or channels_out % 8 or not channels_in or not channels_out:
+        return False
+    of_fbgemm = (1, channels_in * height * width, width * channels_in, channels_in)
+    return all(step == own for step, own, size in zip(stride, of_fbgemm, shape, strict=True) if size > 1)
+
+
+def unreadable_weight(where: str) -> str:
+    """The error for a packed weight by itself: nothing can be read from it."""
+    return expected(
+        where,
+        _READABLE,
+        _LIMITS,
+        "torch's unpack(), state_dict, deepcopy and save return uninitialized memory for it, so a weight that went "
+        "through one of them is lost. Take the weight from the float model, or convert with another engine.",
+    )
 
 
 def lost_weight(where: str) -> str:
     """The error for a module whose weight was not asked to be recovered."""
     return expected(
         where,
-        "a packed weight that can be read back",
-        "fbgemm's direct transposed convolution (kernel (2, 1..6), stride 1 or 2, no padding, groups 1)",
+        _READABLE,
+        _LIMITS,
         "torch returns uninitialized memory for it, so a module that was copied, saved or loaded has lost its weight. "
         "If this one was converted in this process and never copied or loaded, pass recover_direct_conv=True. "
         "Otherwise take the weight from the float model, or convert with another engine.",
+    )
+
+
+def saved_weight_doubt(
+    shape: Sequence[int], stride: Sequence[int], qscheme: str | None, geometry: ConvGeometry | None
+) -> str:
+    """Why a saved weight may be uninitialized memory, empty if it is not: :func:`is_direct_weight` in words."""
+    if not is_direct_weight(shape, stride, qscheme, geometry):
+        return ""
+    if geometry is not None:
+        what = f"{_FORM}:"
+    else:
+        what = f"one of the shape and layout of {_FORM}. If this is a ConvTranspose2d with stride 1 or 2, "
+        what += "no padding and groups 1,"
+    return (
+        f"{what} torch saved uninitialized memory here; convert the live model with "
+        "qdeq.dequantize_model(recover_direct_conv=True), or take the float model's weight"
     )
 
 

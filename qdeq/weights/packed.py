@@ -16,9 +16,21 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
+from qdeq.errors import QdeqError, QdeqTypeError, expected
 from qdeq.weights import native as ops
-from qdeq.weights.checks import check_out, check_scales, describe
+from qdeq.weights.checks import check_dtype, check_out, check_scales, describe
+from qdeq.weights.direct_conv import unreadable_weight
+from qdeq.weights.packed_state import (
+    CONV2D,
+    CONV3D,
+    EMBEDDING,
+    LINEAR,
+    SPARSE_LINEAR,
+    is_lost,
+    packed_class,
+    packed_kind,
+    unpack_with_torch,
+)
 from qdeq.weights.weight import QuantizedWeight, dequantize_weight
 
 __all__ = [
@@ -33,13 +45,7 @@ __all__ = [
     "unpack_packed",
 ]
 
-_CLASSES = "__torch__.torch.classes."
-_LINEAR = _CLASSES + "quantized.LinearPackedParamsBase"
-_SPARSE_LINEAR = _CLASSES + "sparse.LinearPackedParamsBase"
-_CONV2D = _CLASSES + "quantized.Conv2dPackedParamsBase"  # conv1d is packed as conv2d
-_CONV3D = _CLASSES + "quantized.Conv3dPackedParamsBase"
-_EMBEDDING = _CLASSES + "quantized.EmbeddingPackedParamsBase"
-_CLASS_NAMES = frozenset({_LINEAR, _SPARSE_LINEAR, _CONV2D, _CONV3D, _EMBEDDING})
+_KINDS = frozenset({LINEAR, SPARSE_LINEAR, CONV2D, CONV3D, EMBEDDING})
 
 # What csrc/fbgemm_module.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
@@ -50,7 +56,7 @@ def is_packed_weight(obj: object) -> bool:
 
     Transposed, sparse and float16 ones are included; a packed RNN cell, which holds two of them, is not.
     """
-    return _class_name(obj) in _CLASS_NAMES
+    return packed_kind(obj) in _KINDS
 
 
 def dequantize_packed(
@@ -115,10 +121,10 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     """
     _check_packed(obj, where)
     native = _native()
-    if native is not None and _class_name(obj) != _EMBEDDING:  # an embedding's bytes are those that unpack() copies
+    if native is not None and packed_kind(obj) != EMBEDDING:  # an embedding's bytes are those that unpack() copies
         layout = _Layout(*native.layout(obj))
         if layout.name == _DIRECT_CONV:
-            raise QdeqError(_lost_weight(where))
+            raise QdeqError(unreadable_weight(where))
         if layout.name:
             return _unpack_in_place(obj, native, layout)
     weight = _unpack(obj, where)
@@ -132,12 +138,12 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
 
 def is_direct_conv(obj: object) -> bool:
     """Whether ``obj`` is fbgemm's direct transposed convolution, whose ``unpack()`` is uninitialized memory."""
-    if _class_name(obj) != _CONV2D:
+    if packed_kind(obj) != CONV2D:
         return False
     native = _native()
     if native is not None:
         return _Layout(*native.layout(obj)).name == _DIRECT_CONV
-    return _looks_like_direct_conv(obj, _call_unpack(obj, "is_direct_conv")[0])
+    return is_lost(obj, unpack_with_torch(obj, "is_direct_conv")[0])
 
 
 def is_onednn(obj: object) -> bool:
@@ -177,14 +183,14 @@ def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
 
     """
     _check_packed(obj, where)
-    if _class_name(obj) == _EMBEDDING:
+    if packed_kind(obj) == EMBEDDING:
         return obj, None
     native = _native()
     known, bias = native.bias(obj) if native is not None else (False, None)
     weight: Any = obj
     if not known:
-        weight, bias = _call_unpack(obj, where)
-        if not weight.is_quantized or _lost(obj, weight):
+        weight, bias = unpack_with_torch(obj, where)
+        if not weight.is_quantized or is_lost(obj, weight):
             weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
     return weight, None if bias is None else bias.detach().clone()
 
@@ -247,98 +253,36 @@ def _unpack_in_place(obj: object, native: Any, layout: _Layout) -> QuantizedWeig
     return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
 
 
+def _unpack(obj: object, where: str) -> Tensor:
+    weight = unpack_with_torch(obj, where)[0]
+    if is_lost(obj, weight):
+        raise QdeqError(unreadable_weight(where))
+    return weight
+
+
 def _raise_for(status: str, native: Any, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
     """Raise what the extension's answer stands for; return where unpack() is the way."""
     if status == _DIRECT_CONV:
-        raise QdeqError(_lost_weight(where))
+        raise QdeqError(unreadable_weight(where))
     if status == _BAD_SCALE:
         check_scales(where, native.qparams(obj)[0])
     if status == _BAD_OUT:
         check_out(where, out, native.layout(obj)[1], dtype)
 
 
-# ---- torch's own unpack() --------------------------------------------------------------------------------------------
-
-
-def _call_unpack(obj: object, where: str) -> tuple[Tensor, Tensor | None]:
-    name = _class_name(obj)
-    try:
-        if name == _EMBEDDING:
-            return torch.ops.quantized.embedding_bag_unpack(obj), None
-        if name == _SPARSE_LINEAR:
-            weight, bias, _ = torch.ops.sparse.qlinear_unpack(obj)
-            return weight, bias
-        weight, bias = obj.unpack()  # type: ignore[attr-defined]
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        remedy = "Dequantize the model before it is packed for this engine, or load it under fbgemm, x86 or onednn."
-        got = f"{str(name).removeprefix(_CLASSES)}, which refused ({reason.rstrip('.')})"
-        raise QdeqError(expected(where, "a packed weight that torch can unpack", got, remedy)) from error
-    return weight, bias
-
-
-def _unpack(obj: object, where: str) -> Tensor:
-    weight = _call_unpack(obj, where)[0]
-    if _lost(obj, weight):
-        raise QdeqError(_lost_weight(where))
-    return weight
-
-
-def _lost(obj: object, weight: Tensor) -> bool:
-    return _class_name(obj) == _CONV2D and _looks_like_direct_conv(obj, weight)
-
-
-def _looks_like_direct_conv(obj: Any, weight: Tensor) -> bool:
-    """Fbgemm's rule for its direct transposed convolution (FBGEMM, src/FbgemmConv.cc, takeDirectConvPath).
-
-    Other engines pack the same shapes and give the right weight back. Theirs has the strides that it was made with;
-    fbgemm's is a channels_last tensor of (out, in, h, w) with the first two dimensions swapped.
-    """
-    if weight.dim() != 4 or weight.shape[2] != 2 or weight.stride(0) != 1:
-        return False
-    if not obj.transpose() or obj.groups() != 1:
-        return False
-    in_channels, out_channels, height, width = weight.shape
-    return (
-        height == 2
-        and width <= 6
-        and in_channels % 8 == 0
-        and out_channels % 8 == 0
-        and all(step in (1, 2) for step in obj.stride())
-        and not any(obj.padding())
-        and all(step == 1 for step in obj.dilation())
-    )
-
-
-def _lost_weight(where: str) -> str:
-    return expected(
-        where,
-        "a packed weight that can be read back",
-        "fbgemm's direct transposed convolution (kernel (2, 1..6), stride 1 or 2, no padding, groups 1)",
-        "torch's unpack(), state_dict, deepcopy and save return uninitialized memory for it, so a weight that went "
-        "through one of them is lost. Take the weight from the float model, or convert with another engine.",
-    )
-
-
 # ---- arguments -------------------------------------------------------------------------------------------------------
-
-
-def _class_name(obj: object) -> str | None:
-    return obj._type().qualified_name() if isinstance(obj, torch.ScriptObject) else None
 
 
 def _check_packed(obj: object, where: str) -> None:
     if not is_packed_weight(obj):
-        got = _class_name(obj) or describe(obj)
+        got = packed_class(obj) or describe(obj)
         remedy = "Pass the ScriptObject of a quantized linear, convolution or embedding."
         raise QdeqTypeError(expected(where, "a packed weight", got, remedy))
 
 
 def _check_arguments(obj: object, where: str, out: object, dtype: torch.dtype) -> None:
     _check_packed(obj, where)
-    if dtype not in ops.OUT_DTYPES:
-        remedy = "Convert the float32 result with .to(dtype)."
-        raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
+    check_dtype(where, dtype)
     check_out(where, out, (), dtype)
 
 

@@ -19,38 +19,11 @@ from torch import Tensor
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.weights import native as ops
-from qdeq.weights.checks import check_out, check_scales, describe
+from qdeq.weights.checks import check_dtype, check_out, check_scales, check_weight, describe
+from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType
 
-__all__ = ["QuantizedWeight", "check_out", "check_scales", "check_zero_points", "reference", "weight_from_tensor"]
+__all__ = ["QuantizedWeight", "dequantize_weight", "explain_refusal", "reference", "weight_from_tensor"]
 
-PER_TENSOR = "per_tensor_affine"
-PER_CHANNEL = "per_channel_affine"
-FLOAT_QPARAMS = "per_channel_affine_float_qparams"
-
-
-@dataclass(frozen=True)
-class IntegerType:
-    """One of torch's quantized dtypes: where its values lie and what they may be."""
-
-    torch_dtype: torch.dtype | None
-    storage: torch.dtype
-    bits: int
-    low: int
-    high: int
-
-
-def _torch_dtype(name: str) -> torch.dtype | None:
-    """Torch's quantized dtype; None where torch has dropped it, which reading files must survive."""
-    return getattr(torch, name, None)
-
-
-INTEGER_TYPES = {
-    "qint8": IntegerType(_torch_dtype("qint8"), torch.int8, 8, -128, 127),
-    "quint8": IntegerType(_torch_dtype("quint8"), torch.uint8, 8, 0, 255),
-    "qint32": IntegerType(_torch_dtype("qint32"), torch.int32, 32, -(2**31), 2**31 - 1),
-    "quint4x2": IntegerType(_torch_dtype("quint4x2"), torch.uint8, 4, 0, 15),
-    "quint2x4": IntegerType(_torch_dtype("quint2x4"), torch.uint8, 2, 0, 3),
-}
 _NAMES = {kind.torch_dtype: name for name, kind in INTEGER_TYPES.items()}
 
 
@@ -84,9 +57,7 @@ class QuantizedWeight:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check_integers(self)
-        _check_qparams(self)
+        check_weight(self)
 
     @property
     def integers(self) -> IntegerType:
@@ -156,7 +127,7 @@ class QuantizedWeight:
                 dtype=kind.torch_dtype,
             )
         if kind.bits < 8:
-            packed = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (_packed_len(self),), (1,))
+            packed = _alias(q, kind)
             packed.copy_(self.int_repr[: packed.numel()])
             return q
         strides = ops.fresh_strides(self.shape, self.int_repr.stride())
@@ -167,97 +138,15 @@ class QuantizedWeight:
         return q
 
 
-def _packed_len(weight: QuantizedWeight) -> int:
-    return (math.prod(weight.shape) * weight.integers.bits + 7) // 8
-
-
 def _alias(q: Tensor, kind: IntegerType) -> Tensor:
-    plain = torch.empty(0, dtype=kind.storage)
-    return plain.set_(q.untyped_storage(), q.storage_offset(), q.size(), q.stride())
+    """The integers in the storage of a quantized tensor; the packed bytes of sub-byte values."""
+    plain, storage = torch.empty(0, dtype=kind.storage), q.untyped_storage()
+    if kind.bits < 8:
+        return plain.set_(storage, 0, (kind.bytes_for(q.numel()),), (1,))
+    return plain.set_(storage, q.storage_offset(), q.size(), q.stride())
 
 
-def _check_types(w: QuantizedWeight) -> None:
-    for name in ("int_repr", "scale", "zero_point"):
-        value = getattr(w, name)
-        if not isinstance(value, Tensor):
-            raise QdeqTypeError(expected(f"QuantizedWeight.{name}", "a tensor", describe(value), "Pass a tensor."))
-        if value.is_quantized or value.device.type != "cpu":
-            remedy = "Use QuantizedWeight.from_tensor for quantized tensors and .cpu() for other devices."
-            raise QdeqValueError(expected(f"QuantizedWeight.{name}", "a plain CPU tensor", describe(value), remedy))
-    if w.dtype not in INTEGER_TYPES:
-        remedy = "Use torch's name, without 'torch.'."
-        raise QdeqValueError(expected("QuantizedWeight.dtype", f"one of {list(INTEGER_TYPES)}", repr(w.dtype), remedy))
-    if w.qscheme not in (PER_TENSOR, PER_CHANNEL, FLOAT_QPARAMS):
-        remedy = "Symmetric schemes are affine ones with a zero point of 0."
-        what = f"one of {[PER_TENSOR, PER_CHANNEL, FLOAT_QPARAMS]}"
-        raise QdeqValueError(expected("QuantizedWeight.qscheme", what, repr(w.qscheme), remedy))
-    if not isinstance(w.shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in w.shape):
-        raise QdeqTypeError(
-            expected("QuantizedWeight.shape", "a tuple of sizes", repr(w.shape), "Pass tuple(tensor.shape).")
-        )
-
-
-def _check_integers(w: QuantizedWeight) -> None:
-    kind = w.integers
-    where = "QuantizedWeight.int_repr"
-    if w.int_repr.dtype != kind.storage:
-        remedy = f"{w.dtype} values are stored as {kind.storage}."
-        raise QdeqValueError(expected(where, f"dtype {kind.storage}", str(w.int_repr.dtype), remedy))
-    if kind.bits >= 8:
-        if tuple(w.int_repr.shape) != w.shape:
-            remedy = "shape is that of the integers, unless they are packed."
-            raise QdeqValueError(expected(where, f"shape {w.shape}", str(tuple(w.int_repr.shape)), remedy))
-        return
-    if w.int_repr.dim() != 1 or not w.int_repr.is_contiguous() or w.int_repr.numel() != _packed_len(w):
-        got = f"shape {tuple(w.int_repr.shape)}, strides {w.int_repr.stride()}"
-        remedy = f"Pack {8 // kind.bits} values a byte, low bits first, in the order of a contiguous tensor."
-        raise QdeqValueError(expected(where, f"{_packed_len(w)} contiguous bytes for shape {w.shape}", got, remedy))
-
-
-def _check_qparams(w: QuantizedWeight) -> None:
-    float_qparams = w.qscheme == FLOAT_QPARAMS
-    zero_dtype = torch.float32 if float_qparams else torch.int64
-    for name, tensor, dtype in (("scale", w.scale, torch.float64), ("zero_point", w.zero_point, zero_dtype)):
-        if tensor.dtype != dtype:
-            got, remedy = str(tensor.dtype), f"Convert it with .to({dtype})."
-            raise QdeqValueError(expected(f"QuantizedWeight.{name}", f"dtype {dtype} for {w.qscheme}", got, remedy))
-    if w.qscheme == PER_TENSOR:
-        wanted: tuple[int, ...] = ()
-        if w.axis is not None:
-            remedy = "A per tensor weight has no channel axis."
-            raise QdeqValueError(expected("QuantizedWeight.axis", "None", repr(w.axis), remedy))
-    else:
-        if not isinstance(w.axis, int) or not 0 <= w.axis < len(w.shape):
-            what = f"an int from 0 to {len(w.shape) - 1}" if w.shape else "a shape with at least one dimension"
-            remedy = "axis is the dimension of the channels, counted from the front."
-            raise QdeqValueError(expected("QuantizedWeight.axis", what, repr(w.axis), remedy))
-        wanted = (w.shape[w.axis],)
-    for name, tensor in (("scale", w.scale), ("zero_point", w.zero_point)):
-        if tuple(tensor.shape) != wanted:
-            remedy = "There is one value per channel, or a 0-d tensor per tensor."
-            what = f"shape {wanted} for {w.qscheme}"
-            raise QdeqValueError(expected(f"QuantizedWeight.{name}", what, str(tuple(tensor.shape)), remedy))
-        if not tensor.is_contiguous():
-            remedy = "Call .contiguous() on it."
-            raise QdeqValueError(
-                expected(f"QuantizedWeight.{name}", "contiguous", f"strides {tensor.stride()}", remedy)
-            )
-    if not float_qparams:
-        check_zero_points("QuantizedWeight.zero_point", w.zero_point, w.dtype)
-
-
-def check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
-    """Refuse int64 zero points outside the range of ``dtype``'s storage, as torch does when it dequantizes."""
-    info = torch.iinfo(INTEGER_TYPES[dtype].storage)
-    outside = ((zero_point < info.min) | (zero_point > info.max)).reshape(-1)
-    if bool(outside.any()):
-        channel = int(outside.nonzero()[0])
-        value = int(zero_point.reshape(-1)[channel])
-        what = f"zero points from {info.min} to {info.max} for {dtype}"
-        raise QdeqValueError(expected(where, what, f"{value} (channel {channel})", "The qparams are damaged."))
-
-
-def refuse(
+def explain_refusal(
     error: RuntimeError,
     where: str,
     weight: QuantizedWeight,
@@ -266,11 +155,6 @@ def refuse(
     allow_bad_scales: bool,
 ) -> NoReturn:
     """Say why an operator refused: look at what it was given and raise the fitting QdeqError, else ``error``."""
-    if dtype not in ops.OUT_DTYPES:
-        remedy = "Convert the float32 result with .to(dtype)."
-        raise QdeqValueError(
-            expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy)
-        ) from None
     if not allow_bad_scales:
         check_scales(where, weight.scale)
     if out is not None:
@@ -287,23 +171,16 @@ def dequantize_weight(
     allow_bad_scales: bool = False,
 ) -> Tensor:
     """:meth:`QuantizedWeight.dequantize` with the name that errors use."""
-    if out is not None or dtype not in ops.OUT_DTYPES:
-        _check_request(where, weight, out, dtype)
+    # What the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor.
+    check_dtype(where, dtype)
+    if out is not None and (not isinstance(out, Tensor) or out.requires_grad or out.device.type != "cpu"):
+        check_out(where, out, weight.shape, dtype)
     if torch.compiler.is_compiling():
         return _call(weight, dtype, allow_bad_scales, out)
     try:
         return _call(weight, dtype, allow_bad_scales, out)
     except RuntimeError as error:
-        refuse(error, where, weight, out, dtype, allow_bad_scales)
-
-
-def _check_request(where: str, weight: QuantizedWeight, out: Tensor | None, dtype: torch.dtype) -> None:
-    """Refuse what the operator cannot see: a Python dtype, a tensor that requires grad, an out that is no tensor."""
-    if dtype not in ops.OUT_DTYPES:
-        remedy = "Convert the float32 result with .to(dtype)."
-        raise QdeqValueError(expected(f"{where}: dtype", f"one of {list(ops.OUT_DTYPES)}", repr(dtype), remedy))
-    if out is not None and (not isinstance(out, Tensor) or out.requires_grad or out.device.type != "cpu"):
-        check_out(where, out, weight.shape, dtype)
+        explain_refusal(error, where, weight, out, dtype, allow_bad_scales)
 
 
 def _call(weight: QuantizedWeight, dtype: torch.dtype, allow_bad_scales: bool, out: Tensor | None) -> Tensor:
@@ -332,14 +209,10 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
     if name is None:
         raise QdeqTypeError(expected(where, f"one of {list(INTEGER_TYPES)}", str(q.dtype), "This dtype is not known."))
     kind = INTEGER_TYPES[name]
-    if kind.bits < 8:
-        if not q.is_contiguous() or q.storage_offset() != 0:
-            remedy = "Dequantize the whole tensor, then take the view."
-            raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
-        length = (q.numel() * kind.bits + 7) // 8
-        ints = torch.empty(0, dtype=torch.uint8).set_(q.untyped_storage(), 0, (length,), (1,))
-    else:
-        ints = _alias(q, kind)
+    if kind.bits < 8 and (not q.is_contiguous() or q.storage_offset() != 0):
+        remedy = "Dequantize the whole tensor, then take the view."
+        raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
+    ints = _alias(q, kind)
     scheme = str(q.qscheme()).removeprefix("torch.").replace("symmetric", "affine")
     if scheme == PER_TENSOR:
         scale = torch.tensor(q.q_scale(), dtype=torch.float64)

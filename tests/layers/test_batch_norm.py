@@ -1,4 +1,4 @@
-"""``unfold_bn=``: the batch norms that come back are identities to the last bit."""
+"""Batch norms: folded as torch folds them; those that come back (``unfold_bn=``) are identities to the last bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import qdeq
-from qdeq.layers.batch_norm import fill_identity
+from qdeq.layers.batch_norm import NormValues, fill_identity, fold_batch_norm
 from tests.helpers.models import SmallVGG, assert_same_bits, bits, quantize, small_vgg, tq
 from tests.helpers.saturation import assert_same_on_every_cpu
 
@@ -21,8 +21,10 @@ def any_float32(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dims", NORMS)
-@pytest.mark.parametrize("eps", [1e-7, 1e-5, 1e-3])
-@pytest.mark.parametrize("knows", [True, False])
+@pytest.mark.parametrize(
+    ("eps", "knows"),
+    [(eps, True) for eps in (1e-12, 1e-7, 1e-5, 1e-3, 0.1, 0.9)] + [(e, False) for e in (1e-7, 1e-5, 1e-3)],
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_identity_to_the_bit(dims, eps, knows, channels_last):
     torch.manual_seed(0)
@@ -36,6 +38,42 @@ def test_identity_to_the_bit(dims, eps, knows, channels_last):
         norm.bias.uniform_(-3, 3)
         shifted = x + norm.bias.reshape(-1, *[1] * (dims - 2))
         assert_same_bits(norm(x), shifted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_identity_in_other_dtypes(dtype):
+    norm = nn.BatchNorm2d(24, eps=1e-5, dtype=dtype).eval()
+    fill_identity(norm, 1e-5)
+    x = torch.randn(7, 24, 3, 5).to(dtype)
+    assert torch.equal(norm(x), x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_folding_agrees_with_torch(transposed, bias, affine):
+    torch.manual_seed(0)
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer, norm = kind(4, 6, 3, bias=bias), nn.BatchNorm2d(6, affine=affine).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    weight, shift = fold_batch_norm(
+        layer.weight.detach(),
+        None if layer.bias is None else layer.bias.detach(),
+        NormValues.of(norm),
+        transposed=transposed,
+    )
+    theirs = torch.nn.utils.fusion.fuse_conv_bn_weights(
+        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, transposed
+    )
+    assert_same_bits(weight, theirs[0])
+    assert torch.allclose(shift, theirs[1], atol=1e-6)  # torch multiplies from the left, one rounding apart
+    values = NormValues.of(norm)
+    x = torch.randn(2, 6, 5, 5)
+    assert torch.allclose(norm(x), x * values.factor.view(-1, 1, 1) + values.shift.view(-1, 1, 1), atol=1e-5)
 
 
 def test_wrong_eps_is_no_identity():

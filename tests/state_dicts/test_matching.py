@@ -84,15 +84,18 @@ def test_into_a_class_that_still_has_batch_norms() -> None:
     assert torch.allclose(target(images), rebuilt(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-3, 0.1, 1e-12])
-def test_identity_variance_is_exact(eps: float) -> None:
-    norm = nn.BatchNorm2d(4, eps=eps).eval()
-    from qdeq.state_dicts.folding import identity_variance
+def test_norms_of_a_double_model_are_identities_in_double() -> None:
+    target = poisoned(models.TinyVGG(norm=True).double())
+    qdeq.dequantize_state_dict(build("vgg_bn").model.state_dict(), into=target)
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    assert torch.equal(target.features[1](x), x)
 
-    with torch.no_grad():
-        norm.running_var.fill_(identity_variance("here", eps))  # type: ignore[union-attr]
-    x = torch.randn(3, 4, 7, 7) * 1000
-    assert torch.equal(bits(norm(x)), bits(x))
+
+def test_a_norm_that_cannot_be_an_identity_is_named() -> None:
+    target = models.TinyVGG(norm=True)
+    target.features[1].eps = 1.5
+    with pytest.raises(qdeq.QdeqValueError, match="eps: expected an eps below 1, got 1.5"):
+        qdeq.dequantize_state_dict(build("vgg_bn").model.state_dict(), into=target)
 
 
 def test_into_names_unused_sources_and_missing_parameters_and_changes_nothing() -> None:

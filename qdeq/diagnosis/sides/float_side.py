@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides.batch_norm import fold_batch_norm
 from qdeq.diagnosis.sides.integers import FloatLayer
 from qdeq.diagnosis.sides.open import Side
+from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.words import class_name, join
 
 __all__ = ["float_layers", "float_tensors"]
@@ -52,7 +52,9 @@ def _plain_layer(path: str, module: nn.Module) -> FloatLayer | None:
     weight, bias = weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
     inner = getattr(module, "bn", None)
     if isinstance(inner, nn.modules.batchnorm._BatchNorm):
-        weight, bias = fold_batch_norm(weight, bias, inner, transposed=getattr(module, "transposed", False))
+        weight, bias = fold_batch_norm(
+            weight, bias, NormValues.of(inner), transposed=getattr(module, "transposed", False)
+        )
     return FloatLayer(path, class_name(module), weight, bias)
 
 

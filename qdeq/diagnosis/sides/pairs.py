@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides.batch_norm import batch_norm_affine, fold_batch_norm, norms_behind
+from qdeq.diagnosis.sides.batch_norm import norms_behind
 from qdeq.diagnosis.sides.float_side import float_layers
 from qdeq.diagnosis.sides.integers import FloatLayer, IntegerLayer
 from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqValueError, expected
+from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 
 __all__ = ["Pair", "match_layers"]
 
@@ -92,11 +93,11 @@ def _attach_norms(pairs: list[Pair], model: nn.Module) -> None:
     for pair in pairs:
         if pair.partner.path not in norms:
             continue
-        path, norm = norms[pair.partner.path]
-        factor, shift = batch_norm_affine(norm)
+        path, module = norms[pair.partner.path]
+        norm = NormValues.of(module)
         weight = pair.partner.weight
         transposed = "Transpose" in pair.partner.class_name
-        if len(factor) != weight.shape[1 if transposed else 0]:
+        if len(norm.factor) != weight.shape[1 if transposed else 0]:
             continue
-        pair.norm, pair.norm_factor = path, (factor, shift)
+        pair.norm, pair.norm_factor = path, (norm.factor, norm.shift)
         pair.folded = fold_batch_norm(weight, pair.partner.bias, norm, transposed=transposed)

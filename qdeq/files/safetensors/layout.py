@@ -24,8 +24,9 @@ from qdeq.files.safetensors.format import (
     encode_header,
 )
 from qdeq.weights.dequant import unpack_source
+from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
-from qdeq.weights.weight import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, QuantizedWeight
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name
 
 __all__ = ["SUFFIX", "Item", "Options", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
@@ -192,7 +193,7 @@ def _describe(weights: Weights, name: str, dtype: torch.dtype, keep: bool) -> It
     if not keep:
         return Item(name, source, qscheme, axis, shape, ((name, dtype, shape),))
     kind = INTEGER_TYPES[source]
-    packed = shape if kind.bits >= 8 else (-(-math.prod(shape) * kind.bits // 8),)
+    packed = shape if kind.bits >= 8 else (kind.bytes_for(math.prod(shape)),)
     qparams = () if qscheme == PER_TENSOR else (shape[axis or 0],)
     zero_dtype = torch.float32 if qscheme == FLOAT_QPARAMS else torch.int64
     parts = (

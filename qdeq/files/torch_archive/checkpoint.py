@@ -1,8 +1,8 @@
 """From a read pickle to the tensors it describes, by dotted name: state dicts, checkpoints, whole models, scripts.
 
 Sources: ``torch.nn.Module.__reduce__`` (the instance dict), ``torch/ao/nn/quantized/modules/conv.py``
-(``__getstate__``), ``torch/fx/graph_module.py`` (``reduce_graph_module``), and for packed parameters
-``ATen/native/quantized/cpu/{fbgemm_utils.cpp, conv_serialization.h, EmbeddingPackedParams.h}``, ``native/RNN.cpp``.
+(``__getstate__``), ``torch/fx/graph_module.py`` (``reduce_graph_module``); packed parameters:
+:mod:`qdeq.weights.packed_state`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,24 @@ from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, M
 from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor, tensor_from
-from qdeq.state_dicts.lost import ConvGeometry
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Cell, Packed
 from qdeq.state_dicts.rnn import RnnShape
+from qdeq.weights.direct_conv import ConvGeometry
+from qdeq.weights.packed_state import (
+    CELL,
+    CONV2D,
+    CONV3D,
+    EMBEDDING,
+    LINEAR,
+    SPARSE_LINEAR,
+    cell_parts,
+    conv_geometry,
+    conv_parts,
+    embedding_weight,
+    linear_parts,
+    packed_kind,
+)
 
 __all__ = ["Contents", "collect"]
 
@@ -229,65 +243,54 @@ class _Walk:
 
     def _pair(self, key: str, value: Any) -> Packed:
         """``(weight, bias)`` of a linear; a sparse one adds its block sizes."""
-        if not isinstance(value, tuple | list) or len(value) not in (2, 4):
+        parts = linear_parts(value)
+        if parts is None:
             refuse(self.where(key), "a weight and a bias", shown(type(value).__name__), _DAMAGED)
-        weight = self._need(key, value[0])
-        bias = None if value[1] is None else self._need(key, value[1])
-        return Packed(weight, bias)
+        return Packed(self._need(key, parts[0]), None if parts[1] is None else self._need(key, parts[1]))
 
     def _script_object(self, key: str, class_name: object, state: Any) -> None:
-        name = class_name.rsplit(".", 1)[-1] if isinstance(class_name, str) else ""
-        if name == "LinearPackedParamsBase":
+        kind = packed_kind(class_name) if isinstance(class_name, str) else ""
+        if kind in (LINEAR, SPARSE_LINEAR):
             self.put(key, self._pair(key, state))
-        elif name in ("Conv2dPackedParamsBase", "Conv3dPackedParamsBase"):
+        elif kind in (CONV2D, CONV3D):
             self.put(key, self._conv_params(key, state))
-        elif name == "EmbeddingPackedParamsBase":
-            if not isinstance(state, tuple) or len(state) < 2 or not isinstance(state[1], list) or not state[1]:
+        elif kind == EMBEDDING:
+            weight = embedding_weight(state)
+            if weight is None:
                 refuse(self.where(key), "packed parameters of an embedding", "something else", _DAMAGED)
-            self.put(key, Packed(self._need(key, state[1][0]), None))
-        elif name == "CellParamsBase":
+            self.put(key, Packed(self._need(key, weight), None))
+        elif kind == CELL:
             self.put(key, self._cell(key, state))
         else:
             remedy = "Save the state_dict() of the eager model."
             refuse(self.where(key), "packed parameters of a known class", shown(class_name), remedy)
 
     def _conv_params(self, key: str, state: Any) -> Packed:
-        """Versions 1 to 3 of ``conv_serialization.h``: where weight and bias are.
-
-        1: (weight, bias, ...); 2: (``"2"``, [config, weight], [bias or None]); 3: (3, [numbers], [None, weight, bias]).
-        The config, as the numbers: (k, stride x k, padding x k, dilation x k, output padding x k, groups, transposed).
-        """
-        if isinstance(state, tuple) and len(state) >= 3 and isinstance(state[1], list) and isinstance(state[2], list):
-            if state[0] == "2" and len(state[1]) >= 2:
-                config = self._need(key, state[1][0])
-                if config.numel <= _MAX_CONFIG and config.qscheme is None:
-                    numbers = config.read(self.where(key))
-                    self._note_geometry(key, numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else [])
-                return self._pair(key, (state[1][1], state[2][0] if state[2] else None))
-            if state[0] == 3 and len(state[2]) >= 3:
-                self._note_geometry(key, state[1])
-                return self._pair(key, tuple(state[2][1:3]))
-        if not isinstance(state, tuple) or len(state) < 6 or not isinstance(state[0], Call):
+        parts = conv_parts(state)
+        if parts is None or (parts[2] is None and not isinstance(parts[0], Call)):
             refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout", _DAMAGED)
-        return self._pair(key, state[:2])
-
-    def _note_geometry(self, key: str, numbers: list[Any]) -> None:
-        k = numbers[0] if numbers and isinstance(numbers[0], int) else 0
-        if 1 <= k <= 3 and len(numbers) == 4 * k + 3 and all(isinstance(n, int) for n in numbers):
-            stride, padding, dilation = (tuple(numbers[1 + at * k : 1 + (at + 1) * k]) for at in range(3))
-            transposed, groups = bool(numbers[-1]), numbers[-2]
-            self.contents.geometries[key] = ConvGeometry(transposed, stride, padding, dilation, groups)
+        weight, bias, config = parts
+        if config is not None and not isinstance(config, list):
+            described = self._need(key, config)
+            numbers = described.read(self.where(key)) if described.numel <= _MAX_CONFIG else None
+            config = numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else []
+        geometry = conv_geometry(config or [])
+        if geometry is not None:
+            self.contents.geometries[key] = geometry
+        return self._pair(key, (weight, bias))
 
     def _cell(self, key: str, state: Any) -> Cell:
-        """``(type, biases, doubles, integers, [ih, hh])``: ``native/RNN.cpp``, quantized and float16 cells."""
-        kind = state[0] if isinstance(state, tuple) and len(state) == 5 else None
-        packed = state[4] if kind in ("quantized_dynamic", "quantized_fp16") else None
-        if not isinstance(packed, list) or len(packed) != 2:
+        packed = cell_parts(state)
+        if packed is None:
+            kind = state[0] if isinstance(state, tuple) and len(state) == 5 else None
             refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind), _DAMAGED)
-        parts = []
-        for item in packed:
-            inner = item.state if isinstance(item, Instance) else None
-            if isinstance(item, Instance) and item.cls.name == "ScriptObject" and isinstance(inner, tuple) and inner:
-                inner = inner[0]
-            parts.append(self._pair(key, inner))
-        return Cell(parts[0], parts[1])
+        ih, hh = (self._pair(key, _state_of(item)) for item in packed)
+        return Cell(ih, hh)
+
+
+def _state_of(item: object) -> Any:
+    """The state of a packed linear inside another state: a pickle wraps it with its class's name."""
+    state = item.state if isinstance(item, Instance) else None
+    if isinstance(item, Instance) and item.cls.name == "ScriptObject" and isinstance(state, tuple) and state:
+        return state[0]
+    return state

@@ -20,12 +20,12 @@ from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.state_dicts.attention import keeps_projections
-from qdeq.state_dicts.folding import fold_batch_norm
-from qdeq.state_dicts.lost import direct_conv_doubt
+from qdeq.state_dicts.folding import fold_parts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
 from qdeq.state_dicts.rnn import rnn_shapes_of
 from qdeq.state_dicts.stacking import stack_weights, stacked_kind
+from qdeq.weights.direct_conv import saved_weight_doubt
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.weights.weight_file import Entry, WeightFile, map_file
 
@@ -55,7 +55,7 @@ class Archive(WeightFile):
         for name, target in plan.targets.items():
             if isinstance(target.value, StoredTensor):
                 tensor, geometry = target.value, contents.geometries.get(target.source)
-                why = direct_conv_doubt(tensor.shape, tensor.stride, tensor.qscheme, geometry)
+                why = saved_weight_doubt(tensor.shape, tensor.stride, tensor.qscheme, geometry)
                 if why:
                     self.doubtful[name] = why
 
@@ -83,7 +83,7 @@ class Archive(WeightFile):
         where = self._where(name)
         if isinstance(value, Fold):
             parts = [None if part is None else part.read(where) for part in value.parts]
-            return fold_batch_norm(where, value.part, *parts)
+            return fold_parts(where, value.part, *parts)
         if isinstance(value, Stack):
             return stack_weights(where, [part.read(where) for part in value.parts])
         read: QuantizedWeight | Tensor = value.read(where)
