@@ -119,14 +119,22 @@ def _below(name: str) -> str:
 
 
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """The sets of nodes that reach each other, of more than one node each."""
-    reach = {node: set(near) - {node} for node, near in edges.items()}
-    for middle in reach:
-        for near in reach.values():
-            if middle in near:
-                near |= reach[middle]
-    groups = {tuple(sorted(n for n in near if node in reach.get(n, ()))) for node, near in reach.items()}
-    return [list(group) for group in sorted(groups) if len(group) > 1]
+    """A shortest way back to itself of each node that has one, each circle once, from its first node on."""
+    found = set()
+    for start in edges:
+        ways = [[start]]
+        seen = {start}
+        for way in ways:  # breadth first: it grows while it is read
+            for following in sorted(edges[way[-1]]):
+                if following == start and len(way) > 1:
+                    first = way.index(min(way))
+                    found.add((*way[first:], *way[:first]))
+                    ways.clear()
+                    break
+                if following not in seen:
+                    seen.add(following)
+                    ways.append([*way, following])
+    return [list(circle) for circle in sorted(found)]
 
 
 def without_docstrings(file: Path) -> ast.Module:
