@@ -1,76 +1,111 @@
-"""Imports only point down, and each native module is named in one file."""
+"""Who may import whom: the rooms and rows of docs/architecture.md, the folders of csrc/README.md."""
 
 from __future__ import annotations
 
-import ast
 import re
-from pathlib import Path
+from collections import defaultdict
 
 import pytest
 
-import qdeq
+from tests.helpers.house import FILES, MODULES, PACKAGE, ROOT, circles, imports, name_of, only_known, room_of, table
 
-ROOT = Path(qdeq.__file__).parent
-
-# From the bottom up. A file may import from lower layers and from its own.
-LAYERS = [
-    ["errors", "report", "words"],
-    ["weights", "tree"],
-    ["grids"],
-    ["layers"],
-    ["state_dicts"],
-    ["files"],
-    ["sources"],
-    ["rebuild"],
-    ["diagnosis"],
-    ["__init__"],
-    ["cli", "demo", "__main__"],
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FILES = sorted(ROOT.rglob("*.py"))
+CSRC = ROOT / "csrc"
+# The only list of rooms: its rows from the top down, several rooms in one row side by side.
+ROWS = [row[1] for row in table(ROOT / "docs" / "architecture.md", "row | rooms")]
+HEIGHT = {room: len(ROWS) - at for at, rooms in enumerate(ROWS) for room in rooms}
 
 
-def layer_of(module: str) -> int:
-    """The rank of a dotted name below qdeq, such as ``modules.linear``."""
-    return RANK[module.split(".")[0]]
+def test_the_document_names_every_room_once_and_no_other():
+    rooms = [room for rooms in ROWS for room in rooms]
+    assert len(rooms) == len(set(rooms))
+    there = {room_of(name) for name in MODULES}
+    only_known("rooms", [f"{room}: is in no row of docs/architecture.md" for room in there - set(rooms)])
+    only_known("rooms", [f"{room}: is in docs/architecture.md and not in qdeq/" for room in set(rooms) - there])
 
 
-def module_of(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+def test_there_are_at_most_eleven_rows():
+    assert 1 < len(ROWS) <= 11
 
 
-def imports(file: Path):
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{file}: imports are absolute"
-            # ``from qdeq import packed`` may name a module.
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "qdeq" else [node.module]
-        for name in names:
-            if name.startswith("qdeq."):
-                yield name.removeprefix("qdeq."), node.lineno
-
-
-@pytest.mark.parametrize("file", FILES, ids=module_of)
+@pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_an_import_never_points_up(file):
-    here = layer_of(module_of(file))
-    for target, line in imports(file):
-        first = target.split(".")[0]
-        if first in RANK:
-            assert RANK[first] <= here, f"{file}:{line} imports qdeq.{target} from a higher layer"
+    here = room_of(name_of(file))
+    up = [
+        f"{name_of(file)} -> {target}: line {line} imports from a higher row"
+        for target, line in imports(file)
+        if HEIGHT[room_of(target)] > HEIGHT[here]
+    ]
+    only_known("imports", up)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "owner"),
-    [(r"\bqdeq\._C\b|import _C\b|torch\.ops\.qdeq\b", "native.py"), (r"import _fbgemm\b|qdeq\._fbgemm\b", "packed.py")],
-)
-def test_a_native_module_is_named_in_one_file(pattern, owner):
-    found = {
-        file.name
-        for file in FILES
-        if any(re.search(pattern, line.split("#")[0]) for line in file.read_text().splitlines())
-    }
-    assert found <= {owner}
+def _nodes(depth: int | None):
+    """Edges between files (None), rooms (1) or the folders in rooms (2); what one node holds is its own affair."""
+    edges: dict[str, set[str]] = defaultdict(set)
+    for file in FILES:
+        name = name_of(file)
+        for target, _ in imports(file):
+            if depth is None:
+                one, other = name or "__init__", target or "__init__"
+            else:
+                one, other = (_folder(module, depth) for module in (name, target))
+            edges[one] |= {other}
+            edges[other] |= set()
+    return edges
+
+
+def _folder(module: str, depth: int) -> str:
+    """``diagnosis.say`` of ``diagnosis.say.text``; a file beside folders stands for itself."""
+    return ".".join(module.split(".")[:depth]) or "__init__"
+
+
+@pytest.mark.parametrize(("what", "depth"), [("rooms", 1), ("folders", 2), ("files", None)])
+def test_there_are_no_circles(what, depth):
+    only_known("circles", [f"{' -> '.join(circle)}: {what} import each other" for circle in circles(_nodes(depth))])
+
+
+def test_the_command_line_is_seen_through_public_names():
+    """``import qdeq`` and ``qdeq.open(...)`` in a command are imports of the room that holds ``open``."""
+    for command, room in (("convert", "files"), ("diff", "files"), ("info", "weights")):
+        assert room in {room_of(target) for target, _ in imports(PACKAGE / "cli" / f"{command}.py")}, command
+
+
+def test_no_import_escapes(tmp_path):
+    file = tmp_path / "some.py"
+    file.write_text(
+        "import qdeq\n"
+        "from qdeq import open, words\n"
+        "from qdeq.weights import native as n\n"
+        "from qdeq.grids import drop_activations\n"
+        "if TYPE_CHECKING:\n    import qdeq.report\n"
+        "def f():\n    from qdeq.errors import expected\n    qdeq.explain(1)\n"
+        "importlib.import_module('qdeq.demo.story')\n"
+    )
+    below = {1: {""}, 2: {"", "files.torch_archive", "words"}, 3: {"weights.native"}, 4: {"grids"}, 6: {"report"}}
+    below |= {8: {"errors"}, 9: {"diagnosis.explain"}, 10: {"demo.story"}}
+    assert set(imports(file)) == {(target, line) for line, targets in below.items() for target in targets}
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e", "a"}}) == [["b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "b"}}) == [["a", "b", "c"], ["b", "c"]]
+
+
+def test_each_folder_of_csrc_includes_what_its_readme_allows():
+    readme = CSRC / "README.md"
+    if not readme.exists():
+        only_known("csrc", ["README.md: csrc/ has no page that says which folder may include what"])
+        return
+    allowed = {row[0][0]: {row[0][0], *row[1]} for row in table(readme, "folder | may include") if row[0]}
+    found = []
+    for file in sorted(path for path in CSRC.rglob("*") if path.suffix in (".cpp", ".h", ".inl")):
+        folder = file.relative_to(CSRC).parts[0] if file.parent != CSRC else "csrc"
+        for line in file.read_text().splitlines():
+            included = re.match(r'\s*#include "([^"]+)"', line)
+            if not included:
+                continue
+            beside = file.parent / included[1]
+            path = beside if beside.exists() else CSRC / included[1]
+            target = path.resolve().relative_to(CSRC).parts[0] if path.exists() and path.parent != CSRC else "csrc"
+            if target not in allowed.get(folder, ()):
+                found.append(f"{file.relative_to(CSRC)}: includes {included[1]}, {folder} may not include {target}")
+    only_known("csrc", found)

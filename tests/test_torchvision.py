@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import qdeq
-from tests.helpers.forced import layer_agreement
 from tests.helpers.models import assert_same_bits
-from tests.helpers.torchvision_models import SIDES, converted_model, example, float_model
+from tools.agreement import layer_agreement
+from tools.models import SIDES, converted_model, example, float_model
 
 pytestmark = pytest.mark.slow
 

@@ -1,6 +1,6 @@
 """Makes the confusion table of docs/explain.md: faults put into correct rebuilds, and what qdeq.explain calls them.
 
-    python tools/confusion.py --workers 2 --cache /tmp/qdeq-confusion --out confusion.json
+    python -m tools.confusion --workers 2 --cache /tmp/qdeq-confusion --out confusion.json
 
 Subjects: VGG11 on scikit-learn's digits, the same with batch norm (fused), torchvision's resnet18 converted, each
 trained briefly and once more from another seed, and a small network for what those three cannot show. The trained
@@ -24,14 +24,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import qdeq
 from qdeq.demo.data import load_digits
 from qdeq.demo.model import VGG11
 from qdeq.demo.vision import import_torchvision
-from tests.helpers.mutations import MUTATIONS, NotApplicable, Subject, mutate, mutate_twice
-from tests.helpers.small import small_subject
+from tools.faults import MUTATIONS, NoPlaceError, Subject, mutate, mutate_twice
+from tools.faults.small import small_subject
 
 TRIALS = 20
 SUBJECTS = ("vgg11", "vgg11_bn", "resnet18", "small")
@@ -112,7 +110,7 @@ def single_faults(subject: Subject, kind: str, trials: int) -> Counter[str]:
     for seed in range(trials):
         try:
             mutant = mutate(kind, subject, seed)
-        except NotApplicable as error:
+        except NoPlaceError as error:
             named[f"no place: {error}"] += 1
             continue
         explanation = qdeq.explain(mutant.int8, mutant.float_model, mutant.data)
@@ -129,7 +127,7 @@ def double_faults(subject: Subject, pair: str, trials: int) -> Counter[str]:
     for seed in range(trials):
         try:
             first, second = mutate_twice(tuple(pair.split("+")), subject, seed)
-        except NotApplicable as error:
+        except NoPlaceError as error:
             named[f"no place: {error}"] += 1
             continue
         found = {(item.kind, item.module) for item in qdeq.explain(second.int8, second.float_model).findings}

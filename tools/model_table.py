@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import qdeq
-from tests.helpers.forced import layer_agreement
-from tests.helpers.torchvision_models import SIDES, converted_model, example
+from tools.agreement import layer_agreement
+from tools.models import SIDES, converted_model, example
 
 MODES = ("drop", "clamp", "fake_quant")
 

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qdeq.cli import main
+from tests.helpers.models import quantize
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +18,7 @@ def checkpoint(tmp_path_factory):
     """A state dict of a static quantized model, as torch saves it."""
     torch.manual_seed(5)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 5)).eval()
-    torch.backends.quantized.engine = "fbgemm"
-    model.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
-    torch.ao.quantization.prepare(model, inplace=True)
-    model(torch.rand(2, 3, 4, 4))
-    torch.ao.quantization.convert(model, inplace=True)
+    quantize(model, torch.rand(2, 3, 4, 4))
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.save(model.state_dict(), folder / "int8.pth")
     save_file(

@@ -3,16 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers.mutations import Subject
-from tests.helpers.small import small_subject
+from tools.faults import Subject
+from tools.faults.small import small_subject
 
 
 @pytest.fixture(autouse=True)
 def fbgemm():
-    before = torch.backends.quantized.engine
     torch.backends.quantized.engine = "fbgemm"
-    yield
-    torch.backends.quantized.engine = before
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 
 import qdeq
 from qdeq.cli.explain import explain
-from tests.helpers.mutations import mutate
+from tools.faults import mutate
 
 
 def run(*words: object) -> int:

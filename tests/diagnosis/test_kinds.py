@@ -10,8 +10,8 @@ from torch import nn
 
 import qdeq
 from qdeq.diagnosis.kinds import KINDS
-from tests.helpers.mutations import MUTATIONS, mutate, mutate_twice
-from tests.helpers.small import small_float, small_subject
+from tools.faults import MUTATIONS, mutate, mutate_twice
+from tools.faults.small import small_float, small_subject
 
 TRIALS = 4
 

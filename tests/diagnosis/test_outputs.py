@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import qdeq
-from tests.helpers.mutations import mutate
+from tools.faults import mutate
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # A page in a screenshot is more than this many bytes of PNG; an empty one is a few thousand.

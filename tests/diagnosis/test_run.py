@@ -11,8 +11,8 @@ from torch import nn
 
 import qdeq
 from qdeq.diagnosis.measure.running import forward
-from tests.helpers.mutations import mutate
-from tests.helpers.small import FULL_RANGE, SmallNet, small_float, small_int8
+from tools.faults import mutate
+from tools.faults.small import FULL_RANGE, SmallNet, small_float, small_int8
 
 
 def naive_copy(int8: nn.Module, float_model: nn.Module) -> nn.Module:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.nn import functional as F
 
 import qdeq
-from tests.helpers.models import FloatFunctional, tq
+from tests.helpers.models import tq
 from tests.helpers.saturation import assert_same_on_every_cpu
 
 

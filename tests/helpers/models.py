@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tests.helpers.saturation import spread
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import torch.ao.quantization as tq
-    from torch.ao.nn.quantized import FloatFunctional  # noqa: F401 (for the tests)
+from tools.models import engine, tq
 
 
 class SmallVGG(nn.Module):
@@ -55,16 +49,6 @@ class SmallVGG(nn.Module):
 
     def example(self, batch: int = 4) -> Tensor:
         return torch.randn(batch, 3, 16, 16)
-
-
-@contextmanager
-def engine(name: str):
-    previous = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = previous
 
 
 def quantize(model: nn.Module, *examples: Tensor, groups=None, backend: str = "fbgemm") -> nn.Module:

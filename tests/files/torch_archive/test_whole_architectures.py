@@ -14,7 +14,7 @@ from qdeq.demo.model import VGG11, prepare, to_int8
 from tests.files.torch_archive.conftest import live_weights
 from tests.files.torch_archive.forms import FORMS, FROZEN, check_form, poisoned
 from tests.helpers.models import engine
-from tests.helpers.torchvision_models import SIDES, converted_model, example, float_model
+from tools.models import SIDES, converted_model, example, float_model
 
 pytestmark = [
     pytest.mark.slow,

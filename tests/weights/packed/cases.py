@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,16 +20,6 @@ def random_quantized(rng: random.Random, shape: tuple[int, ...], *, per_channel:
     scale = torch.rand(shape[0], dtype=torch.float64, generator=generator) + 1e-3
     zero_point = torch.randint(-128, 128, (shape[0],), generator=generator)
     return torch._make_per_channel_quantized_tensor(q, scale, zero_point, 0)
-
-
-@contextlib.contextmanager
-def engine(name: str) -> Iterator[None]:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = name
-    try:
-        yield
-    finally:
-        torch.backends.quantized.engine = before
 
 
 def random_linear(rng: random.Random) -> Any:

@@ -17,7 +17,7 @@ from torch.ao.quantization import (
     prepare,
 )
 
-from tests.helpers.mutations import Subject
+from tools.faults.subject import Subject
 
 
 class SmallNet(nn.Module):
@@ -34,6 +34,7 @@ class SmallNet(nn.Module):
         self.quant, self.dequant = QuantStub(), DeQuantStub()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 16, 16) to (n, 10)."""
         return self.dequant(self.classifier(self.features(self.quant(x)).flatten(1)))
 
 

@@ -16,12 +16,15 @@ from qdeq.grids import FakeQuantize
 
 @dataclass
 class Agreement:
+    """How many elements of one rounded value have the bits of the int8 model's; the largest difference in steps."""
+
     equal: int
     total: int
     max_steps: float
 
     @property
     def share(self) -> float:
+        """Equal ones among all."""
         return self.equal / self.total
 
 

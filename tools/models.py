@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.models import engine, tq
+from qdeq.demo.vision import import_torchvision
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import torch.ao.quantization as tq
 
 # name -> side of the square input: the smallest that the architecture takes without empty feature maps.
 SIDES = {
@@ -27,6 +33,17 @@ SIDES = {
 _AUXILIARY = ("googlenet", "inception_v3")
 
 
+@contextmanager
+def engine(name: str) -> Iterator[None]:
+    """Let torch quantize with this engine inside a ``with`` block."""
+    previous = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = previous
+
+
 def float_model(name: str, num_classes: int = 10) -> nn.Module:
     """The plain float class, random weights, without auxiliary classifiers."""
     models = torchvision_models()
@@ -35,12 +52,12 @@ def float_model(name: str, num_classes: int = 10) -> nn.Module:
 
 
 def torchvision_models():
-    from qdeq.demo.vision import import_torchvision
-
+    """``torchvision.models``; its import touches no global state."""
     return import_torchvision().models
 
 
 def example(name: str, batch: int = 2) -> Tensor:
+    """A random batch of the size that ``name`` takes here."""
     return torch.randn(batch, 3, SIDES[name], SIDES[name])
 
 
