@@ -12,7 +12,7 @@ from torch.ao.quantization import DeQuantStub, FakeQuantize, FusedMovingAvgObsFa
 
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import Finding
-from qdeq.grids.modules import QPARAMS_RANGES
+from qdeq.grids.grid import RANGES
 from qdeq.words import dtype_name
 
 __all__ = ["stub_findings"]
@@ -51,7 +51,7 @@ def _range(stub: Any) -> tuple[float, float, float]:
     """(smallest and largest value, step) of a Quantize, by its dtype; -1 to 1 for a DeQuantize, which has none."""
     if isinstance(stub, nnq.DeQuantize):
         return -1.0, 1.0, 1e-6
-    low, high = QPARAMS_RANGES[dtype_name(stub.dtype)]
+    low, high = RANGES[dtype_name(stub.dtype)]
     step, zero_point = float(stub.scale), int(stub.zero_point)
     return step * (low - zero_point), step * (high - zero_point), step
 

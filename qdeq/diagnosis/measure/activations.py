@@ -15,7 +15,7 @@ from qdeq.diagnosis.measure.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.results import Finding, Layer
 from qdeq.diagnosis.sides.graph import fused_activation, light_copy
 from qdeq.diagnosis.sides.pairs import Pair
-from qdeq.grids.modules import QPARAMS_RANGES
+from qdeq.grids.grid import RANGES
 from qdeq.words import dtype_name
 
 __all__ = ["Answer", "Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
@@ -180,7 +180,7 @@ def representable(output: Tensor) -> tuple[float, float] | None:
     """Smallest and largest value that a layer's output can represent, by its own dtype; None where it is a float."""
     if not output.is_quantized:
         return None
-    low, high = QPARAMS_RANGES[dtype_name(output.dtype)]
+    low, high = RANGES[dtype_name(output.dtype)]
     return output.q_scale() * (low - output.q_zero_point()), output.q_scale() * (high - output.q_zero_point())
 
 
