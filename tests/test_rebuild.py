@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ import qdeq
 from qdeq import QdeqError, dequantize_model
 from qdeq.layers.fused import ConvReLU2d, LinearReLU
 from qdeq.sources.eager.mappings import RULES
-from tests.helpers.models import SmallVGG, assert_same_bits, quantize, small_vgg, tq
+from tests.helpers.models import SmallVGG, assert_same_bits, frozen_state, quantize, small_vgg, tq
 
 FORMS = pytest.mark.parametrize(
     ("bn", "fuse"), [(False, False), (False, True), (True, True)], ids=["plain", "fused", "bn-fused"]
@@ -171,13 +170,6 @@ def test_parameters_are_leaves_contiguous_and_trainable():
         assert parameter.is_contiguous(), name
 
 
-def frozen_state(model: nn.Module) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    flags = [(name, module.training) for name, module in model.named_modules()]
-    return buffer.getvalue() + repr(flags).encode()
-
-
 def test_the_int8_model_is_untouched_and_the_random_state_too():
     int8 = small_vgg(bn=True)
     state, rng = frozen_state(int8), torch.get_rng_state()
@@ -275,44 +267,6 @@ def test_dtype_applies_to_every_floating_point_tensor(dtype):
             assert tensor.dtype == exact[name].dtype
 
 
-class TestReport:
-    def test_every_parameter_has_its_source(self):
-        int8 = small_vgg()
-        rebuilt, report = dequantize_model(int8, return_report=True)
-        assert {entry.target for entry in report.entries} == set(dict(rebuilt.named_parameters()))
-        entry = next(entry for entry in report.entries if entry.target == "classifier.3.weight")
-        weight = int8.classifier[3].weight()
-        assert entry.source == "classifier.3.weight"
-        assert entry.shape == (10, 32)
-        assert (entry.dtype, entry.qscheme) == ("qint8", "per_channel_affine")
-        assert entry.scale_min == float(weight.q_per_channel_scales().min())
-        assert entry.scale_max == float(weight.q_per_channel_scales().max())
-        integers = weight.int_repr()
-        ends = ((integers == -128) | (integers == 127)).double().mean()
-        assert entry.saturated_share == pytest.approx(float(ends))
-        assert entry.saturated_share > 0
-
-    def test_text_fits_100_columns_and_names_everything(self):
-        text = str(dequantize_model(small_vgg(bn=True), return_report=True)[1])
-        assert max(map(len, text.splitlines())) <= 100
-        for name in ("features.0.weight", "classifier.3.bias", "qint8", "ReLU"):
-            assert name in text
-
-    def test_json_is_strict_and_complete(self):
-        report = dequantize_model(small_vgg(), return_report=True)[1]
-        data = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(name))
-        assert data == json.loads(json.dumps(report.to_dict()))
-        assert len(data["entries"]) == 8
-        assert data["activation_qparams"]["classifier.3"]
-
-    def test_activation_scales_are_named_as_dropped(self):
-        int8 = small_vgg()
-        report = dequantize_model(int8, return_report=True)[1]
-        dropped = {item.source: item.value for item in report.dropped}
-        assert dropped["classifier.3.scale"] == int8.classifier[3].scale
-        assert dropped["quant.zero_point"] == int(int8.quant.zero_point)
-
-
 # torch warns about its own TypedStorage whenever it loads a quantized tensor.
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_a_whole_model_that_torch_loaded_is_rebuilt():
@@ -331,107 +285,6 @@ def test_a_whole_model_that_torch_loaded_is_rebuilt():
         assert torch.equal(rebuilt.state_dict()[name], value), name
     assert report.to_dict() == wanted_report.to_dict()
     assert set(vars(loaded.features[0])) == before, "the source is as it was"
-
-
-class Unknown(torch.ao.nn.quantized.Linear):
-    pass
-
-
-class TestRefusals:
-    def test_not_a_module(self):
-        with pytest.raises(QdeqError, match="model: expected a torch.nn.Module, got .*dict") as info:
-            dequantize_model({"a": 1})
-        assert isinstance(info.value, TypeError)
-
-    def test_a_float_model_with_stubs(self):
-        model = nn.Sequential(tq.QuantStub(), nn.Linear(2, 2), tq.DeQuantStub())
-        with pytest.raises(QdeqError, match="expected at least one quantized module, got none"):
-            dequantize_model(model)
-        assert isinstance(dequantize_model(model, strict=False)[0], nn.Identity)
-
-    @pytest.mark.parametrize("device", ["nonsense", "cuda:4096", 3.5])
-    def test_a_device_that_is_not_there(self, device):
-        with pytest.raises(QdeqError, match="device: expected a device of this torch"):
-            dequantize_model(small_vgg(), device=device)
-
-    def test_a_float_model(self):
-        model = nn.Sequential(nn.Linear(2, 2))
-        with pytest.raises(QdeqError, match="float model already.*strict=False"):
-            dequantize_model(model)
-        copied = dequantize_model(model, strict=False)
-        assert copied is not model
-        assert torch.equal(copied[0].weight, model[0].weight)
-        assert copied[0].weight.data_ptr() != model[0].weight.data_ptr()
-
-    def test_meta(self):
-        int8 = small_vgg()
-        int8.head = nn.Linear(2, 2, device="meta")
-        with pytest.raises(QdeqError, match=r"head\.weight: .*meta device"):
-            dequantize_model(int8)
-
-    def test_prepared(self):
-        model = SmallVGG().train()
-        model.qconfig = tq.get_default_qat_qconfig("fbgemm")
-        prepared = tq.prepare_qat(model)
-        with pytest.raises(QdeqError, match=r"prepared model.*torch\.ao\.quantization\.convert"):
-            dequantize_model(prepared)
-
-    def test_torchscript(self):
-        with pytest.raises(QdeqError, match="TorchScript"):
-            dequantize_model(torch.jit.script(nn.Sequential(nn.ReLU())))
-
-    def test_fx(self):
-        from torch.ao.quantization import get_default_qconfig_mapping
-        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-
-        x = torch.randn(2, 4)
-        prepared = prepare_fx(nn.Sequential(nn.Linear(4, 4)).eval(), get_default_qconfig_mapping("fbgemm"), (x,))
-        prepared(x)
-        with pytest.raises(QdeqError, match="FX GraphModule"):
-            dequantize_model(convert_fx(prepared))
-
-    def test_unknown_classes_are_all_named_at_once(self):
-        int8 = small_vgg()
-        int8.one, int8.two = Unknown(2, 2), Unknown(2, 2)
-        state = frozen_state(int8)
-        with pytest.raises(QdeqError, match=r"one is .*Unknown; two is .*Unknown.*strict=False"):
-            dequantize_model(int8)
-        assert frozen_state(int8) == state
-
-    def test_unknown_classes_stay_as_copies_unless_strict(self):
-        int8 = small_vgg()
-        int8.one = Unknown(2, 2)
-        rebuilt, report = dequantize_model(int8, strict=False, return_report=True)
-        assert type(rebuilt.one) is Unknown
-        assert rebuilt.one is not int8.one
-        assert [item.path for item in report.unconverted] == ["one"]
-
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.qint8, "float32", None])
-    def test_dtype(self, dtype):
-        with pytest.raises(QdeqError, match="dtype: expected a floating-point"):
-            dequantize_model(small_vgg(), dtype=dtype)
-
-    @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
-    def test_bad_scales_are_named_and_taken_only_on_demand(self, scale):
-        int8 = small_vgg()
-        layer = int8.classifier[3]
-        scales = torch.full((10,), 0.5, dtype=torch.float64)
-        scales[4] = scale
-        weight = torch._make_per_channel_quantized_tensor(
-            torch.ones(10, 32, dtype=torch.int8), scales, torch.zeros(10, dtype=torch.int64), 0
-        )
-        layer.set_weight_bias(weight, layer.bias())
-        with pytest.raises(QdeqError, match=r"classifier\.3\.weight.*(channel|index) 4"):
-            dequantize_model(int8)
-        rebuilt = dequantize_model(int8, allow_bad_scales=True)
-        assert_same_bits(rebuilt.classifier[3].weight, layer.weight().dequantize())
-
-    def test_a_model_that_cannot_be_copied(self):
-        int8 = small_vgg()
-        int8.lock = iter([1])  # generators and locks cannot be copied
-        int8.gen = (i for i in range(3))
-        with pytest.raises(QdeqError, match="cannot be copied"):
-            dequantize_model(int8)
 
 
 def test_pickled_copies_of_held_activations_load():

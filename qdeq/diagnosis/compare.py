@@ -15,9 +15,10 @@ from qdeq.diagnosis.measure.running import OutputSums, Sums, as_float, batches, 
 from qdeq.diagnosis.results import Layer
 from qdeq.diagnosis.say.explanation import Comparison
 from qdeq.diagnosis.sides.batch_norm import norms_behind
-from qdeq.diagnosis.sides.graph import fused_activation, light_copy
+from qdeq.diagnosis.sides.graph import light_copy
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.modules import Clamp, FakeQuantize
+from qdeq.sources.eager.mappings import owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
 from qdeq.words import class_name
 
@@ -107,7 +108,7 @@ def _comparable(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if any(path.startswith(owner + ".") for owner, _ in found):
             continue
         whole = is_quantized_module(module) or isinstance(module, _FusedModule) or hasattr(module, "weight")
-        whole = whole or bool(fused_activation(module))
+        whole = whole or owned_activation(module) is not None
         leaf = next(module.children(), None) is None
         if path and (whole or leaf) and type(module) is not nn.Identity and not isinstance(module, _POST_PROCESS):
             found.append((path, module))

@@ -93,3 +93,10 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
     different = int((bits(actual) != bits(expected)).sum())
     assert different == 0, f"{different} of {expected.numel()} values differ"
+
+
+def frozen_state(model: nn.Module) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    flags = [(name, module.training) for name, module in model.named_modules()]
+    return buffer.getvalue() + repr(flags).encode()

@@ -10,7 +10,7 @@ from qdeq.diagnosis.findings.stubs import stub_findings
 from qdeq.diagnosis.findings.weights import finding
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import Finding
-from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind, trace
+from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind, trace_modules
 from qdeq.diagnosis.sides.pairs import Pair
 
 __all__ = ["structure_findings"]
@@ -66,7 +66,7 @@ def _norm_twice(pair: Pair, weight_is_right: bool, total_weights: int) -> Findin
 
 
 def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], total: int) -> list[Finding]:
-    ours, theirs = trace(int8_model), trace(float_model)
+    ours, theirs = trace_modules(int8_model), trace_modules(float_model)
     findings = []
     handled: set[str] = set()
     for pair in pairs:

@@ -13,9 +13,10 @@ from qdeq.diagnosis.findings.weights import finding
 from qdeq.diagnosis.measure.running import Batch, OutputSums, Sums, as_float, forward, squared_error
 from qdeq.diagnosis.measure.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.results import Finding, Layer
-from qdeq.diagnosis.sides.graph import fused_activation, light_copy
+from qdeq.diagnosis.sides.graph import light_copy
 from qdeq.diagnosis.sides.pairs import Pair
 from qdeq.grids.grid import RANGES
+from qdeq.sources.eager.mappings import owned_activation
 from qdeq.words import dtype_name
 
 __all__ = ["Answer", "Watch", "fill_table", "own_activation", "run_side_by_side", "runtime_findings"]
@@ -167,13 +168,10 @@ def _dequantized(value: Any) -> Any:
 
 def own_activation(quantized: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return what the int8 layer applies itself and the float layer leaves to the module behind it."""
-    name = fused_activation(quantized)
-    if not name or fused_activation(layer):
+    kind = owned_activation(quantized)
+    if kind is None or owned_activation(layer) is not None:
         return lambda value: value
-    if name == "LeakyReLU":
-        slope = float(getattr(quantized, "negative_slope", 0.01))
-        return lambda value: nn.functional.leaky_relu(value, slope)
-    return torch.tanh if name == "Tanh" else torch.relu
+    return nn.LeakyReLU(float(getattr(quantized, "negative_slope", 0.01))) if kind is nn.LeakyReLU else kind()
 
 
 def representable(output: Tensor) -> tuple[float, float] | None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qdeq.diagnosis.results import Finding
-from qdeq.diagnosis.sides.graph import fused_activation
 from qdeq.diagnosis.sides.integers import PlainTensor
 from qdeq.diagnosis.sides.pairs import Pair
+from qdeq.sources.eager.mappings import owned_activation
 
 __all__ = ["Repair", "Repairs"]
 
@@ -106,7 +106,7 @@ def _override(model: nn.Module, module: Any, pair: Pair) -> None:
     The instance's own ``forward`` takes over, so that hooks (fake quantization) still run behind it.
     """
     weight, bias = pair.layer.ints.reference(), pair.layer.bias
-    activation = torch.relu if fused_activation(module) else (lambda value: value)
+    activation = torch.relu if owned_activation(module) is not None else (lambda value: value)
 
     def run(x: Tensor) -> Tensor:
         if isinstance(module, nn.Linear):

@@ -6,41 +6,30 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import torch.ao.nn.quantized as nnq
 from torch import fx, nn
+from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 
+from qdeq.grids.modules import PostProcess
+from qdeq.sources.eager.mappings import float_class, owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.tree.tracing import trace
+from qdeq.tree.walk import is_library_module
 
-__all__ = ["Activation", "activation_name", "activations_behind", "fused_activation", "light_copy", "trace"]
+__all__ = ["Activation", "activation_name", "activations_behind", "light_copy", "trace_modules"]
 
-_ACTIVATIONS = (
-    "ReLU6", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish",
-    "Hardsigmoid", "Hardtanh", "PReLU", "Softplus", "SELU",
-)  # fmt: skip
+_ACTIVATIONS = frozenset(
+    {nn.ReLU6, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish}
+    | {nn.Hardsigmoid, nn.Hardtanh, nn.PReLU, nn.Softplus, nn.SELU}
+)
 _FUNCTIONS = {"relu": "ReLU", "relu_": "ReLU", "relu6": "ReLU6", "leaky_relu": "LeakyReLU", "tanh": "Tanh"} | {
     name.lower(): name for name in ("Sigmoid", "ELU", "CELU", "GELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid")
 }
-_TRANSPARENT = ("Identity", "Dropout", "QuantStub", "DeQuantStub", "Quantize", "DeQuantize", "FakeQuantize")
-
-
-_FUSED_ACTIVATIONS = {
-    "ConvReLU": "ReLU",
-    "LinearReLU": "ReLU",
-    "LinearLeakyReLU": "LeakyReLU",
-    "LinearTanh": "Tanh",
-    "ConvAddReLU": "ReLU",
-}
-
-
-def fused_activation(module: nn.Module) -> str:
-    """Class name of the activation that a fused (quantized, QAT or held) layer applies itself."""
-    for cls in type(module).__mro__:
-        name = cls.__name__.rstrip("123d")
-        if name in ("ConvBnReLU", "BNReLU"):
-            return "ReLU"
-        if name in _FUSED_ACTIVATIONS:
-            return _FUSED_ACTIVATIONS[name]
-    return ""
+# Modules that leave an activation what it is, but for rounding.
+_TRANSPARENT = (
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.modules.batchnorm._BatchNorm),
+    *(QuantStub, DeQuantStub, nnq.Quantize, nnq.DeQuantize, FakeQuantizeBase, PostProcess),
+)
 
 
 def light_copy(model: nn.Module) -> nn.Module:
@@ -63,37 +52,34 @@ class Activation:
     path: str
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m.__module__.startswith("qdeq.") or next(m.children(), None) is None or is_quantized_module(m):
-            return True
-        if isinstance(m, nn.Sequential):  # torch.ao's fused ConvReLU2d before conversion is one
-            return False
-        return super().is_leaf_module(m, module_qualified_name)
-
-
-def trace(model: nn.Module) -> fx.Graph | None:
+def trace_modules(model: nn.Module) -> fx.Graph | None:
     """Return the graph of the modules and functions that a forward runs; None where it cannot be traced."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            return _Tracer().trace(light_copy(model))
+        return trace(light_copy(model), _is_leaf)
     except Exception:  # noqa: BLE001 (the user's forward may raise anything; then the order is not known)
         return None
 
 
+def _is_leaf(module: nn.Module, name: str) -> bool:
+    if next(module.children(), None) is None or is_quantized_module(module):
+        return True
+    # torch.ao's fused ConvReLU2d before conversion is a Sequential.
+    return is_library_module(module) and not isinstance(module, nn.Sequential)
+
+
 def activation_name(module: nn.Module) -> str:
     """Class name, among torch.nn's, of an activation module; empty for every other module."""
-    name = type(module).__name__
-    return name if name in _ACTIVATIONS else ""
+    kind = float_class(type(module))
+    return kind.__name__ if kind in _ACTIVATIONS else ""
 
 
 def activations_behind(graph: fx.Graph, model: nn.Module, path: str) -> list[Activation] | None:
     """Return the activations that the output of the layer at ``path`` runs through; None if it is not run."""
     found = []
     module = model.get_submodule(path)
-    own = fused_activation(module)
-    if own:
-        found.append(Activation(own, path))
+    own = owned_activation(module)
+    if own is not None:
+        found.append(Activation(own.__name__, path))
     node = next((node for node in graph.nodes if node.op == "call_module" and node.target == path), None)
     if node is None:
         return None
@@ -120,7 +106,4 @@ def _activation_of(node: fx.Node, model: nn.Module) -> Activation | None:
 def _is_transparent(node: fx.Node, model: nn.Module) -> bool:
     if node.op != "call_module":
         return node.op == "call_method" and node.target in ("contiguous", "dequantize")
-    module = model.get_submodule(str(node.target))
-    norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-    ours = type(module).__module__.startswith("qdeq.grids")
-    return norm or ours or type(module).__name__.rstrip("123d") in _TRANSPARENT
+    return isinstance(model.get_submodule(str(node.target)), _TRANSPARENT)

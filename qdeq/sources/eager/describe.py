@@ -30,8 +30,6 @@ __all__ = [
     "add_packed",
     "begin",
     "drop_inner_qparams",
-    "drop_qparams",
-    "make_dynamic",
     "packed_sources",
     "read_linear",
 ]
@@ -75,9 +73,9 @@ class Rule:
     activation: Activation | None = None
 
 
-def begin(module: nn.Module, path: str, kind: Callable[..., nn.Module], **args: Any) -> Layer:
-    """A layer without parts yet."""
-    return Layer(path, class_name(module), kind, args)
+def begin(module: Any, path: str, kind: Callable[..., nn.Module], *names: str, **args: Any) -> Layer:
+    """A layer without parts yet; ``names`` are arguments of ``kind`` that the module has as attributes."""
+    return Layer(path, class_name(module), kind, {name: getattr(module, name) for name in names} | args)
 
 
 def packed_sources(
@@ -146,7 +144,7 @@ def note_zero_bias(layer: Layer, source: Source) -> None:
         layer.notes.append(f"{name} is all zeros, as qnnpack stores a layer without one; it is kept")
 
 
-def add_output(layer: Layer, module: Any, prefix: str = "", *, packed: Any = None) -> None:
+def add_output(layer: Layer, module: Any, prefix: str = "", *, packed: Any = None, dynamic: bool = False) -> None:
     """Set the scale and zero point of a module's quantized output aside.
 
     Args:
@@ -154,12 +152,16 @@ def add_output(layer: Layer, module: Any, prefix: str = "", *, packed: Any = Non
         module: the quantized module.
         prefix: what the names ``scale`` and ``zero_point`` start with in this class.
         packed: its packed weight: a layer of onednn adds the zero point before it rounds.
+        dynamic: the module quantizes its input at every call; its output is float, what its class inherits unused.
 
     """
+    if dynamic:
+        layer.role = Role.DYNAMIC
+        drop_qparams(layer, module, "unused: the output of a dynamic module is float")
+        return
     scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
     layer.output = Output(scale, zero_point, zero_point_first=packed is not None and is_onednn(packed))
-    layer.drop(prefix + "scale", "quantization of the output", scale)
-    layer.drop(prefix + "zero_point", "quantization of the output", zero_point)
+    drop_qparams(layer, module, "quantization of the output", prefix)
 
 
 def drop_qparams(layer: Layer, module: Any, reason: str, name: str = "") -> None:
@@ -167,12 +169,6 @@ def drop_qparams(layer: Layer, module: Any, reason: str, name: str = "") -> None
     prefix = name.rpartition(".")[2]
     layer.drop(name + "scale", reason, float(getattr(module, prefix + "scale")))
     layer.drop(name + "zero_point", reason, int(getattr(module, prefix + "zero_point")))
-
-
-def make_dynamic(layer: Layer, module: Any) -> None:
-    """Say that a layer quantizes its input at every call; the scale and zero point of its class are unused."""
-    layer.role = Role.DYNAMIC
-    drop_qparams(layer, module, "unused: the output of a dynamic module is float")
 
 
 def read_linear(module: Any, path: str) -> tuple[Source, Source | None]:

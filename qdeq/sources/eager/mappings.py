@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import torch.ao.nn.intrinsic as nni
+import torch.ao.nn.intrinsic.qat as nniqat
+import torch.ao.nn.intrinsic.quantized as nniq
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, expected
+from qdeq.layers.fused import ConvAddReLU2d
 from qdeq.sources.eager.classes import (
     activation,
     attention,
@@ -27,7 +31,7 @@ from qdeq.sources.eager.describe import Rule
 from qdeq.sources.eager.registered import UserBuilder, registered
 from qdeq.words import class_name
 
-__all__ = ["NOT_REBUILT", "RULES", "find_rule", "register", "why_not_rebuilt"]
+__all__ = ["NOT_REBUILT", "RULES", "find_rule", "float_class", "owned_activation", "register", "why_not_rebuilt"]
 
 _FAMILIES = (
     *(linear, conv, conv_transpose, norm, activation, dropout, functional, embedding),
@@ -68,6 +72,34 @@ def register(quantized_class: type[nn.Module], builder: UserBuilder) -> None:
         remedy = "Pass a function builder(module, path, report) that returns a float module."
         raise QdeqTypeError(expected("builder", "a function", class_name(builder), remedy))
     _REGISTERED[quantized_class] = Rule(registered(builder), "")
+
+
+def float_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of ``torch.nn`` that a quantized class becomes; any other class itself."""
+    rule = RULES.get(kind)
+    becomes: type[nn.Module] = kind if rule is None else getattr(nn, rule.becomes.removeprefix("nn."), kind)
+    return becomes
+
+
+# Classes that apply an activation themselves, beside the layer: quantized, held by qdeq, fused, and prepared ones.
+_OWNED: dict[type[nn.Module], type[nn.Module]] = {
+    kind: activation.kind
+    for source, activation in ((cls, rule.activation) for cls, rule in RULES.items())
+    if activation is not None
+    for kind in (source, activation.holder)
+}
+_OWNED |= dict.fromkeys((nniq.ConvAddReLU2d, ConvAddReLU2d, nni.ConvAddReLU2d), nn.ReLU)
+_OWNED |= dict.fromkeys((nni.ConvReLU1d, nni.ConvReLU2d, nni.ConvReLU3d), nn.ReLU)
+_OWNED |= dict.fromkeys((nni.LinearReLU, nni.BNReLU2d, nni.BNReLU3d), nn.ReLU)
+_OWNED |= {nni.LinearLeakyReLU: nn.LeakyReLU, nni.LinearTanh: nn.Tanh}
+_OWNED |= dict.fromkeys((nniqat.ConvReLU1d, nniqat.ConvReLU2d, nniqat.ConvReLU3d, nniqat.LinearReLU), nn.ReLU)
+_OWNED |= dict.fromkeys((nniqat.ConvBnReLU1d, nniqat.ConvBnReLU2d, nniqat.ConvBnReLU3d), nn.ReLU)
+_OWNED |= dict.fromkeys((nni.ConvBnReLU1d, nni.ConvBnReLU2d, nni.ConvBnReLU3d), nn.ReLU)
+
+
+def owned_activation(module: nn.Module) -> type[nn.Module] | None:
+    """The activation that a module applies itself, beside its layer; None for a module that applies none."""
+    return next((_OWNED[cls] for cls in type(module).__mro__ if cls in _OWNED), None)
 
 
 _PART = "part of the class that holds it, read with it"

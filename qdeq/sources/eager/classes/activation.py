@@ -17,8 +17,7 @@ def _describe(kind: type[nn.Module], *names: str, prefix: str = "") -> Describe:
     """Describe an activation whose float class has the arguments ``names``."""
 
     def describe_activation(module: Any, path: str, context: Context) -> Layer:
-        del context
-        layer = begin(module, path, kind, **{name: getattr(module, name) for name in names})
+        layer = begin(module, path, kind, *names)
         add_output(layer, module, prefix)
         return layer
 
@@ -27,8 +26,7 @@ def _describe(kind: type[nn.Module], *names: str, prefix: str = "") -> Describe:
 
 def describe_relu6(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.ReLU6``, a subclass of ``nn.ReLU`` that keeps the scale and zero point of its input."""
-    del context
-    return begin(module, path, nn.ReLU6, inplace=module.inplace)
+    return begin(module, path, nn.ReLU6, "inplace")
 
 
 def describe_prelu(module: Any, path: str, context: Context) -> Layer:

@@ -19,27 +19,15 @@ __all__ = ["RULES"]
 
 # What the float base class declares and the quantizable one never computes with.
 _UNUSED = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_NAMES = ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", "batch_first")
 _LINEARS = ("linear_Q", "linear_K", "linear_V", "out_proj")
 
 
 def describe_attention(module: Any, path: str, context: Context) -> Layer:
     """Describe ``linear_Q``, ``linear_K``, ``linear_V`` and ``out_proj``; bias_k and bias_v where they exist."""
-    del context
     read = [read_linear(getattr(module, name), join(path, name)) for name in _LINEARS]
-    layer = begin(
-        module,
-        path,
-        nn.MultiheadAttention,
-        embed_dim=module.embed_dim,
-        num_heads=module.num_heads,
-        dropout=module.dropout,
-        bias=read[0][1] is not None,
-        add_bias_kv=module.bias_k is not None,
-        add_zero_attn=module.add_zero_attn,
-        kdim=module.kdim,
-        vdim=module.vdim,
-        batch_first=module.batch_first,
-    )
+    layer = begin(module, path, nn.MultiheadAttention, *_NAMES)
+    layer.args |= {"bias": read[0][1] is not None, "add_bias_kv": module.bias_k is not None}
     _add_projections(layer, module, read)
     for name in ("bias_k", "bias_v"):
         if getattr(module, name) is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from qdeq.errors import QdeqValueError
 from qdeq.layers.layer import Later, Layer, Source
 from qdeq.sources.eager.classes.conv import begin_conv
-from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed, make_dynamic
+from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed
 from qdeq.weights.direct_conv import lost_weight, recover_weight
 from qdeq.weights.packed import is_direct_conv, packed_bias
 from qdeq.words import join
@@ -40,10 +40,7 @@ def _describe(kind: Any, *, dynamic: bool) -> Describe:
             _add_lost_weight(layer, packed, shape, context)
         else:
             add_packed(layer, packed, "_packed_params")
-        if dynamic:
-            make_dynamic(layer, module)
-        else:
-            add_output(layer, module, packed=packed)
+        add_output(layer, module, packed=packed, dynamic=dynamic)
         return layer
 
     return describe_conv_transpose

@@ -15,8 +15,7 @@ __all__ = ["RULES"]
 
 def describe_dropout(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.Dropout``, whose forward does nothing in either mode; the float one drops in training mode."""
-    del context
-    layer = begin(module, path, nn.Dropout, p=module.p, inplace=module.inplace)
+    layer = begin(module, path, nn.Dropout, "p", "inplace")
     layer.notes.append("quantized Dropout did nothing; the float Dropout is active in training mode")
     return layer
 

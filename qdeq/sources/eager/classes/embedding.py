@@ -14,10 +14,6 @@ from qdeq.sources.eager.describe import Context, Rule, begin, packed_sources
 __all__ = ["RULES"]
 
 
-def _sizes(module: Any) -> dict[str, int]:
-    return {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim}
-
-
 def _add_weight(layer: Layer, module: Any) -> None:
     packed = module._packed_params._packed_weight
     layer.add("weight", packed_sources(packed, layer.path, "_packed_params._packed_weight")[0])
@@ -28,20 +24,18 @@ def describe_embedding(module: Any, path: str, context: Context) -> Layer:
 
     torch's quantized class keeps neither ``padding_idx`` nor ``max_norm``: the padding row is in the weight.
     """
-    del context
-    layer = begin(module, path, nn.Embedding, **_sizes(module))
+    layer = begin(module, path, nn.Embedding, "num_embeddings", "embedding_dim")
     _add_weight(layer, module)
     return layer
 
 
 def describe_embedding_bag(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.EmbeddingBag``, 8 or 4 bits; weight (num_embeddings, embedding_dim)."""
-    del context
     if module.pruned_weights:
         remedy = "Expand the pruned rows, then convert the model again."
         raise QdeqValueError(expected(path, "an EmbeddingBag with all its rows", "one with pruned weights", remedy))
-    options = {"mode": module.mode, "include_last_offset": module.include_last_offset}
-    layer = begin(module, path, nn.EmbeddingBag, **_sizes(module), **options)
+    names = ("num_embeddings", "embedding_dim", "mode", "include_last_offset")
+    layer = begin(module, path, nn.EmbeddingBag, *names)
     _add_weight(layer, module)
     if module.mode != "sum":
         layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {module.mode}")

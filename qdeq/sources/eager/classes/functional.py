@@ -16,7 +16,6 @@ __all__ = ["RULES"]
 
 def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
-    del context
     layer = begin(module, path, nnq.FloatFunctional)
     add_output(layer, module)
     layer.attributes["activation_post_process"] = copy.deepcopy(module.activation_post_process)
@@ -25,7 +24,6 @@ def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
 
 def describe_fx_functional(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.FXFloatFunctional``, float already, as the class a user would have written."""
-    del context
     return begin(module, path, nnq.FloatFunctional)
 
 

@@ -17,11 +17,11 @@ from qdeq.layers.layer import Activation, Layer, Role, Source
 from qdeq.sources.eager.describe import (
     BIAS,
     Context,
+    Describe,
     Rule,
     add_output,
     add_packed,
     begin,
-    make_dynamic,
     note_zero_bias,
 )
 from qdeq.words import join
@@ -31,35 +31,22 @@ __all__ = ["RULES"]
 _HELD = "_packed_params._packed_params"
 
 
-def _begin(module: Any, path: str) -> Layer:
-    return begin(module, path, nn.Linear, in_features=module.in_features, out_features=module.out_features)
+def _linear(*, dynamic: bool = False) -> Describe:
+    """Describe a packed Linear, int8 or float16; weight (out_features, in_features), bias (out_features,) or None."""
 
+    def describe_linear(module: Any, path: str, context: Context) -> Layer:
+        layer = begin(module, path, nn.Linear, "in_features", "out_features")
+        packed = module._packed_params
+        add_packed(layer, packed._packed_params, _HELD, packed.dtype)
+        add_output(layer, module, packed=packed._packed_params, dynamic=dynamic)
+        return layer
 
-def _packed_linear(module: Any, path: str) -> Layer:
-    layer = _begin(module, path)
-    add_packed(layer, module._packed_params._packed_params, _HELD, module._packed_params.dtype)
-    return layer
-
-
-def describe_linear(module: Any, path: str, context: Context) -> Layer:
-    """Describe ``nnq.Linear``; weight (out_features, in_features), bias (out_features,) or None."""
-    del context
-    layer = _packed_linear(module, path)
-    add_output(layer, module, packed=module._packed_params._packed_params)
-    return layer
-
-
-def describe_dynamic_linear(module: Any, path: str, context: Context) -> Layer:
-    """Describe ``nnqd.Linear``, int8 or float16; its output is float."""
-    del context
-    layer = _packed_linear(module, path)
-    make_dynamic(layer, module)
-    return layer
+    return describe_linear
 
 
 def describe_linear_leaky_relu(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nniq.LinearLeakyReLU``: a Linear and the LeakyReLU it owns."""
-    layer = describe_linear(module, path, context)
+    layer = _linear()(module, path, context)
     slope = float(module.negative_slope)
     layer.activation = Activation(nn.LeakyReLU, LinearLeakyReLU, args={"negative_slope": slope})
     return layer
@@ -75,9 +62,8 @@ def describe_sparse_linear(module: Any, path: str, context: Context) -> Layer:
 
 def describe_dynamic_sparse_linear(module: Any, path: str, context: Context) -> Layer:
     """Describe a block-sparse dynamic Linear as a dense ``nn.Linear``."""
-    del context
     weight, bias, row_block_size, col_block_size = module._weight_bias()
-    layer, held = _begin(module, path), join(path, _HELD)
+    layer, held = begin(module, path, nn.Linear, "in_features", "out_features"), join(path, _HELD)
     layer.args["bias"] = bias is not None
     layer.role = Role.DYNAMIC
     layer.add("weight", Source(join(path, "weight"), weight, held))
@@ -94,8 +80,8 @@ _RELU = "nn.Linear and nn.ReLU, or LinearReLU"
 _ONEDNN_ONLY = "torch runs it on onednn only"
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnq.Linear: Rule(describe_linear, "nn.Linear"),
-    nniq.LinearReLU: Rule(describe_linear, _RELU, activation=Activation(nn.ReLU, LinearReLU)),
+    nnq.Linear: Rule(_linear(), "nn.Linear"),
+    nniq.LinearReLU: Rule(_linear(), _RELU, activation=Activation(nn.ReLU, LinearReLU)),
     nniq.LinearLeakyReLU: Rule(
         describe_linear_leaky_relu,
         "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU",
@@ -103,10 +89,10 @@ RULES: dict[type[nn.Module], Rule] = {
         Activation(nn.LeakyReLU, LinearLeakyReLU),
     ),
     nniq.LinearTanh: Rule(
-        describe_linear, "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY, Activation(nn.Tanh, LinearTanh)
+        _linear(), "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY, Activation(nn.Tanh, LinearTanh)
     ),
-    nnqd.Linear: Rule(describe_dynamic_linear, "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
-    nniqd.LinearReLU: Rule(describe_dynamic_linear, _RELU, activation=Activation(nn.ReLU, LinearReLU)),
+    nnqd.Linear: Rule(_linear(dynamic=True), "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
+    nniqd.LinearReLU: Rule(_linear(dynamic=True), _RELU, activation=Activation(nn.ReLU, LinearReLU)),
     nnsq.Linear: Rule(describe_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by fbgemm"),
     nnsqd.Linear: Rule(
         describe_dynamic_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by qnnpack"

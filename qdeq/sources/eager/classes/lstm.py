@@ -20,7 +20,6 @@ _GATES = ("input", "forget", "cell", "output")
 
 def describe_lstm(module: Any, path: str, context: Context) -> Layer:
     """Describe an LSTM whose gates are Linears, joined or one per gate."""
-    del context
     layer = begin_rnn(nn.LSTM, module, path)
     cells = [
         (f"layers.{index}.{direction}.cell", getattr(part, direction).cell)
@@ -37,7 +36,6 @@ def describe_lstm(module: Any, path: str, context: Context) -> Layer:
 
 def describe_lstm_cell(module: Any, path: str, context: Context) -> Layer:
     """Describe a quantizable LSTMCell whose gates are Linears, joined or one per gate."""
-    del context
     layer = begin_cell(nn.LSTMCell, module, path)
     _add_gates(layer, module, "", "", declared=module.bias)
     drop_inner_qparams(layer, module)

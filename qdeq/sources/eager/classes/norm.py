@@ -27,9 +27,7 @@ def _add_state(layer: Layer, module: Any, *names: str) -> Layer:
 
 def _batch_norm(kind: Any) -> Describe:
     def describe_batch_norm(module: Any, path: str, context: Context) -> Layer:
-        del context
-        args = {"num_features": module.num_features, "eps": module.eps, "momentum": module.momentum}
-        layer = begin(module, path, kind, **args)
+        layer = begin(module, path, kind, "num_features", "eps", "momentum")
         return _add_state(layer, module, "weight", "bias", *_STATISTICS)
 
     return describe_batch_norm
@@ -42,34 +40,24 @@ def _bn_relu(kind: Any, holder: type[nn.Module]) -> Rule:
 
 def _instance_norm(kind: Any) -> Describe:
     def describe_instance_norm(module: Any, path: str, context: Context) -> Layer:
-        del context
         # torch's from_float passes affine where momentum belongs: the parameters, not the flag, tell.
-        args = {"num_features": module.num_features, "eps": module.eps, "affine": module.weight is not None}
-        return _add_state(begin(module, path, kind, **args), module, "weight", "bias")
+        layer = begin(module, path, kind, "num_features", "eps", affine=module.weight is not None)
+        return _add_state(layer, module, "weight", "bias")
 
     return describe_instance_norm
 
 
 def describe_layer_norm(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.LayerNorm``; weight and bias of normalized_shape, either may be missing."""
-    del context
-    layer = begin(
-        module,
-        path,
-        nn.LayerNorm,
-        normalized_shape=module.normalized_shape,
-        eps=module.eps,
-        elementwise_affine=module.weight is not None,
-        bias=module.bias is not None,
-    )
+    parts = {"elementwise_affine": module.weight is not None, "bias": module.bias is not None}
+    layer = begin(module, path, nn.LayerNorm, "normalized_shape", "eps", **parts)
     return _add_state(layer, module, "weight", "bias")
 
 
 def describe_group_norm(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.GroupNorm``; weight and bias (num_channels,) or missing."""
-    del context
-    sizes = {"num_groups": module.num_groups, "num_channels": module.num_channels}
-    layer = begin(module, path, nn.GroupNorm, **sizes, eps=module.eps, affine=module.weight is not None)
+    names = ("num_groups", "num_channels", "eps")
+    layer = begin(module, path, nn.GroupNorm, *names, affine=module.weight is not None)
     return _add_state(layer, module, "weight", "bias")
 
 

@@ -52,16 +52,21 @@ def _fill(layer: Layer, module: Any) -> Layer:
     return layer
 
 
-def describe_linear(module: Any, path: str, context: Context) -> Layer:
-    """Describe a reference Linear."""
-    del context
-    sizes = {"in_features": module.in_features, "out_features": module.out_features}
-    return _fill(begin(module, path, nn.Linear, **sizes, bias=module.bias is not None), module)
+_TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+
+
+def _plain(kind: Any, *names: str, has_bias: bool = False) -> Describe:
+    """Describe a reference module whose float class has the arguments ``names``."""
+
+    def describe_plain(module: Any, path: str, context: Context) -> Layer:
+        args = {"bias": module.bias is not None} if has_bias else {}
+        return _fill(begin(module, path, kind, *names, **args), module)
+
+    return describe_plain
 
 
 def _conv(kind: Any) -> Describe:
     def describe_conv(module: Any, path: str, context: Context) -> Layer:
-        del context
         layer = begin_conv(kind, module, path)
         layer.args["bias"] = module.bias is not None
         return _fill(layer, module)
@@ -69,22 +74,8 @@ def _conv(kind: Any) -> Describe:
     return describe_conv
 
 
-_TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-
-
-def _embedding(kind: Any, *names: str) -> Describe:
-    """Describe a reference Embedding or EmbeddingBag with all its options."""
-
-    def describe_embedding(module: Any, path: str, context: Context) -> Layer:
-        del context
-        return _fill(begin(module, path, kind, **{name: getattr(module, name) for name in names}), module)
-
-    return describe_embedding
-
-
 def _rnn(kind: Any) -> Describe:
     def describe_rnn(module: Any, path: str, context: Context) -> Layer:
-        del context
         args = {"proj_size": module.proj_size} if module.proj_size else {}
         return _fill(begin_rnn(kind, module, path, **args), module)
 
@@ -93,22 +84,21 @@ def _rnn(kind: Any) -> Describe:
 
 def _cell(kind: Any) -> Describe:
     def describe_cell(module: Any, path: str, context: Context) -> Layer:
-        del context
         return _fill(begin_cell(kind, module, path), module)
 
     return describe_cell
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnqr.Linear: Rule(describe_linear, "nn.Linear"),
+    nnqr.Linear: Rule(_plain(nn.Linear, "in_features", "out_features", has_bias=True), "nn.Linear"),
     nnqr.Conv1d: Rule(_conv(nn.Conv1d), "nn.Conv1d"),
     nnqr.Conv2d: Rule(_conv(nn.Conv2d), "nn.Conv2d"),
     nnqr.Conv3d: Rule(_conv(nn.Conv3d), "nn.Conv3d"),
     nnqr.ConvTranspose1d: Rule(_conv(nn.ConvTranspose1d), "nn.ConvTranspose1d"),
     nnqr.ConvTranspose2d: Rule(_conv(nn.ConvTranspose2d), "nn.ConvTranspose2d"),
     nnqr.ConvTranspose3d: Rule(_conv(nn.ConvTranspose3d), "nn.ConvTranspose3d"),
-    nnqr.Embedding: Rule(_embedding(nn.Embedding, *_TABLE), "nn.Embedding"),
-    nnqr.EmbeddingBag: Rule(_embedding(nn.EmbeddingBag, *_TABLE, "mode", "include_last_offset"), "nn.EmbeddingBag"),
+    nnqr.Embedding: Rule(_plain(nn.Embedding, *_TABLE), "nn.Embedding"),
+    nnqr.EmbeddingBag: Rule(_plain(nn.EmbeddingBag, *_TABLE, "mode", "include_last_offset"), "nn.EmbeddingBag"),
     nnqr.LSTM: Rule(_rnn(nn.LSTM), "nn.LSTM"),
     nnqr.GRU: Rule(_rnn(nn.GRU), "nn.GRU"),
     nnqr.LSTMCell: Rule(_cell(nn.LSTMCell), "nn.LSTMCell"),

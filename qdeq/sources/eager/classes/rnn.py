@@ -16,18 +16,8 @@ __all__ = ["RULES", "begin_cell", "begin_rnn", "suffixes"]
 
 def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
     """An ``nn.LSTM`` or ``nn.GRU`` with the arguments of ``module``."""
-    layer = begin(
-        module,
-        path,
-        kind,
-        input_size=module.input_size,
-        hidden_size=module.hidden_size,
-        num_layers=module.num_layers,
-        bias=module.bias,
-        batch_first=module.batch_first,
-        bidirectional=module.bidirectional,
-        **args,
-    )
+    names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
+    layer = begin(module, path, kind, *names, **args)
     # Set afterwards: torch warns about a dropout that one layer alone never applies.
     layer.attributes["dropout"] = module.dropout
     return layer
@@ -35,9 +25,8 @@ def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
 
 def begin_cell(kind: Any, module: Any, path: str) -> Layer:
     """An ``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell`` with the arguments of ``module``."""
-    args = {"nonlinearity": module.nonlinearity} if kind is nn.RNNCell else {}
-    sizes = {"input_size": module.input_size, "hidden_size": module.hidden_size}
-    return begin(module, path, kind, **sizes, bias=module.bias, **args)
+    names = ("input_size", "hidden_size", "bias", *(("nonlinearity",) if kind is nn.RNNCell else ()))
+    return begin(module, path, kind, *names)
 
 
 def suffixes(module: Any) -> list[str]:
@@ -54,7 +43,6 @@ def _add_linear(layer: Layer, packed: Any, held: str, dtype: torch.dtype, tail: 
 
 def _rnn(kind: Any) -> Describe:
     def describe_rnn(module: Any, path: str, context: Context) -> Layer:
-        del context
         layer = begin_rnn(kind, module, path)
         layer.role = Role.DYNAMIC
         for index, (suffix, parameters) in enumerate(zip(suffixes(module), module._all_weight_values, strict=True)):
@@ -70,7 +58,6 @@ def _rnn(kind: Any) -> Describe:
 
 def _cell(kind: Any) -> Describe:
     def describe_cell(module: Any, path: str, context: Context) -> Layer:
-        del context
         layer = begin_cell(kind, module, path)
         layer.role = Role.DYNAMIC
         for part in ("ih", "hh"):

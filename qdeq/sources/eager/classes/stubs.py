@@ -18,7 +18,6 @@ __all__ = ["RULES"]
 
 def describe_quantize(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.Quantize``: the float model takes its input as it is."""
-    del context
     layer = begin(module, path, nn.Identity)
     add_output(layer, module)
     assert layer.output is not None  # add_output saw to it
@@ -36,7 +35,6 @@ def describe_dequantize(module: Any, path: str, context: Context) -> Layer:
 
 def describe_stub(module: Any, path: str, context: Context) -> Layer:
     """Describe a stub that holds nothing and does nothing."""
-    del context
     layer = begin(module, path, nn.Identity)
     layer.role = Role.STUB
     return layer
