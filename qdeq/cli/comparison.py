@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdeq.weights.blocks import Index, blocks, float_block
+from qdeq.weights.blocks import Index, float_block, weight_blocks
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Difference", "compare", "equal_bits"]
@@ -77,7 +77,7 @@ def compare(a: Weight, b: Weight, names: tuple[str, str]) -> Difference:
     dtypes = {_wide(a), _wide(b)}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
     result = Difference()
-    for index in _blocks(a, b):
+    for index in weight_blocks(min(a, b, key=_bits)):
         result.add(_compare_block(_block(a, index, names[0], dtype), _block(b, index, names[1], dtype)))
     return result
 
@@ -88,9 +88,8 @@ def _wide(weight: Weight) -> torch.dtype:
     return weight.dtype
 
 
-def _blocks(a: Weight, b: Weight) -> list[Index]:
-    packed = any(isinstance(weight, QuantizedWeight) and weight.integers.bits < 8 for weight in (a, b))
-    return list(blocks(tuple(a.shape), multiple=8 if packed else 1))
+def _bits(weight: Weight) -> int:
+    return weight.integers.bits if isinstance(weight, QuantizedWeight) else 8
 
 
 def _block(weight: Weight, index: Index, name: str, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from qdeq.cli.comparison import equal_bits
 from qdeq.demo.data import Images
 from qdeq.diagnosis.explain import explain
 
@@ -94,7 +95,7 @@ def _differing(left: Tensor, right: Tensor) -> int:
     """Values of two float32 tensors whose bits differ; all of them if the shapes do."""
     if left.shape != right.shape or left.dtype != torch.float32 or right.dtype != torch.float32:
         return max(left.numel(), right.numel())
-    return int((left.contiguous().view(torch.int32) != right.contiguous().view(torch.int32)).sum())
+    return left.numel() - int(equal_bits(left, right).count_nonzero())
 
 
 def _plain_table(*columns: str) -> Table:

@@ -26,10 +26,12 @@ _GATES = {"torch.nn.LSTM": 4, "torch.nn.LSTMCell": 4, "torch.nn.GRU": 3, "torch.
 _GATES |= {"torch.nn.RNN": 1, "torch.nn.RNNCell": 1}
 
 
-def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float) -> Finding:
-    """Return a finding at a pair, with the remedy of its kind."""
+def finding(
+    pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float, *, remedy_of: str = ""
+) -> Finding:
+    """Return a finding at a pair, with the remedy of its kind, or of the kind ``remedy_of``."""
     names = {"module": pair.partner.path, "source": pair.layer.path, **evidence}
-    remedy = (KINDS[kind].remedy if pair.layer.alone and pair.partner.alone else REBUILD).format_map(names)
+    remedy = (KINDS[remedy_of or kind].remedy if pair.layer.alone and pair.partner.alone else REBUILD).format_map(names)
     return Finding(pair.layer.path, kind, f"{pair.layer.path}: {sentence}", evidence, share, None, remedy)
 
 
@@ -225,7 +227,8 @@ def _judge_bias(pair: Pair, pairs: list[Pair], share: float) -> Finding | None:
     size = float(source.abs().max())
     evidence = {"max_error": error, "largest": size}
     if not math.isfinite(error):
-        return finding(pair, "not_finite", "the bias holds NaN or infinite values", evidence, share)
+        text = "the bias holds NaN or infinite values"
+        return finding(pair, "not_finite", text, {**evidence, "part": "bias"}, share, remedy_of="bias_wrong")
     # Bias is not quantized, yet folding a batch norm rounds it.
     if error <= 1e-4 * size + 1e-7:
         return None

@@ -53,7 +53,7 @@ class Repairs:
             return None
         if item.kind == "bn_applied_twice":
             return lambda model: model.set_submodule(pair.norm, nn.Identity())
-        if item.kind.startswith("bias"):
+        if item.kind.startswith("bias") or item.evidence.get("part") == "bias":
             return lambda model: _set(model, pair, bias=True)
         return (lambda model: _set(model, pair, bias=False)) if item.kind.startswith(_WEIGHT_KINDS) else None
 

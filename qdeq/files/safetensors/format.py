@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 import torch
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.files.damaged import is_size, refuse, shown
 
 __all__ = [
     "CODES",
@@ -39,7 +40,6 @@ __all__ = [
     "decode_header",
     "encode_header",
     "load_json",
-    "shown",
 ]
 
 CODES: dict[torch.dtype, str] = {
@@ -69,7 +69,6 @@ WEIGHTS_KEY = "qdeq.weights"
 
 _DAMAGED = "The file is damaged or not safetensors: get a fresh copy."
 _MAX_DIMS = 64
-_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,8 @@ def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-def shown(value: object) -> str:
-    """Word a value that came out of a file: no control characters, never longer than a line."""
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
 def _refuse(where: str, what: str, got: str) -> NoReturn:
-    raise QdeqValueError(expected(where, what, got, _DAMAGED))
+    refuse(where, what, got, _DAMAGED)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,10 +150,6 @@ def decode_header(where: str, text: bytes, data_bytes: int) -> tuple[list[Place]
     return places, metadata
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def _place(where: str, name: str, entry: object) -> Place:
     where = f"{where}: {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -168,9 +157,9 @@ def _place(where: str, name: str, entry: object) -> Place:
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
         _refuse(where, f"a dtype of {list(DTYPES)}", shown(code))
-    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(_is_size, shape)):
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(is_size, shape)):
         _refuse(where, "a shape of sizes", shown(shape))
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         _refuse(where, "two data_offsets", shown(offsets))
     size = math.prod(shape) * DTYPES[code].itemsize
     if offsets[1] - offsets[0] != size:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
+from qdeq.files.damaged import is_size, refuse, shown
 from qdeq.files.safetensors.format import (
     INDEX_SUFFIX,
     MAX_HEADER_BYTES,
@@ -23,7 +24,6 @@ from qdeq.files.safetensors.format import (
     Place,
     decode_header,
     load_json,
-    shown,
 )
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.weights.weight_file import Entry, WeightFile, map_file
@@ -198,7 +198,7 @@ def _naming_errors(path: str) -> Iterator[None]:
 
 
 def _refuse(where: str, what: str, got: str) -> NoReturn:
-    raise QdeqValueError(expected(where, what, got, _DAMAGED))
+    refuse(where, what, got, _DAMAGED)
 
 
 def _map(path: str) -> _Mapped:
@@ -220,7 +220,7 @@ def _kept_weight(file: _Mapped, name: str, text: object) -> _Kept:
     if not isinstance(text, dict) or set(text) != {"dtype", "qscheme", "axis", "shape"}:
         _refuse(where, "dtype, qscheme, axis and shape", shown(text))
     shape, axis = text["shape"], text["axis"]
-    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 2**63 for size in shape):
+    if not isinstance(shape, list) or not all(map(is_size, shape)):
         _refuse(where, "a shape of sizes", shown(shape))
     if (
         not isinstance(text["dtype"], str)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qdeq.files.damaged import is_size
 from qdeq.files.torch_archive.limits import refuse, shown
 from qdeq.files.torch_archive.pickled import Global, Persistent
 
@@ -93,11 +94,6 @@ class StorageReader:
         if needed > size:
             refuse(where, f"a storage of {values} values ({needed} bytes)", f"{size} bytes", DAMAGED)
         return Storage(key, type_name, plain, bits, values, size)
-
-
-def is_size(value: object) -> bool:
-    """Whether a number out of a pickle can be a size or an offset."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def check_byteorder(where: str, data: bytes) -> None:
