@@ -1,12 +1,13 @@
 """Every test begins with the torch of a fresh process, and a missing tool is a failure where it has to be there.
 
 ``QDEQ_REQUIRE=1`` makes every skipped test a failure: for a machine that has all that the tests can use. Words instead
-(``QDEQ_REQUIRE="g++ onnx"``) mean the skips whose reason holds one of them.
+(``QDEQ_REQUIRE="g++ onnx"``) mean the skips whose reason holds one of these words.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -51,7 +52,8 @@ def fresh_process_state():
 def must_run(reason: str) -> bool:
     """Whether ``QDEQ_REQUIRE`` forbids to skip a test for this reason."""
     required = os.environ.get("QDEQ_REQUIRE", "").split()
-    return NOT_A_TOOL not in reason and (required == ["1"] or any(word in reason for word in required))
+    words = re.split(r"[\s()\[\],:']+", reason)  # "clang++" is not "g++"
+    return NOT_A_TOOL not in reason and (required == ["1"] or any(word in words for word in required))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -97,5 +97,7 @@ def test_a_missing_tool_is_a_failure_where_it_is_required(outcome):
 def test_what_is_required(monkeypatch, required, hammer, memory):
     monkeypatch.setenv("QDEQ_REQUIRE", required)
     assert must_run("hammer is not installed") is hammer
+    assert must_run("needs a tool (shop: hammer)") is hammer
+    assert must_run("sledgehammer is not installed") is (required == "1")
     assert must_run("needs 12 GB of free memory") is memory
     assert must_run("no pliers are installed") is (required == "1")

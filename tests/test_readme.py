@@ -15,9 +15,7 @@ from tests.helpers.house import only_known
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "csrc").glob("*.md")])
-TEMPLATES = sorted(
-    set((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) - {ROOT / ".github/ISSUE_TEMPLATE/config.yml"}
-)
+TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*_*.yml"))
 # A name in backticks with a slash and the end of a file or folder. <family> and * stand for something else.
 PATH = re.compile(r"`((?:[\w.-]+/)+(?:[\w.-]+\.(?:py|pyi|h|cpp|inl|md|yml|txt|toml))?)`")
 

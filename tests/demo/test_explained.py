@@ -11,6 +11,7 @@ from torch import nn
 from qdeq.demo.data import load_digits
 from qdeq.demo.naive import copy_in_place, copy_through_state_dict
 from qdeq.diagnosis.explain import explain
+from tools.models import engine
 
 
 class Net(nn.Module):
@@ -41,18 +42,16 @@ def _train(model, images, order, *, epochs, learning_rate):
 @pytest.fixture(scope="module")
 def trained():
     """(int8 model, test images): trained in float, then quantization-aware."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
     train, test = load_digits()
     torch.manual_seed(0)
     model = Net().train()
     order = torch.Generator().manual_seed(0)
-    _train(model, train, order, epochs=8, learning_rate=2e-3)
-    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
-    prepared = torch.ao.quantization.prepare_qat(model)
-    _train(prepared, train, order, epochs=1, learning_rate=2e-4)
-    yield torch.ao.quantization.convert(prepared.eval()), test
-    torch.backends.quantized.engine = before
+    with engine("fbgemm"):
+        _train(model, train, order, epochs=8, learning_rate=2e-3)
+        model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        prepared = torch.ao.quantization.prepare_qat(model)
+        _train(prepared, train, order, epochs=1, learning_rate=2e-4)
+        return torch.ao.quantization.convert(prepared.eval()), test
 
 
 @pytest.mark.slow

@@ -27,6 +27,23 @@ KNOWN: dict[str, set[str]] = {
     "function lines": {"csrc/kernels/vector_rows.inl:one_row"},
     "forms": {"qdeq/grids/follow.py", "qdeq/grids/modules.py"},
     "native": {"qdeq/weights/packed.py"},
+    "pages": {
+        "csrc/README.md",
+        "csrc/common/",
+        "csrc/packing/layouts.h",
+        "csrc/packing/read_rows.h",
+        "csrc/stable/",
+        "csrc/this_torch/",
+        "csrc/this_torch/packed_weight.cpp",
+        "grids/grid.py",
+        "layers/make.py",
+        "layers/names.py",
+        "qdeq/call_trace.py",
+        "qdeq/mappings.py",
+        "qdeq/sources/form.py",
+        "qdeq/weights/packed_state.py",
+        "weights/packed_state.py",
+    },
     "class names": {
         "qdeq/diagnosis/compare.py",
         "qdeq/diagnosis/findings/stubs.py",
@@ -45,17 +62,20 @@ def only_known(check: str, found: Iterable[str]) -> None:
     assert not new, f"{check}:\n" + "\n".join(new)
 
 
-def table(page: Path, head: str) -> list[list[list[str]]]:
-    """The rows of the Markdown table whose first line begins with ``| head |``: per cell the names in backticks."""
+def table(page: Path, head: str) -> list[dict[str, str]]:
+    """The Markdown table whose first column is ``head``: per row the text of each column."""
     lines = page.read_text().splitlines()
     start = next((at for at, line in enumerate(lines) if line.startswith(f"| {head} |")), None)
     assert start is not None, f"{page}: no table begins with | {head} |"
-    rows = []
-    for line in lines[start + 2 :]:
-        if not line.startswith("|"):
-            break
-        rows.append([re.findall(r"`([\w./]+?)/?`", cell) for cell in line.strip("|").split("|")])
-    return rows
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:] if line.startswith("|")]
+    columns = rows[0]
+    end = next((at for at, line in enumerate(lines[start:]) if not line.startswith("|")), len(rows))
+    return [dict(zip(columns, row, strict=True)) for row in rows[2:end]]
+
+
+def names(cell: str) -> list[str]:
+    """What stands in backticks in a cell, without the slash behind a folder."""
+    return re.findall(r"`([\w./]+?)/?`", cell)
 
 
 def name_of(file: Path) -> str:
@@ -100,9 +120,9 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
             if node.module == "qdeq":
-                names = [alias.name for alias in node.names if not alias.name.startswith("_")]  # _C: another test's
-                targets = [name if name in MODULES else "" for name in names]
-                targets += [public_names()[name] for name in names if name in public_names()]
+                found = [alias.name for alias in node.names if not alias.name.startswith("_")]  # _C: another test's
+                targets = [name if name in MODULES else "" for name in found]
+                targets += [public_names()[name] for name in found if name in public_names()]
             elif (node.module or "").startswith("qdeq."):
                 # ``from qdeq.weights import packed`` names a module, ``from qdeq.grids import Grid`` a class.
                 full = [f"{_below(node.module)}.{alias.name}" for alias in node.names]

@@ -12,6 +12,7 @@ import torch.ao.quantization as tq
 from torch import Tensor, nn
 
 from tests.files.torch_archive import models
+from tools.models import engine
 
 
 @dataclass
@@ -123,14 +124,9 @@ def build(name: str) -> Case:
     """Build a case once."""
     if name not in _CACHE:
         torch.manual_seed(sum(map(ord, name)))
-        engine = torch.backends.quantized.engine
-        torch.backends.quantized.engine = "fbgemm"
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                case = _BUILDERS[name]()
-        finally:
-            torch.backends.quantized.engine = engine
+        with engine("fbgemm"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            case = _BUILDERS[name]()
         case.expected = {**live_weights(case.model), **case.expected}
         _CACHE[name] = case
     return _CACHE[name]

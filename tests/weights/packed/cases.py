@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tools.models import engine as engine
+
 Q = torch.ops.quantized
 
 
