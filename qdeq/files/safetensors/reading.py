@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
+from qdeq.files.mapped import map_file
 from qdeq.files.safetensors.format import (
     INDEX_SUFFIX,
     MAX_HEADER_BYTES,
@@ -25,8 +26,8 @@ from qdeq.files.safetensors.format import (
     load_json,
     shown,
 )
+from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.weights.weight_file import Entry, WeightFile, map_file
 
 __all__ = ["SafetensorsFile", "looks_like_safetensors", "open_safetensors"]
 
