@@ -1,14 +1,10 @@
-"""What the archive reader accepts at most, and how it words a refusal.
+"""What the archive reader accepts at most.
 
 Every number bounds time or memory on a hostile file; none comes near what a real checkpoint needs (a state dict of
 10,000 tensors takes about 600,000 opcodes and 2 MB of pickle).
 """
 
 from __future__ import annotations
-
-from typing import NoReturn
-
-from qdeq.errors import QdeqValueError, expected
 
 __all__ = [
     "MAX_DEPTH",
@@ -22,8 +18,6 @@ __all__ = [
     "MAX_STACK",
     "MAX_STRING_BYTES",
     "REMEDY_BROKEN",
-    "refuse",
-    "shown",
 ]
 
 MAX_RECORDS = 200_000
@@ -38,26 +32,3 @@ MAX_DEPTH = 100
 MAX_ENTRIES = 200_000
 
 REMEDY_BROKEN = "The file is damaged or is no checkpoint of torch: get a fresh copy."
-
-_SHOWN = 80
-
-
-def shown(value: object) -> str:
-    """Word a value that came out of a file: no control characters, never longer than a line."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >> 128:
-        return "an integer of more than 128 bits"
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
-
-
-def refuse(where: str, what: str, got: str, remedy: str) -> NoReturn:
-    """Raise the reader's one kind of error.
-
-    Args:
-        where: ``file: key``, or the file alone while no key is known.
-        what: what would have been right.
-        got: what was found, already worded by :func:`shown` if it came out of the file.
-        remedy: full sentences.
-
-    """
-    raise QdeqValueError(expected(where, what, got, remedy))

@@ -16,11 +16,12 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.mapped import map_file
 from qdeq.files.torch_archive.checkpoint import Contents, collect
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
-from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES, refuse, shown
+from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
 from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
+from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
@@ -83,10 +84,10 @@ class Archive(WeightFile):
         if isinstance(value, StoredTensor):
             tensor = value.read(self._where(name))
             if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.is_complex():
-                refuse(self._where(name), "one number", shown(value.shape), "The file is damaged: get a fresh copy.")
+                refuse(self._where(name), "one number", shown(value.shape))
             value = tensor.reshape(()).item()
         if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-            refuse(self._where(name), "a finite number", shown(value), "The file is damaged: get a fresh copy.")
+            refuse(self._where(name), "a finite number", shown(value))
         return value
 
     def _where(self, name: str) -> str:
@@ -233,5 +234,5 @@ def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix:
     data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
     top, end = read_pickle(data, where)
     if end != len(data):
-        refuse(where, f"a pickle of {len(data)} bytes", f"{end}", "The file is damaged: get a fresh copy.")
+        refuse(where, f"a pickle of {len(data)} bytes", f"{end}")
     collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)
