@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import click
 from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Selection", "selection_options"]
@@ -29,8 +31,8 @@ def selection_options(function: Function) -> Function:
     return click.option("--only", multiple=True, metavar="GLOB", help=only)(function)
 
 
-class Selection(Mapping[str, QuantizedWeight | Tensor]):
-    """Part of an open file under other names, with the same methods.
+class Selection(WeightFile):
+    """Part of an open file under other names.
 
     Args:
         source: from :func:`qdeq.open`.
@@ -46,8 +48,8 @@ class Selection(Mapping[str, QuantizedWeight | Tensor]):
 
     """
 
-    def __init__(self, source: Any, only: Sequence[str], renames: Sequence[str]) -> None:
-        self.source = source
+    def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str]) -> None:
+        self.source, self.kind = source, source.kind
         taken = [name for name in source if not only or any(fnmatch.fnmatchcase(name, glob) for glob in only)]
         for glob in only:
             if not fnmatch.filter(source, glob):
@@ -56,37 +58,44 @@ class Selection(Mapping[str, QuantizedWeight | Tensor]):
         kept = set(taken)
         self.left_out = [name for name in source if name not in kept]
         pairs = [_pair(text, taken) for text in renames]
-        self._names: dict[str, str] = {}
+        self._old: dict[str, str] = {}
         for name in taken:
             new = _renamed(name, pairs)
-            if new in self._names:
+            if new in self._old:
                 remedy = "Give them different names."
-                got = f"{new} for {self._names[new]} and {name}"
+                got = f"{new} for {self._old[new]} and {name}"
                 raise QdeqValueError(expected("--rename", "a name for each weight", got, remedy))
-            self._names[new] = name
+            self._old[new] = name
+        super().__init__(source.path, self._old)
+        self.activation_qparams = {_renamed(path, pairs): value for path, value in source.activation_qparams.items()}
+        self.constants = {_renamed(name, pairs): value for name, value in source.constants.items()}
+        self.doubtful = {new: source.doubtful[old] for new, old in self._old.items() if old in source.doubtful}
+        self.dropped = source.dropped
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
-        value: QuantizedWeight | Tensor = self.source[self._names[name]]
-        return value
+        return self.source[self._old[name]]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def entry(self, name: str) -> Any:
+    def entry(self, name: str) -> Entry:
         """Describe one weight without reading it."""
-        return self.source.entry(self._names[name])
+        return replace(self.source.entry(self._old[name]), name=name)
 
     def release(self) -> None:
         """Give back the memory of what was read."""
         self.source.release()
 
+    def close(self) -> None:
+        """Close the file."""
+        self.source.close()
+
     @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.source.path)
+    def files(self) -> tuple[Path, ...]:
+        """The files that this reads."""
+        return self.source.files
+
+    @property
+    def unchecked(self) -> list[str]:
+        """What could not be checked so far, in words."""
+        return self.source.unchecked
 
 
 def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:

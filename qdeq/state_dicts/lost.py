@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from qdeq.state_dicts.naming import CONSTANTS
-from qdeq.weights.direct_conv import ConvGeometry
+from qdeq.state_dicts.parts import Fold, Plan, Stack
+from qdeq.weights.direct_conv import ConvGeometry, saved_weight_doubt
 from qdeq.words import join
 
-__all__ = ["Constants", "check_constants", "lost_names", "remedy_for"]
+__all__ = ["Constants", "check_constants", "doubts", "lost_names", "remedy_for"]
 
 _CLASSES: dict[type[nn.Module], tuple[str, bool]] = {nn.ELU: ("alpha", True), nn.LeakyReLU: ("negative_slope", False)}
 """Activation -> its constant, and whether a load must not go on without it."""
 assert {name for name, _ in _CLASSES.values()} == set(CONSTANTS)
+
+
+def doubts(
+    plan: Plan,
+    stride_of: Callable[[Any], tuple[Sequence[int], str | None]],
+    geometries: Mapping[str, ConvGeometry],
+) -> dict[str, str]:
+    """Weights that may be uninitialized memory: float name -> why.
+
+    Args:
+        plan: what there is.
+        stride_of: strides of a tensor as it was saved, in values, and torch's name of its scheme, None for a float one.
+        geometries: key of a convolution -> how it was set up, where that is known.
+
+    """
+    found = {}
+    for name, target in plan.targets.items():
+        if not isinstance(target.value, Fold | Stack):
+            stride, qscheme = stride_of(target.value)
+            why = saved_weight_doubt(target.value.shape, stride, qscheme, geometries.get(target.source))
+            if why:
+                found[name] = why
+    return found
 
 
 def lost_names(model: nn.Module, names: Mapping[str, str], doubtful: Mapping[str, str]) -> dict[str, str]:

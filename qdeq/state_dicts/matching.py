@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +47,6 @@ def match(
     model: nn.Module,
     report: Report,
     shape_of: ShapeOf,
-    doubtful: Mapping[str, str],
     *,
     strict: bool,
 ) -> list[Match]:
@@ -59,7 +57,6 @@ def match(
         model: the float model.
         report: gets what is unused or missing.
         shape_of: shape of a source.
-        doubtful: float name -> why that source's weight may be wrong.
         strict: raise where the report would say that something is missing, unused or lost.
 
     Raises:
@@ -67,7 +64,7 @@ def match(
             one, or a weight or constant that the source cannot hold.
 
     """
-    return _Matcher(plan, model, report, shape_of).run(doubtful, strict)
+    return _Matcher(plan, model, report, shape_of).run(strict)
 
 
 class _Matcher:
@@ -79,7 +76,7 @@ class _Matcher:
         self.unused = dict.fromkeys(plan.targets)
         self.matches: dict[str, Match] = {}
 
-    def run(self, doubtful: Mapping[str, str], strict: bool) -> list[Match]:
+    def run(self, strict: bool) -> list[Match]:
         prefix = self._prefix()
         for name in self.targets:
             source = self._renamed(name, prefix)
@@ -96,7 +93,7 @@ class _Matcher:
         missing += self._missing_constants(prefix, strict)
         if strict and (missing or unused):
             raise QdeqValueError(self._complaint(missing, unused))
-        self._check_doubtful(doubtful, strict)
+        self._check_doubtful(strict)
         for source in unused:
             self.report.dropped.append(DroppedSource(self.plan.targets[source].source, "no parameter of this name"))
         for name in missing:
@@ -120,9 +117,9 @@ class _Matcher:
             self.report.note(name, f"{own} of the float class kept: torch's state dict does not hold it")
         return list(found.needed)
 
-    def _check_doubtful(self, doubtful: Mapping[str, str], strict: bool) -> None:
+    def _check_doubtful(self, strict: bool) -> None:
         names = {name: found.source for name, found in self.matches.items()}
-        for name, why in lost_names(self.model, names, doubtful).items():
+        for name, why in lost_names(self.model, names, self.plan.doubtful).items():
             if strict:
                 remedy = "With strict=False it is loaded as it is."
                 raise QdeqValueError(expected(f"{WHERE}: {name}", "a weight that torch saves right", why, remedy))

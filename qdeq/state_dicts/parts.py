@@ -8,7 +8,7 @@ from typing import Any
 
 from qdeq.errors import QdeqValueError, expected
 
-__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "target_shape"]
+__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "map_tensors", "target_shape"]
 
 ShapeOf = Callable[[Any], "tuple[int, ...] | None"]
 """Gives the shape of a tensor of any kind; None for what is no tensor."""
@@ -72,6 +72,7 @@ class Plan:
         activations: module path -> (scale, zero point), as the source gave them.
         constants: dotted name -> number that the float class holds as an attribute, such as ``act.alpha``.
         dropped: source key -> why it has no place in a float model.
+        doubtful: float name -> why the bytes of that weight may not be what was trained.
 
     """
 
@@ -79,6 +80,7 @@ class Plan:
     activations: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     constants: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    doubtful: dict[str, str] = field(default_factory=dict)
 
 
 def add_target(where: str, plan: Plan, name: str, target: Target) -> None:
@@ -93,6 +95,15 @@ def add_target(where: str, plan: Plan, name: str, target: Target) -> None:
         remedy = "The checkpoint holds two versions of one layer: remove one."
         raise QdeqValueError(expected(f"{where}: {name}", "one source", got, remedy))
     plan.targets[name] = target
+
+
+def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A target's value with ``change`` made to each of its tensors."""
+    if isinstance(value, Fold):
+        return Fold(value.part, tuple(None if part is None else change(part) for part in value.parts))
+    if isinstance(value, Stack):
+        return Stack(tuple(change(part) for part in value.parts), value.sources)
+    return change(value)
 
 
 def target_shape(value: Any, shape_of: ShapeOf) -> tuple[int, ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 from qdeq.diagnosis.sides.integers import FloatLayer
 from qdeq.diagnosis.sides.open import Side
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
+from qdeq.layers.names import bias_name, is_inner_weight
+from qdeq.state_dicts.named import named_tensors
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
 
 __all__ = ["float_layers", "float_tensors"]
-
-# What torch's modules call their weights where they have several: RNNs, cells, attention.
-_NAMES = re.compile(r"weight_[ih]h(_l\d+(_reverse)?)?|in_proj_weight|[qkv]_proj_weight")
 
 
 def float_layers(side: Side) -> dict[str, FloatLayer]:
@@ -60,20 +59,18 @@ def _plain_layer(path: str, module: nn.Module) -> FloatLayer | None:
 
 def _named_layers(path: str, module: nn.Module) -> Iterator[FloatLayer]:
     for name, value in module._parameters.items():
-        if value is not None and _NAMES.fullmatch(name) and value.is_floating_point():
-            bias = module._parameters.get(name.replace("weight", "bias"))
+        if value is not None and is_inner_weight(name) and value.is_floating_point():
+            bias = module._parameters.get(bias_name(name))
             yield FloatLayer(
                 join(path, name), class_name(module), value.detach(), None if bias is None else bias.detach(), name
             )
 
 
 def _layers_of_state(state: Mapping[str, Any]) -> Iterator[FloatLayer]:
-    for name, value in state.items():
-        module, _, parameter = name.rpartition(".")
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
+    for tensor in named_tensors("float_model", state):
+        value, alone = tensor.value, tensor.parameter == "weight"
+        if isinstance(value, QuantizedWeight) or not value.is_floating_point() or value.ndim < 2:
             continue
-        bias = state.get(join(module, parameter.replace("weight", "bias")))
-        if parameter == "weight":
-            yield FloatLayer(module, "", value.detach(), bias)
-        elif _NAMES.fullmatch(parameter):
-            yield FloatLayer(name, "", value.detach(), bias, parameter)
+        if alone or is_inner_weight(tensor.parameter):
+            at = tensor.path if alone else tensor.name
+            yield FloatLayer(at, "", value.detach(), tensor.bias, tensor.parameter)

@@ -17,6 +17,8 @@ from qdeq.layers.make import part_value
 from qdeq.report import Report
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module, quantized_sources
 from qdeq.sources.form import Form, Options
+from qdeq.state_dicts.named import named_tensors
+from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import join
@@ -126,54 +128,19 @@ def _plain_of(path: str, module: nn.Module, *, own: bool = True) -> Iterator[Pla
                 yield PlainTensor(join(path, prefix) if prefix else path, name, value.detach())
 
 
-_WEIGHT_SUFFIXES = (
-    "._packed_params._packed_params",
-    "._packed_params._packed_weight",
-    "._packed_params.weight",
-    ".weight",
-)
-
-
 def _of_state(state: Mapping[str, Any]) -> Int8Side:
     found = Int8Side()
-    qparams = getattr(state, "activation_qparams", {})
-    biases: set[str] = set()
-    for name, value in state.items():
-        quantized, bias = (value[0], value[1]) if isinstance(value, tuple) and len(value) == 2 else (value, None)
-        is_integers = isinstance(quantized, QuantizedWeight)
-        if not is_integers and not (isinstance(quantized, Tensor) and quantized.is_quantized):
-            if is_packed_object(value):
-                found.unread[name] = "packed weights in a state_dict: pass the model, or save it and pass the file"
-            continue
-        path = next((name.removesuffix(end) for end in _WEIGHT_SUFFIXES if name.endswith(end)), name)
-        parameter = name.rpartition(".")[2] if path == name else "weight"
-        bias_name = (
-            join(path, "bias")
-            if parameter == "weight"
-            else name.removesuffix(parameter) + parameter.replace("weight", "bias")
-        )
-        biases.add(bias_name)
-        bias = state.get(bias_name) if bias is None else bias
-        scale, zero_point = state.get(join(path, "scale")), state.get(join(path, "zero_point"))
-        known = None if scale is None or zero_point is None else (float(scale), int(zero_point))
-        found.layers.append(
-            IntegerLayer(
-                path=path,
-                class_name="",
-                ints=Integers.of(unpack_source(quantized, where=join(path, "weight"))),
-                bias=None if bias is None else bias.detach().clone(),
-                output=qparams.get(path, known),
-                parameter=parameter,
-            )
-        )
-    found.plain.extend(_plain_of_state(state, biases))
+    if not isinstance(state, WeightFile):
+        reason = "packed weights in a state_dict: pass the model, or save it and pass the file"
+        found.unread.update({name: reason for name, value in state.items() if is_packed_object(value)})
+        state = {name: value for name, value in state.items() if name not in found.unread}
+    named = list(named_tensors("int8_model", state))
+    biases = {tensor.bias_name for tensor in named if isinstance(tensor.value, QuantizedWeight)}
+    for tensor in named:
+        if isinstance(tensor.value, QuantizedWeight):
+            at = tensor.path if tensor.parameter == "weight" else tensor.name
+            ints, bias = Integers.of(tensor.value), None if tensor.bias is None else tensor.bias.clone()
+            found.layers.append(IntegerLayer(at, "", ints, bias, tensor.output, tensor.parameter))
+        elif tensor.value.is_floating_point() and tensor.name not in biases:
+            found.plain.append(PlainTensor(tensor.path, tensor.parameter, tensor.value.detach()))
     return found
-
-
-def _plain_of_state(state: Mapping[str, Any], biases: set[str]) -> Iterator[PlainTensor]:
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or value.is_quantized or not value.is_floating_point() or name in biases:
-            continue
-        module, _, own = name.rpartition(".")
-        if not own.endswith(("scale", "zero_point")) and "activation_post_process" not in name:
-            yield PlainTensor(module, own, value.detach())

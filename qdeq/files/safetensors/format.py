@@ -21,12 +21,12 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.files.damaged import is_size, refuse, shown
+from qdeq.files.untrusted import is_size, refuse, shown
 
 __all__ = [
     "CODES",
@@ -67,7 +67,7 @@ INDEX_SUFFIX = ".index.json"
 SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
 WEIGHTS_KEY = "qdeq.weights"
 
-_DAMAGED = "The file is damaged or not safetensors: get a fresh copy."
+_BROKEN = "The file is damaged or not safetensors: get a fresh copy."
 _MAX_DIMS = 64
 
 
@@ -93,10 +93,6 @@ def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-def _refuse(where: str, what: str, got: str) -> NoReturn:
-    refuse(where, what, got, _DAMAGED)
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -114,9 +110,9 @@ def load_json(where: str, text: bytes | str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise QdeqValueError(expected(where, "JSON", shown(str(error)), _DAMAGED)) from error
+        raise QdeqValueError(expected(where, "JSON", shown(str(error)), _BROKEN)) from error
     if not isinstance(value, dict):
-        _refuse(where, "a JSON object", shown(value))
+        refuse(where, "a JSON object", shown(value), _BROKEN)
     return value
 
 
@@ -138,30 +134,30 @@ def decode_header(where: str, text: bytes, data_bytes: int) -> tuple[list[Place]
     header = load_json(f"{where}: header", text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _refuse(f"{where}: __metadata__", "a map of strings", shown(metadata))
+        refuse(f"{where}: __metadata__", "a map of strings", shown(metadata), _BROKEN)
     places = sorted((_place(where, name, entry) for name, entry in header.items()), key=lambda p: (p.begin, p.end))
     end = 0
     for place in places:
         if place.begin != end:
-            _refuse(f"{where}: {shown(place.name)}", f"data that begins at byte {end}", str(place.begin))
+            refuse(f"{where}: {shown(place.name)}", f"data that begins at byte {end}", str(place.begin), _BROKEN)
         end = place.end
     if end != data_bytes:
-        _refuse(where, f"{end} bytes of data, as the header says", str(data_bytes))
+        refuse(where, f"{end} bytes of data, as the header says", str(data_bytes), _BROKEN)
     return places, metadata
 
 
 def _place(where: str, name: str, entry: object) -> Place:
     where = f"{where}: {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        _refuse(where, "dtype, shape and data_offsets", shown(entry))
+        refuse(where, "dtype, shape and data_offsets", shown(entry), _BROKEN)
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        _refuse(where, f"a dtype of {list(DTYPES)}", shown(code))
+        refuse(where, f"a dtype of {list(DTYPES)}", shown(code), _BROKEN)
     if not isinstance(shape, list) or len(shape) > _MAX_DIMS or not all(map(is_size, shape)):
-        _refuse(where, "a shape of sizes", shown(shape))
+        refuse(where, "a shape of sizes", shown(shape), _BROKEN)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
-        _refuse(where, "two data_offsets", shown(offsets))
+        refuse(where, "two data_offsets", shown(offsets), _BROKEN)
     size = math.prod(shape) * DTYPES[code].itemsize
     if offsets[1] - offsets[0] != size:
-        _refuse(where, f"{shown(size)} bytes for {code} of shape {shown(shape)}", shown(offsets))
+        refuse(where, f"{shown(size)} bytes for {code} of shape {shown(shape)}", shown(offsets), _BROKEN)
     return Place(name, DTYPES[code], tuple(shape), offsets[0], offsets[1])

@@ -23,6 +23,7 @@ from qdeq.files.safetensors.format import (
     Place,
     encode_header,
 )
+from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
@@ -163,17 +164,18 @@ def parse_size(size: int | str, where: str) -> int:
 
 def _described(weights: Weights, name: str) -> tuple[str, str | None, int | None, tuple[int, ...]]:
     """Dtype, scheme, axis and shape of a weight: from the file's directory where there is one, without its data."""
-    entry_of = getattr(weights, "entry", None)
-    value = weights[name] if entry_of is None else entry_of(name)
+    if isinstance(weights, WeightFile):
+        entry = weights.entry(name)
+        return entry.dtype, entry.qscheme, entry.axis, entry.shape
+    value = weights[name]
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.device.type == "meta":
             remedy = "Pass dense tensors that hold data."
             raise QdeqTypeError(expected(name, "a dense tensor", f"{value.layout} on {value.device}", remedy))
-        if value.is_quantized:
-            value = unpack_source(value, where=name)
-        else:
+        if not value.is_quantized:
             return dtype_name(value.dtype), None, None, tuple(value.shape)
-    elif entry_of is None and not isinstance(value, QuantizedWeight):
+        value = unpack_source(value, where=name)
+    elif not isinstance(value, QuantizedWeight):
         remedy = "Leave it out, or unpack it with qdeq.unpack."
         raise QdeqTypeError(expected(name, "a QuantizedWeight or a tensor", type(value).__qualname__, remedy))
     return value.dtype, value.qscheme, value.axis, tuple(value.shape)

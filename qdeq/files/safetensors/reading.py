@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.files.damaged import is_size, refuse, shown
+from qdeq.files.mapped import map_file
 from qdeq.files.safetensors.format import (
     INDEX_SUFFIX,
     MAX_HEADER_BYTES,
@@ -25,13 +25,13 @@ from qdeq.files.safetensors.format import (
     decode_header,
     load_json,
 )
+from qdeq.files.untrusted import is_size, refuse, shown
+from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.weights.weight_file import Entry, WeightFile, map_file
 from qdeq.words import dtype_name
 
 __all__ = ["SafetensorsFile", "looks_like_safetensors", "open_safetensors"]
 
-_DAMAGED = "The file is damaged: get a fresh copy."
 _MAX_INDEX_BYTES = 256 << 20
 
 
@@ -73,7 +73,7 @@ class SafetensorsFile(WeightFile):
         for file in files:
             for name, place in file.places.items():
                 if name in self._tensors:
-                    _refuse(f"{path}: {shown(name)}", "one tensor of this name", "two shards that hold it")
+                    refuse(f"{path}: {shown(name)}", "one tensor of this name", "two shards that hold it")
                 self._tensors[name] = (file, place)
             for name, text in file.kept.items():
                 self._kept[name] = _kept_weight(file, name, text)
@@ -163,17 +163,17 @@ def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
     with _naming_errors(name), open(name, "rb") as file:
         text = file.read(_MAX_INDEX_BYTES + 1)
     if len(text) > _MAX_INDEX_BYTES:
-        _refuse(name, f"an index of at most {_MAX_INDEX_BYTES} bytes", "more")
+        refuse(name, f"an index of at most {_MAX_INDEX_BYTES} bytes", "more")
     weight_map = load_json(name, text).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        _refuse(f"{name}: weight_map", "a map from names to files", shown(weight_map))
+        refuse(f"{name}: weight_map", "a map from names to files", shown(weight_map))
     shards = {shard: _map(_beside(name, shard)) for shard in dict.fromkeys(map(_hashable, weight_map.values()))}
     for tensor, shard in weight_map.items():
         if tensor not in shards[shard].places:
-            _refuse(f"{name}: {shown(tensor)}", f"it in {shown(shard)}", "no such tensor there")
+            refuse(f"{name}: {shown(tensor)}", f"it in {shown(shard)}", "no such tensor there")
     for shard, mapped in shards.items():
         if unlisted := mapped.places.keys() - weight_map.keys():
-            _refuse(f"{name}: {shown(min(unlisted))}", "every tensor in the index", f"none for one of {shown(shard)}")
+            refuse(f"{name}: {shown(min(unlisted))}", "every tensor in the index", f"none for one of {shown(shard)}")
     return SafetensorsFile(os.fspath(path), list(shards.values()), name)
 
 
@@ -183,7 +183,7 @@ def _hashable(shard: object) -> str:
 
 def _beside(index: str, shard: str) -> str:
     if shard in ("", ".", "..") or "/" in shard or "\\" in shard or "\0" in shard:
-        _refuse(f"{index}: weight_map", "names of files in its own folder", shown(shard))
+        refuse(f"{index}: weight_map", "names of files in its own folder", shown(shard))
     return os.path.join(os.path.dirname(index), shard)
 
 
@@ -197,19 +197,15 @@ def _naming_errors(path: str) -> Iterator[None]:
         raise QdeqValueError(expected(path, "a readable file", str(error.strerror), remedy)) from error
 
 
-def _refuse(where: str, what: str, got: str) -> NoReturn:
-    refuse(where, what, got, _DAMAGED)
-
-
 def _map(path: str) -> _Mapped:
     with _naming_errors(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
-            _refuse(path, "a safetensors file", f"{size} bytes")
+            refuse(path, "a safetensors file", f"{size} bytes")
         buffer = map_file(file)
     length = int.from_bytes(buffer[:8], "little")
     if length > min(MAX_HEADER_BYTES, size - 8):
-        _refuse(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", str(length))
+        refuse(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", str(length))
     places, metadata = decode_header(path, buffer[8 : 8 + length], size - 8 - length)
     kept = load_json(f"{path}: {WEIGHTS_KEY}", metadata[WEIGHTS_KEY]) if WEIGHTS_KEY in metadata else {}
     return _Mapped(path, buffer, 8 + length, {place.name: place for place in places}, kept)
@@ -218,17 +214,17 @@ def _map(path: str) -> _Mapped:
 def _kept_weight(file: _Mapped, name: str, text: object) -> _Kept:
     where = f"{file.path}: {shown(name)}"
     if not isinstance(text, dict) or set(text) != {"dtype", "qscheme", "axis", "shape"}:
-        _refuse(where, "dtype, qscheme, axis and shape", shown(text))
+        refuse(where, "dtype, qscheme, axis and shape", shown(text))
     shape, axis = text["shape"], text["axis"]
     if not isinstance(shape, list) or not all(map(is_size, shape)):
-        _refuse(where, "a shape of sizes", shown(shape))
+        refuse(where, "a shape of sizes", shown(shape))
     if (
         not isinstance(text["dtype"], str)
         or not isinstance(text["qscheme"], str)
         or type(axis) not in (int, type(None))
     ):
-        _refuse(where, "names of a dtype and a scheme, and an axis", shown(text))
+        refuse(where, "names of a dtype and a scheme, and an axis", shown(text))
     for suffix in ("", SCALE_SUFFIX, ZERO_POINT_SUFFIX):
         if name + suffix not in file.places:
-            _refuse(where, f"a tensor {shown(name + suffix)}", "none in this file")
+            refuse(where, f"a tensor {shown(name + suffix)}", "none in this file")
     return _Kept(text["dtype"], text["qscheme"], axis, tuple(shape))

@@ -18,6 +18,7 @@ from qdeq.files.new_files import NewFiles
 from qdeq.files.safetensors.format import INDEX_SUFFIX, SCALE_SUFFIX
 from qdeq.files.safetensors.layout import SUFFIX, Item, Options, Plan, Weights, plan_safetensors
 from qdeq.files.safetensors.streaming import Piece, stream
+from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.blocks import Index, block_shape, float_block, weight_blocks
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
@@ -129,7 +130,6 @@ def _earlier_set(plan: Plan) -> list[Path]:
 
 
 def _pieces(plan: Plan, weights: Weights, bases: list[tuple[int, int]]) -> Iterator[Piece]:
-    release = getattr(weights, "release", None)
     since_release = 0
     for shard, (file, header_bytes) in zip(plan.shards, bases, strict=True):
         for item in shard.items:
@@ -138,8 +138,8 @@ def _pieces(plan: Plan, weights: Weights, bases: list[tuple[int, int]]) -> Itera
                 place = shard.places[name]
                 yield from _tensor_pieces(item, _part(item, value, name), dtype, file, header_bytes + place.begin)
             since_release += item.bytes
-            if release is not None and since_release >= RELEASE_BYTES:
-                release()
+            if isinstance(weights, WeightFile) and since_release >= RELEASE_BYTES:
+                weights.release()
                 since_release = 0
 
 

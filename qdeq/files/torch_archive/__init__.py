@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from qdeq.files.torch_archive.reader import Archive, open_archive
-from qdeq.weights.weight_file import Entry
+from qdeq.state_dicts.weight_file import Entry
 
 if TYPE_CHECKING:
     from torch import nn

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES, refuse, shown
+from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES
 from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor, tensor_from
+from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Cell, Packed
 from qdeq.state_dicts.rnn import RnnShape
@@ -37,7 +38,6 @@ from qdeq.weights.packed_state import (
 
 __all__ = ["Contents", "collect"]
 
-_DAMAGED = "The file is damaged: get a fresh copy."
 _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
 _CONTAINERS = (dict, list, tuple, Instance)  # tuples: a union is built anew at every use, which is slow
@@ -92,7 +92,7 @@ class _Walk:
         sources = self.contents.sources
         if key in sources or len(sources) >= MAX_ENTRIES:
             what = "keys that differ" if key in sources else f"at most {MAX_ENTRIES} keys"
-            refuse(self.where(key), what, "the same key twice" if key in sources else "more", _DAMAGED)
+            refuse(self.where(key), what, "the same key twice" if key in sources else "more")
         sources[key] = value
 
     def tensor(self, key: str, value: object) -> StoredTensor | None:
@@ -132,7 +132,7 @@ class _Walk:
         """Refuse containers that share one another a thousandfold, which unfold without end."""
         visits = self.visits[id(value)] = self.visits.get(id(value), 0) + 1
         if visits > MAX_SHARES and not (isinstance(value, tuple) and not value):
-            refuse(self.where(key[:200]), f"a container in at most {MAX_SHARES} places", "more", _DAMAGED)
+            refuse(self.where(key[:200]), f"a container in at most {MAX_SHARES} places", "more")
 
     def _container(self, key: str, value: Any, depth: int) -> None:
         if isinstance(value, Instance):
@@ -238,14 +238,14 @@ class _Walk:
     def _need(self, key: str, value: object) -> StoredTensor:
         tensor = self.tensor(key, value)
         if tensor is None:
-            refuse(self.where(key), "a weight", shown(type(value).__name__), _DAMAGED)
+            refuse(self.where(key), "a weight", shown(type(value).__name__))
         return tensor
 
     def _pair(self, key: str, value: Any) -> Packed:
         """``(weight, bias)`` of a linear; a sparse one adds its block sizes."""
         parts = linear_parts(value)
         if parts is None:
-            refuse(self.where(key), "a weight and a bias", shown(type(value).__name__), _DAMAGED)
+            refuse(self.where(key), "a weight and a bias", shown(type(value).__name__))
         return Packed(self._need(key, parts[0]), None if parts[1] is None else self._need(key, parts[1]))
 
     def _script_object(self, key: str, class_name: object, state: Any) -> None:
@@ -257,7 +257,7 @@ class _Walk:
         elif kind == EMBEDDING:
             weight = embedding_weight(state)
             if weight is None:
-                refuse(self.where(key), "packed parameters of an embedding", "something else", _DAMAGED)
+                refuse(self.where(key), "packed parameters of an embedding", "something else")
             self.put(key, Packed(self._need(key, weight), None))
         elif kind == CELL:
             self.put(key, self._cell(key, state))
@@ -268,7 +268,7 @@ class _Walk:
     def _conv_params(self, key: str, state: Any) -> Packed:
         parts = conv_parts(state)
         if parts is None or (parts[2] is None and not isinstance(parts[0], Call)):
-            refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout", _DAMAGED)
+            refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout")
         weight, bias, config = parts
         if config is not None and not isinstance(config, list):
             described = self._need(key, config)
@@ -283,7 +283,7 @@ class _Walk:
         packed = cell_parts(state)
         if packed is None:
             kind = state[0] if isinstance(state, tuple) and len(state) == 5 else None
-            refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind), _DAMAGED)
+            refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind))
         ih, hh = (self._pair(key, _state_of(item)) for item in packed)
         return Cell(ih, hh)
 

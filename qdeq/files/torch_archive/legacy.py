@@ -9,16 +9,16 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from qdeq.files.torch_archive.limits import MAX_NODES, refuse, shown
+from qdeq.files.torch_archive.limits import MAX_NODES
 from qdeq.files.torch_archive.pickled import Call, Instance, Persistent
 from qdeq.files.torch_archive.storages import element_bytes
 from qdeq.files.torch_archive.unpickler import read_pickle
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["is_legacy", "read_legacy"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_DAMAGED = "The file is damaged: get a fresh copy."
 
 
 def is_legacy(buffer: Any) -> bool:
@@ -49,21 +49,21 @@ def read_legacy(path: str, buffer: Any) -> tuple[Any, dict[str, tuple[int, int]]
         or not all(isinstance(key, str) for key in keys)
         or len(set(keys)) != len(keys)
     ):
-        refuse(path, "a list of storage keys", shown(type(keys).__name__), _DAMAGED)
+        refuse(path, "a list of storage keys", shown(type(keys).__name__))
     widths = _element_widths(path, top)
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         where = f"{path}: storage {shown(key)}"
         if key not in widths:
-            refuse(where, "a storage that a tensor uses", "one that none does", _DAMAGED)
+            refuse(where, "a storage that a tensor uses", "one that none does")
         count = int.from_bytes(bytes(buffer[at : at + 8]), "little", signed=True)
         start, end = at + 8, at + 8 + count * widths[key]
         if start > len(buffer) or count < 0 or end > len(buffer):
-            refuse(where, f"{count} values inside the file", f"{len(buffer)} bytes in all", _DAMAGED)
+            refuse(where, f"{count} values inside the file", f"{len(buffer)} bytes in all")
         places[key] = (start, end)
         at = end
     if at != len(buffer):
-        refuse(path, f"a file of {at} bytes", f"{len(buffer)}", _DAMAGED)
+        refuse(path, f"a file of {at} bytes", f"{len(buffer)}")
     return top, places
 
 
@@ -95,7 +95,7 @@ def _add_width(path: str, widths: dict[str, int], pid: object) -> None:
     if isinstance(pid, tuple) and pid and pid[0] == "module":
         return  # the source code of a class, beside it in a whole-model pickle
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[2], str):
-        refuse(path, "a storage", shown(type(pid).__name__), _DAMAGED)
+        refuse(path, "a storage", shown(type(pid).__name__))
     if len(pid) > 5 and pid[5] is not None:
         refuse(
             f"{path}: storage {shown(pid[2])}",
@@ -105,4 +105,4 @@ def _add_width(path: str, widths: dict[str, int], pid: object) -> None:
         )
     width = element_bytes(pid[1])
     if width is None or widths.setdefault(pid[2], width) != width:
-        refuse(f"{path}: storage {shown(pid[2])}", "one known type", shown(str(pid[1])), _DAMAGED)
+        refuse(f"{path}: storage {shown(pid[2])}", "one known type", shown(str(pid[1])))

@@ -6,8 +6,6 @@ Every number bounds time or memory on a hostile file; none comes near what a rea
 
 from __future__ import annotations
 
-from qdeq.files.damaged import refuse, shown
-
 __all__ = [
     "MAX_DEPTH",
     "MAX_ENTRIES",
@@ -20,8 +18,6 @@ __all__ = [
     "MAX_STACK",
     "MAX_STRING_BYTES",
     "REMEDY_BROKEN",
-    "refuse",
-    "shown",
 ]
 
 MAX_RECORDS = 200_000

@@ -6,28 +6,31 @@ import builtins
 import mmap
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.files.mapped import map_file
 from qdeq.files.torch_archive.checkpoint import Contents, collect
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
-from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES, refuse, shown
+from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
 from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
+from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.attention import keeps_projections
-from qdeq.state_dicts.folding import fold_parts
+from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
-from qdeq.state_dicts.parts import Fold, Plan, Stack, target_shape
+from qdeq.state_dicts.parts import Fold, Plan, Stack, map_tensors, target_shape
 from qdeq.state_dicts.rnn import rnn_shapes_of
-from qdeq.state_dicts.stacking import stack_weights, stacked_kind
-from qdeq.weights.direct_conv import saved_weight_doubt
+from qdeq.state_dicts.stacking import stacked_kind
+from qdeq.state_dicts.values import value_of
+from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.weights.weight_file import Entry, WeightFile, map_file
 
 __all__ = ["Archive", "open_archive"]
 
@@ -41,32 +44,50 @@ class Archive(WeightFile):
     kind = "checkpoint"
 
     def __init__(
-        self, path: str, plan: Plan, contents: Contents, unchecked: Callable[[], list[str]], buffer: Any
+        self, path: str, contents: Contents, like: nn.Module | None, unchecked: Callable[[], list[str]], buffer: Any
     ) -> None:
         """Made by :func:`open_archive`; ``unchecked`` says what could not be checked so far."""
-        super().__init__(path, plan.targets)
-        self._plan, self._unchecked, self._buffer = plan, unchecked, buffer
+        self._contents, self._unchecked, self._buffer = contents, unchecked, buffer
+        contents.rnn_shapes |= rnn_shapes_of(like)
+        self._plan = self._names_for(path, like)
+        super().__init__(path, self._plan.targets)
         self.activation_qparams = {
             name: (float(self._number(name, scale)), int(self._number(name, zero)))
-            for name, (scale, zero) in plan.activations.items()
+            for name, (scale, zero) in self._plan.activations.items()
         }
-        self.constants = plan.constants
-        self.dropped = {**contents.dropped, **plan.dropped}
-        for name, target in plan.targets.items():
-            if isinstance(target.value, StoredTensor):
-                tensor, geometry = target.value, contents.geometries.get(target.source)
-                why = saved_weight_doubt(tensor.shape, tensor.stride, tensor.qscheme, geometry)
-                if why:
-                    self.doubtful[name] = why
+        self.constants, self.dropped, self.doubtful = self._plan.constants, self._plan.dropped, self._plan.doubtful
+
+    def _names_for(self, path: str, like: nn.Module | None) -> Plan:
+        """The file's keys under the names of a float model."""
+        contents = self._contents
+        shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
+        plan = plan_names(path, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
+        plan.dropped = {**contents.dropped, **plan.dropped}
+        plan.doubtful = doubts(plan, lambda tensor: (tensor.stride, tensor.qscheme), contents.geometries)
+        return plan
+
+    def plan_for(self, like: nn.Module | None) -> Plan:
+        """Everything in the file by its float name, with the file's own keys as sources."""
+        self._check_open("")
+        plan = self._plan if like is None else self._names_for(self.path, like)
+        targets = {
+            name: replace(target, value=map_tensors(target.value, _read_at(self._where(name))))
+            for name, target in plan.targets.items()
+        }
+        return replace(plan, targets=targets, activations=dict(self.activation_qparams))
+
+    def _check_open(self, name: str) -> None:
+        if self._buffer is None:
+            refuse(self._where(name) if name else self.path, "an open archive", "a closed one", "Open it again.")
 
     def _number(self, name: str, value: Any) -> float | int:
         if isinstance(value, StoredTensor):
             tensor = value.read(self._where(name))
             if not isinstance(tensor, Tensor) or tensor.numel() != 1 or tensor.is_complex():
-                refuse(self._where(name), "one number", shown(value.shape), "The file is damaged: get a fresh copy.")
+                refuse(self._where(name), "one number", shown(value.shape))
             value = tensor.reshape(()).item()
         if not isinstance(value, int | float) or value != value or abs(value) == float("inf"):
-            refuse(self._where(name), "a finite number", shown(value), "The file is damaged: get a fresh copy.")
+            refuse(self._where(name), "a finite number", shown(value))
         return value
 
     def _where(self, name: str) -> str:
@@ -75,19 +96,9 @@ class Archive(WeightFile):
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
         """Read one weight; KeyError if there is none of that name, QdeqValueError if its bytes are damaged."""
         target = self._plan.targets[name]
-        if self._buffer is None:
-            refuse(self._where(name), "an open archive", "a closed one", "Open it again.")
-        return self._read(name, target.value)
-
-    def _read(self, name: str, value: Any) -> QuantizedWeight | Tensor:
+        self._check_open(name)
         where = self._where(name)
-        if isinstance(value, Fold):
-            parts = [None if part is None else part.read(where) for part in value.parts]
-            return fold_parts(where, value.part, *parts)
-        if isinstance(value, Stack):
-            return stack_weights(where, [part.read(where) for part in value.parts])
-        read: QuantizedWeight | Tensor = value.read(where)
-        return read
+        return value_of(where, map_tensors(target.value, _read_at(where)))
 
     def close(self) -> None:
         """Let go of the file; weights that were read stay valid."""
@@ -160,12 +171,11 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
             f"a file that begins {shown(bytes(buffer[:8]))}",
             "Pass a .pt or .pth file.",
         )
-    shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
-    plan = plan_names(name, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
-    if not plan.targets:
+    archive = Archive(name, contents, like, unchecked, buffer)
+    if not archive:
         remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
         refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)
-    return Archive(name, plan, contents, unchecked, buffer)
+    return archive
 
 
 def _map(path: str) -> mmap.mmap:
@@ -174,6 +184,10 @@ def _map(path: str) -> mmap.mmap:
             return map_file(file)
     except (OSError, ValueError) as error:
         raise QdeqValueError(expected(path, "a readable file", shown(str(error)), "Check the path.")) from error
+
+
+def _read_at(where: str) -> Callable[[StoredTensor], QuantizedWeight | Tensor]:
+    return lambda tensor: tensor.read(where)
 
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
@@ -220,5 +234,5 @@ def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix:
     data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
     top, end = read_pickle(data, where)
     if end != len(data):
-        refuse(where, f"a pickle of {len(data)} bytes", f"{end}", "The file is damaged: get a fresh copy.")
+        refuse(where, f"a pickle of {len(data)} bytes", f"{end}")
     collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-from qdeq.files.damaged import is_size
-from qdeq.files.torch_archive.limits import refuse, shown
 from qdeq.files.torch_archive.pickled import Global, Persistent
+from qdeq.files.untrusted import is_size, refuse, shown
 
-__all__ = ["BY_DTYPE", "DAMAGED", "Storage", "StorageReader", "check_byteorder", "element_bytes", "is_size"]
+__all__ = ["BY_DTYPE", "HOSTILE", "Storage", "StorageReader", "check_byteorder", "element_bytes"]
 
-DAMAGED = "The file is damaged or hostile: get a fresh copy."
+HOSTILE = "The file is damaged or hostile: get a fresh copy."
 # name in a pickle -> (name of the values, plain torch dtype that holds them, bits per value)
 _TYPES: dict[str, tuple[str, torch.dtype, int]] = {
     "Double": ("float64", torch.float64, 64),
@@ -79,20 +78,20 @@ class StorageReader:
         """Check what a pickle says of a storage: ``("storage", type, key, device, number of values, ...)``."""
         pid = persistent.pid if isinstance(persistent, Persistent) else None
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-            refuse(where, "a storage", shown(type(persistent).__name__), DAMAGED)
+            refuse(where, "a storage", shown(type(persistent).__name__), HOSTILE)
         _, kind, key, _, values = pid[:5]
         name = kind.name.removesuffix("Storage") if isinstance(kind, Global) else ""
         if name not in _TYPES or not isinstance(key, str) or not is_size(values):
             got = shown((str(kind), key, values) if isinstance(key, str | int) else str(kind))
-            refuse(where, "a storage of a known type", got, DAMAGED)
+            refuse(where, "a storage of a known type", got, HOSTILE)
         type_name, plain, bits = _TYPES[name]
         try:
             size = self.size_of(key)
         except KeyError:
-            refuse(where, f"a record for storage {shown(key)}", "none", DAMAGED)
+            refuse(where, f"a record for storage {shown(key)}", "none", HOSTILE)
         needed = values * max(bits, 8) // 8  # torch counts a sub-byte storage in bytes
         if needed > size:
-            refuse(where, f"a storage of {values} values ({needed} bytes)", f"{size} bytes", DAMAGED)
+            refuse(where, f"a storage of {values} values ({needed} bytes)", f"{size} bytes", HOSTILE)
         return Storage(key, type_name, plain, bits, values, size)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError
-from qdeq.files.torch_archive.limits import refuse, shown
 from qdeq.files.torch_archive.pickled import Call, Global
-from qdeq.files.torch_archive.storages import BY_DTYPE, DAMAGED, Storage, StorageReader, is_size
+from qdeq.files.torch_archive.storages import BY_DTYPE, HOSTILE, Storage, StorageReader
+from qdeq.files.untrusted import is_size, refuse, shown
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["StoredTensor", "tensor_from"]
@@ -79,7 +79,7 @@ class StoredTensor:
         last = sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
         piece = memoryview(data)[begin : begin + (last + 1) * width]
         if len(piece) != (last + 1) * width:  # the file shrank since it was opened
-            refuse(where, f"{(last + 1) * width} bytes", f"{len(piece)}", DAMAGED)
+            refuse(where, f"{(last + 1) * width} bytes", f"{len(piece)}", HOSTILE)
         flat = _tensor_over(piece, self.plain)
         # a dimension of one value may have any stride in the file, 0 too, which confuses users of the tensor
         return flat.as_strided(shape, [s if n > 1 else 1 for n, s in zip(shape, stride, strict=True)])
@@ -109,7 +109,7 @@ class StoredTensor:
                 values, scale.clone(), zero_point.clone(), self.axis, self.qscheme, self.dtype, self.shape
             )
         except QdeqError as error:
-            refuse(where, "a consistent quantized tensor", f"({error})", DAMAGED)
+            refuse(where, "a consistent quantized tensor", f"({error})", HOSTILE)
 
 
 def _tensor_over(piece: memoryview, dtype: torch.dtype) -> Tensor:
@@ -130,26 +130,26 @@ def _checked_layout(where: str, storage: Storage, offset: Any, shape: Any, strid
     for name, sizes in (("shape", shape), ("stride", stride)):
         if not isinstance(sizes, tuple | list) or len(sizes) > _MAX_DIMS or not all(is_size(n) for n in sizes):
             got = shown(sizes) if isinstance(sizes, tuple | list) and len(sizes) <= _MAX_DIMS else "something else"
-            refuse(where, f"a {name} of sizes that are not negative", got, DAMAGED)
+            refuse(where, f"a {name} of sizes that are not negative", got, HOSTILE)
     if len(shape) != len(stride) or not is_size(offset):
-        refuse(where, "a shape, as many strides and an offset", shown((offset, shape, stride)), DAMAGED)
+        refuse(where, "a shape, as many strides and an offset", shown((offset, shape, stride)), HOSTILE)
     numel = math.prod(shape)
     if numel == 0:
         if max((n for n in shape), default=0) >= 2**63 or math.prod(n for n in shape if n) >= 2**63:
-            refuse(where, "a shape of less than 2**63 values", shown(shape), DAMAGED)
+            refuse(where, "a shape of less than 2**63 values", shown(shape), HOSTILE)
         return
     if numel * max(bits, 8) >= 2**66:
-        refuse(where, "a shape of less than 2**63 bytes", shown(shape), DAMAGED)
+        refuse(where, "a shape of less than 2**63 bytes", shown(shape), HOSTILE)
     reach = 1
     for step, extent in sorted((step, n) for n, step in zip(shape, stride, strict=True) if n > 1):
         if step < reach:
             refuse(
-                where, "strides that never repeat a value", f"shape {shown(shape)}, strides {shown(stride)}", DAMAGED
+                where, "strides that never repeat a value", f"shape {shown(shape)}, strides {shown(stride)}", HOSTILE
             )
         reach += step * (extent - 1)
     held = storage.size * 8 // bits
     if offset + reach > held:
-        refuse(where, f"at most {held} values in storage {shown(storage.key)}", f"up to {offset + reach}", DAMAGED)
+        refuse(where, f"at most {held} values in storage {shown(storage.key)}", f"up to {offset + reach}", HOSTILE)
 
 
 def _unwrapped(call: object) -> Call | None:
@@ -192,20 +192,20 @@ def tensor_from(where: str, call: object, reader: StorageReader) -> StoredTensor
     if name == "_rebuild_tensor_v3":
         wanted = args[6].name if len(args) > 6 and isinstance(args[6], Global) else ""
         if wanted not in BY_DTYPE:
-            refuse(where, "a known dtype", shown(wanted), DAMAGED)
+            refuse(where, "a known dtype", shown(wanted), HOSTILE)
         kind = BY_DTYPE[wanted]
     _checked_layout(where, storage, offset, shape, stride, kind[2])
     tensor = StoredTensor(reader, storage, offset, tuple(shape), tuple(stride), *kind)
     if name != "_rebuild_qtensor":
         if kind[0].startswith(("q", "bytes")):
-            refuse(where, "quantization parameters with quantized values", "none", DAMAGED)
+            refuse(where, "quantization parameters with quantized values", "none", HOSTILE)
         return tensor
     return _quantized(where, tensor, args[4] if len(args) > 4 else None, reader)
 
 
 def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageReader) -> StoredTensor:
     if not isinstance(params, tuple | list) or len(params) < 3 or not tensor.dtype.startswith("q"):
-        refuse(where, "quantized values with (qscheme, scale, zero point)", shown(tensor.dtype), DAMAGED)
+        refuse(where, "quantized values with (qscheme, scale, zero point)", shown(tensor.dtype), HOSTILE)
     scheme = params[0].name if isinstance(params[0], Global) else _SCHEME_NUMBERS.get(_plain_int(params[0]), "")
     scheme = scheme.replace("_symmetric", "_affine")
     parts = {
@@ -217,22 +217,22 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
     if scheme == "per_tensor_affine":
         scale, zero_point = params[1:3]
         if not isinstance(scale, float | int) or not isinstance(zero_point, int) or abs(zero_point) >= 2**63:
-            refuse(where, "a scale and a zero point", shown((scale, zero_point)), DAMAGED)
+            refuse(where, "a scale and a zero point", shown((scale, zero_point)), HOSTILE)
         _check_zero_range(where, tensor.plain, zero_point)
         return StoredTensor(**parts, qscheme=scheme, scale=float(scale), zero_point=int(zero_point))
     if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams") or len(params) < 4:
-        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(str(params[0])), DAMAGED)
+        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(str(params[0])), HOSTILE)
     scales, zero_points = (tensor_from(where, p, reader) for p in params[1:3])
     axis = params[3]
     if not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(tensor.shape):
-        refuse(where, f"a channel axis from 0 to {len(tensor.shape) - 1}", shown(axis), DAMAGED)
+        refuse(where, f"a channel axis from 0 to {len(tensor.shape) - 1}", shown(axis), HOSTILE)
     for what, part in (("scales", scales), ("zero points", zero_points)):
         if part is None or part.qscheme is not None or part.shape != (tensor.shape[axis],):
-            refuse(where, f"{tensor.shape[axis]} {what}", shown(None if part is None else part.shape), DAMAGED)
+            refuse(where, f"{tensor.shape[axis]} {what}", shown(None if part is None else part.shape), HOSTILE)
     assert scales is not None  # checked above
     assert zero_points is not None
     if scales.dtype not in ("float64", "float32") or zero_points.dtype not in ("int64", "int32", "float32", "float64"):
-        refuse(where, "float scales and integer zero points", f"{scales.dtype}, {zero_points.dtype}", DAMAGED)
+        refuse(where, "float scales and integer zero points", f"{scales.dtype}, {zero_points.dtype}", HOSTILE)
     if zero_points.dtype.startswith("float"):
         scheme = "per_channel_affine_float_qparams"  # torch._tensor writes per_channel_affine for both
     return StoredTensor(**parts, qscheme=scheme, axis=axis, scale=scales, zero_point=zero_points)
@@ -250,7 +250,7 @@ def _plain_int(value: object) -> int:
 def _check_zero_range(where: str, plain: torch.dtype, zero_point: int) -> None:
     info = torch.iinfo(plain)
     if not info.min <= zero_point <= info.max:
-        refuse(where, f"a zero point from {info.min} to {info.max}", str(zero_point), DAMAGED)
+        refuse(where, f"a zero point from {info.min} to {info.max}", str(zero_point), HOSTILE)
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

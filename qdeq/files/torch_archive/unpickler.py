@@ -13,17 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 from qdeq.errors import QdeqError
+from qdeq.files.torch_archive.byte_reader import ByteReader
 from qdeq.files.torch_archive.calls import PYTHON2, build, check_call
 from qdeq.files.torch_archive.limits import (
     MAX_NODES,
     MAX_OPCODES,
     MAX_STACK,
-    MAX_STRING_BYTES,
     REMEDY_BROKEN,
-    refuse,
-    shown,
 )
 from qdeq.files.torch_archive.pickled import Global, Instance, Persistent
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["read_pickle"]
 
@@ -41,31 +40,6 @@ def _key(value: Any) -> Any:
     if isinstance(value, tuple) and len(value) < 100 and all(isinstance(v, str | int | float) for v in value):
         return value
     return _Opaque(value)
-
-
-class _Reader:
-    """The file interface that :func:`pickletools.genops` asks for, over ``buffer[start:stop]``; lengths are checked."""
-
-    def __init__(self, buffer: Any, start: int, stop: int) -> None:
-        self.buffer, self.position, self.stop = buffer, start, stop
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_STRING_BYTES:
-            raise ValueError(f"a string of {size} bytes")
-        begin = self.position
-        self.position = min(begin + size, self.stop)
-        return bytes(self.buffer[begin : self.position])
-
-    def readline(self) -> bytes:
-        chunk = bytes(self.buffer[self.position : min(self.position + (1 << 16), self.stop)])
-        end = chunk.find(b"\n")
-        if end < 0:
-            raise ValueError("no newline found when trying to read a line")
-        self.position += end + 1
-        return chunk[: end + 1]
-
-    def tell(self) -> int:
-        return self.position
 
 
 class _Mark:
@@ -271,7 +245,7 @@ for _opcode in pickletools.opcodes:
 _STOP = ord(".")
 
 
-def _run(machine: _Machine, reader: _Reader) -> None:
+def _run(machine: _Machine, reader: ByteReader) -> None:
     buffer, stop = reader.buffer, reader.stop
     for _ in range(MAX_OPCODES):
         if reader.position >= stop:
@@ -306,7 +280,7 @@ def read_pickle(buffer: Any, where: str, start: int = 0, stop: int | None = None
         QdeqValueError: not a pickle, too large, or a call that is not on the list.
 
     """
-    reader = _Reader(buffer, start, len(buffer) if stop is None else stop)
+    reader = ByteReader(buffer, start, len(buffer) if stop is None else stop)
     machine = _Machine(where)
     try:
         _run(machine, reader)

@@ -12,7 +12,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from qdeq.files.torch_archive.limits import MAX_INFLATED_BYTES, MAX_RECORDS, refuse, shown
+from qdeq.files.torch_archive.limits import MAX_INFLATED_BYTES, MAX_RECORDS
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["Record", "ZipDirectory", "is_zip"]
 
@@ -25,7 +26,6 @@ _STORED, _DEFLATED = 0, 8
 _FLAG_ENCRYPTED, _FLAG_DESCRIPTOR = 0x1, 0x8
 _FULL32 = 0xFFFFFFFF
 _SMALL, _SMALL_TOTAL = 64 << 10, 16 << 20  # bytes
-_DAMAGED = "The file is damaged: get a fresh copy."
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ZipDirectory:
             self.records = self._read_directory()
             self._check_overlaps()
         except (struct.error, IndexError) as error:
-            refuse(path, "a whole zip archive", f"a directory that ends early ({shown(str(error))})", _DAMAGED)
+            refuse(path, "a whole zip archive", f"a directory that ends early ({shown(str(error))})")
 
     def _end(self) -> tuple[int, int, int, int]:
         """Return (number of records, size and offset of the central directory, offset of the end record)."""
@@ -73,61 +73,61 @@ class ZipDirectory:
         tail = bytes(self.buffer[tail_from:size])
         at = tail.rfind(b"PK\x05\x06")
         if at < 0 or at + _END.size > len(tail):
-            refuse(self.path, "a zip archive with its directory at the end", f"none in {size} bytes", _DAMAGED)
+            refuse(self.path, "a zip archive with its directory at the end", f"none in {size} bytes")
         end = tail_from + at
         _, disk, cd_disk, here, count, cd_size, cd_offset, comment = _END.unpack_from(tail, at)
         if end + _END.size + comment != size or disk or cd_disk or here != count:
-            refuse(self.path, "one zip archive that ends with its directory", "bytes or disks beyond it", _DAMAGED)
+            refuse(self.path, "one zip archive that ends with its directory", "bytes or disks beyond it")
         locator = end - _END64_LOCATOR.size
         if locator >= 0 and bytes(self.buffer[locator : locator + 4]) == b"PK\x06\x07":
             _, _, end64, disks = _END64_LOCATOR.unpack_from(self.buffer, locator)
             if end64 + _END64.size > locator or disks > 1:
-                refuse(self.path, "a zip64 directory inside the file", f"one at byte {end64}", _DAMAGED)
+                refuse(self.path, "a zip64 directory inside the file", f"one at byte {end64}")
             magic, _, _, _, disk, cd_disk, here, count64, size64, offset64 = _END64.unpack_from(self.buffer, end64)
             if magic != b"PK\x06\x06" or disk or cd_disk or here != count64:
-                refuse(self.path, "a zip64 directory", shown(magic), _DAMAGED)
+                refuse(self.path, "a zip64 directory", shown(magic))
             for small, full, value in (
                 (count, 0xFFFF, count64),
                 (cd_size, _FULL32, size64),
                 (cd_offset, _FULL32, offset64),
             ):
                 if small not in (full, value):
-                    refuse(self.path, "zip and zip64 directories that agree", f"{small} and {value}", _DAMAGED)
+                    refuse(self.path, "zip and zip64 directories that agree", f"{small} and {value}")
             count, cd_size, cd_offset, end = count64, size64, offset64, end64
         elif count == 0xFFFF or _FULL32 in (cd_size, cd_offset):
-            refuse(self.path, "a zip64 directory", "none", _DAMAGED)
+            refuse(self.path, "a zip64 directory", "none")
         return count, cd_size, cd_offset, end
 
     def _read_directory(self) -> dict[str, Record]:
         count, cd_size, cd_offset, end = self._end()
         if cd_offset + cd_size != end:
-            refuse(self.path, f"the directory to end at byte {end}", f"byte {cd_offset + cd_size}", _DAMAGED)
+            refuse(self.path, f"the directory to end at byte {end}", f"byte {cd_offset + cd_size}")
         if count > MAX_RECORDS or count * _CENTRAL.size > cd_size:
-            refuse(self.path, f"at most {min(MAX_RECORDS, cd_size // _CENTRAL.size)} records", str(count), _DAMAGED)
+            refuse(self.path, f"at most {min(MAX_RECORDS, cd_size // _CENTRAL.size)} records", str(count))
         records: dict[str, Record] = {}
         at = cd_offset
         for _ in range(count):
             record, at = self._read_entry(at, cd_offset, end)
             if record.name in records:
-                refuse(f"{self.path}: {shown(record.name)}", "one record of a name", "two", _DAMAGED)
+                refuse(f"{self.path}: {shown(record.name)}", "one record of a name", "two")
             records[record.name] = record
         if at != end:
-            refuse(self.path, f"a directory of {cd_size} bytes", f"{at - cd_offset} bytes of entries", _DAMAGED)
+            refuse(self.path, f"a directory of {cd_size} bytes", f"{at - cd_offset} bytes of entries")
         folded = {name.casefold() for name in records}
         if len(folded) != len(records):
-            refuse(self.path, "record names that differ in more than case", "two that do not", _DAMAGED)
+            refuse(self.path, "record names that differ in more than case", "two that do not")
         return records
 
     def _read_entry(self, at: int, cd_offset: int, end: int) -> tuple[Record, int]:
         if at + _CENTRAL.size > end:
-            refuse(self.path, "a whole directory entry", f"{end - at} bytes", _DAMAGED)
+            refuse(self.path, "a whole directory entry", f"{end - at} bytes")
         fields = _CENTRAL.unpack_from(self.buffer, at)
         magic, _, _, flags, method, _, _, crc, stored, size, name_len, extra_len, comment_len, disk, _, _, header = (
             fields
         )
         after = at + _CENTRAL.size + name_len + extra_len + comment_len
         if magic != b"PK\x01\x02" or disk not in (0, 0xFFFF) or after > end:
-            refuse(self.path, "a zip directory entry", f"{shown(magic)} at byte {at}", _DAMAGED)
+            refuse(self.path, "a zip directory entry", f"{shown(magic)} at byte {at}")
         name_at = at + _CENTRAL.size
         name = self._name(bytes(self.buffer[name_at : name_at + name_len]))
         where = f"{self.path}: {shown(name)}"
@@ -137,7 +137,7 @@ class ZipDirectory:
             got = "an encrypted one" if flags & _FLAG_ENCRYPTED else f"compression method {method}"
             refuse(where, "a stored or deflated record", got, "Save the checkpoint again with torch.save.")
         if method == _STORED and stored != size:
-            refuse(where, "a stored record of equal sizes", f"{stored} and {size} bytes", _DAMAGED)
+            refuse(where, "a stored record of equal sizes", f"{stored} and {size} bytes")
         data = self._check_local(where, name, flags, method, crc, stored, size, header, cd_offset)
         return Record(name, method, crc, stored, size, header, data), after
 
@@ -145,7 +145,7 @@ class ZipDirectory:
         try:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
-            refuse(self.path, "a record name in UTF-8", shown(raw), _DAMAGED)
+            refuse(self.path, "a record name in UTF-8", shown(raw))
         parts = name.rstrip("/").split("/")
         if (
             not name
@@ -154,7 +154,7 @@ class ZipDirectory:
             or any(ord(c) < 32 for c in name)
             or any(p in ("", ".", "..") for p in parts)
         ):
-            refuse(self.path, "record names that are plain relative paths", shown(name), _DAMAGED)
+            refuse(self.path, "record names that are plain relative paths", shown(name))
         return name
 
     def _check_local(
@@ -162,32 +162,30 @@ class ZipDirectory:
     ) -> int:
         """Compare the local header with the directory; return where the data begins."""
         if header + _LOCAL.size > limit:
-            refuse(where, f"a record before byte {limit}", f"byte {header}", _DAMAGED)
+            refuse(where, f"a record before byte {limit}", f"byte {header}")
         fields = _LOCAL.unpack_from(self.buffer, header)
         magic, _, local_flags, local_method, _, _, local_crc, local_stored, local_size, name_len, extra_len = fields
         begin = header + _LOCAL.size
         data = begin + name_len + extra_len
         if magic != b"PK\x03\x04" or data + stored > limit:
-            refuse(where, f"a record of {stored} bytes inside the file", f"byte {header} to {data + stored}", _DAMAGED)
+            refuse(where, f"a record of {stored} bytes inside the file", f"byte {header} to {data + stored}")
         local_name = self._name(bytes(self.buffer[begin : begin + name_len]))
         if local_name != name or local_method != method or (local_flags ^ flags) & _FLAG_ENCRYPTED:
-            refuse(where, "the local header to repeat the directory", shown(local_name), _DAMAGED)
+            refuse(where, "the local header to repeat the directory", shown(local_name))
         extra = bytes(self.buffer[begin + name_len : data])
         if _FULL32 in (local_size, local_stored):
             local_size, local_stored, _ = _zip64(where, extra, local_size, local_stored, 0)
         follows = bool(local_flags & _FLAG_DESCRIPTOR)
         for local, central in ((local_crc, crc), (local_stored, stored), (local_size, size)):
             if local != central and not (follows and local == 0):
-                refuse(where, f"the local header to say {central}", str(local), _DAMAGED)
+                refuse(where, f"the local header to say {central}", str(local))
         return int(data)
 
     def _check_overlaps(self) -> None:
         before = 0
         for record in sorted(self.records.values(), key=lambda r: r.header):
             if record.header < before:
-                refuse(
-                    f"{self.path}: {shown(record.name)}", f"a record after byte {before}", str(record.header), _DAMAGED
-                )
+                refuse(f"{self.path}: {shown(record.name)}", f"a record after byte {before}", str(record.header))
             before = record.data + record.stored_size
 
     def check_small(self) -> None:
@@ -224,9 +222,9 @@ class ZipDirectory:
             source = memoryview(self.buffer)[record.data : record.data + record.stored_size]
             data = inflater.decompress(source, record.size + 1)
         except zlib.error as error:
-            refuse(where, "deflated data", str(error), _DAMAGED)
+            refuse(where, "deflated data", str(error))
         if len(data) != record.size or not inflater.eof:
-            refuse(where, f"{record.size} bytes of deflated data", "another number", _DAMAGED)
+            refuse(where, f"{record.size} bytes of deflated data", "another number")
         return data
 
     def _check_crc(self, where: str, record: Record, data: memoryview | bytes) -> None:
@@ -236,7 +234,7 @@ class ZipDirectory:
         if record.crc == 0 and found != 0:  # a writer that leaves the checksum out
             self.unchecked.append(record.name)
         elif found != record.crc:
-            refuse(where, f"CRC32 {record.crc:08x}", f"{found:08x}", _DAMAGED)
+            refuse(where, f"CRC32 {record.crc:08x}", f"{found:08x}")
         self._verified.add(record.name)
 
 
@@ -254,6 +252,6 @@ def _zip64(where: str, extra: bytes, size: int, stored: int, header: int) -> tup
         at += 4 + length
     fields = [size, stored, header]
     if len(values) < fields.count(_FULL32):
-        refuse(where, "a zip64 extra field with every size", f"{len(values)} sizes", _DAMAGED)
+        refuse(where, "a zip64 extra field with every size", f"{len(values)} sizes")
     size, stored, header = (values.pop(0) if field == _FULL32 else field for field in fields)
     return size, stored, header

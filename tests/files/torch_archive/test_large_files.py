@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq.weights.weight_file import map_file
+from qdeq.files.mapped import map_file
 
 GIB = 1 << 30
 

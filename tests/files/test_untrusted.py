@@ -1,4 +1,4 @@
-"""Values out of damaged files: worded in one line, whatever they are."""
+"""Values out of a file: worded in one line, whatever they are."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq.files.damaged import is_size, shown
+from qdeq.files.untrusted import is_size, shown
 
 HUGE = 10**5000  # Python refuses to write it out
 

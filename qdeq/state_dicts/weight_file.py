@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import mmap
-import platform
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.state_dicts.attention import keeps_projections
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Plan
+from qdeq.state_dicts.rnn import rnn_shapes_of
+from qdeq.state_dicts.values import shape_of
 from qdeq.weights.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Entry", "WeightFile", "map_file"]
+__all__ = ["Entry", "WeightFile"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
 
     Tensors alias the mapped file and keep the map alive, also after :meth:`close`; writing to one changes neither the
     file nor another mapping of it.
+
+    **The protocol.** A subclass reads one format, or part of another file. It gives the names to :meth:`__init__`,
+    fills the attributes below, and implements ``__getitem__`` (reads one weight), :meth:`entry` (describes one from the
+    file's directory, without its values), :meth:`release` (memory of what was read may go: called now and then by
+    whoever reads all weights in turn, so that a file may be larger than memory), :attr:`files` and :meth:`close`.
+    One that keeps keys of its own beside the float names overrides :meth:`plan_for`.
 
     Attributes:
         path: what was opened.
@@ -116,6 +124,21 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
     def entry(self, name: str) -> Entry:
         """Describe one weight: reads its scales, not its values."""
 
+    def plan_for(self, like: nn.Module | None) -> Plan:
+        """Everything in the file by its float name; tensors are mapped, not copied.
+
+        Args:
+            like: the float model, where it is known; it tells what keys do not.
+
+        """
+        shapes, attentions = rnn_shapes_of(like), not keeps_projections(like)
+        plan = plan_names(self.path, dict(self), shape_of, shapes, attentions=attentions)
+        plan.activations |= self.activation_qparams
+        plan.constants |= self.constants
+        plan.dropped |= self.dropped
+        plan.doubtful |= self.doubtful
+        return plan
+
     def describe(self) -> list[Entry]:
         """Describe every weight, in the file's order, without reading values."""
         return [self.entry(name) for name in self]
@@ -143,23 +166,3 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
         for text in self.warnings:
             report.note("", text)
         return report
-
-
-# Python names it from 3.13 on; asm-generic/mman-common.h says what it is where torch runs, but for PowerPC.
-_ASM_GENERIC = platform.machine() in ("x86_64", "aarch64", "s390x", "riscv64")
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if _ASM_GENERIC else 0)
-
-
-def map_file(file: BinaryIO) -> mmap.mmap:
-    """Map a whole file, copy on write: tensors over it are writable, the file never is.
-
-    Raises:
-        OSError: the system cannot map it.
-        ValueError: it is empty.
-
-    """
-    if sys.platform != "linux":
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    # Without it, Linux refuses to map more than memory and swap together, as if every page would be written to.
-    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)

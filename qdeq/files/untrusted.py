@@ -1,14 +1,15 @@
-"""Values out of a file that may be damaged, or made to do harm: worded, checked, refused."""
+"""Values that came out of a file: nothing is taken on trust, and what is refused is worded here."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.words import clip
 
-__all__ = ["is_size", "refuse", "shown"]
+__all__ = ["DAMAGED", "is_size", "refuse", "shown"]
 
+DAMAGED = "The file is damaged: get a fresh copy."
 _SHOWN = 80
 
 
@@ -22,13 +23,8 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__} with an integer of more than 128 bits"
 
 
-def is_size(value: object) -> bool:
-    """Whether a number can be a size or an offset."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def refuse(where: str, what: str, got: str, remedy: str) -> NoReturn:
-    """Raise the one kind of error that readers of files raise.
+def refuse(where: str, what: str, got: str, remedy: str = DAMAGED) -> NoReturn:
+    """Raise the readers' one kind of error.
 
     Args:
         where: ``file: key``, or the file alone while no key is known.
@@ -38,3 +34,8 @@ def refuse(where: str, what: str, got: str, remedy: str) -> NoReturn:
 
     """
     raise QdeqValueError(expected(where, what, got, remedy))
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a number out of a file can be a size, a stride or an offset."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63

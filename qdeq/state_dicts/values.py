@@ -1,0 +1,42 @@
+"""What a target of a plan comes to: one weight or tensor, read and put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from qdeq.state_dicts.folding import fold_parts
+from qdeq.state_dicts.parts import Fold, Stack
+from qdeq.state_dicts.stacking import stack_weights
+from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
+
+__all__ = ["as_weight", "shape_of", "value_of"]
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a weight or tensor; None for anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight) else None
+
+
+def as_weight(where: str, value: Any) -> QuantizedWeight | Tensor:
+    """A tensor of torch's quantized dtypes as plain integers; anything else as it is."""
+    return weight_from_tensor(value, where) if isinstance(value, Tensor) and value.is_quantized else value
+
+
+def value_of(where: str, value: Any) -> QuantizedWeight | Tensor:
+    """The value of a target whose tensors are read.
+
+    Args:
+        where: for errors.
+        value: a tensor, quantized or not, a quantized weight, or a :class:`Fold` or :class:`Stack` of them.
+
+    Raises:
+        QdeqValueError: parts that do not fit one another.
+
+    """
+    if isinstance(value, Fold):
+        return fold_parts(where, value.part, *value.parts).detach()
+    if isinstance(value, Stack):
+        return stack_weights(where, [as_weight(where, part) for part in value.parts])
+    return as_weight(where, value)
