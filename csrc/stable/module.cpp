@@ -1,29 +1,70 @@
-// pybind11 module qdeq._C: facts about this build and the choice of kernels. The operators are registered in ops.cpp
-// when it loads.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// Module qdeq._C on Python's limited API: facts about this build, the choice of kernels, and what qdeq._torch borrows.
+// The operators are registered in ops.cpp when it loads.
+#include <Python.h>
 
 #include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
 
+#include "common/core.h"
+#include "common/memory.h"
 #include "kernels/kernels.h"
-#include "memory.h"
+#include "stable/threads.h"
 
-PYBIND11_MODULE(_C, m) {
-    m.doc() = "qdeq's kernels and operators on torch's stable ABI";
-    m.attr("built_with_torch") = QDEQ_BUILT_WITH_TORCH;
-    m.attr("compiler") = __VERSION__;
-    m.def("kernels", [] {
-        std::vector<std::string> names;
-        for (int i = 0; i < qdeq::num_kernel_sets(); ++i) names.emplace_back(qdeq::kernel_set(i).name);
-        return names;
-    });
-    m.def("current_kernel", [] { return std::string(qdeq::current_kernels().name); });
-    m.def("force_kernel",
-          [](const std::optional<std::string>& name) { return qdeq::force_kernels(name ? name->c_str() : nullptr); });
-    m.def("advise_huge_pages",
-          [](uintptr_t data, int64_t bytes) { qdeq::advise_huge_pages(reinterpret_cast<void*>(data), bytes); });
-    m.def("last_level_cache_bytes", [] { return qdeq::last_level_cache_bytes(); });
+namespace qdeq {
+namespace {
+
+PyObject* kernels(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    for (int i = 0; names != nullptr && i < num_kernel_sets(); ++i) {
+        PyObject* name = PyUnicode_FromString(kernel_set(i).name);
+        if (name == nullptr || PyList_Append(names, name) != 0) Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
 }
+
+PyObject* current_kernel(PyObject*, PyObject*) { return PyUnicode_FromString(current_kernels().name); }
+
+PyObject* force_kernel(PyObject*, PyObject* name_or_none) {
+    if (name_or_none == Py_None) return PyBool_FromLong(force_kernels(nullptr));
+    const char* name = PyUnicode_AsUTF8AndSize(name_or_none, nullptr);
+    return name == nullptr ? nullptr : PyBool_FromLong(force_kernels(name));
+}
+
+PyObject* cache_bytes(PyObject*, PyObject*) { return PyLong_FromLongLong(last_level_cache_bytes()); }
+
+PyMethodDef methods[] = {
+    {"kernels", kernels, METH_NOARGS, "Kernel sets that run here, fastest first."},
+    {"current_kernel", current_kernel, METH_NOARGS, "The kernel set in use."},
+    {"force_kernel", force_kernel, METH_O, "Use the set of that name (None: the fastest). False: there is none here."},
+    {"last_level_cache_bytes", cache_bytes, METH_NOARGS, "0 where the system does not say."},
+    {nullptr, nullptr, 0, nullptr}};
+
+constexpr Core kCore = {kBuiltFor,    sizeof(Core),       current_kernels,  dequantize_on_threads,
+                        parallel_for, larger_than_caches, advise_huge_pages};
+
+int fill(PyObject* module) {
+    PyObject* core = PyCapsule_New(const_cast<Core*>(&kCore), kCoreName, nullptr);
+    const int failed = PyModule_AddObjectRef(module, "core", core);
+    Py_XDECREF(core);
+    if (failed != 0) return -1;
+    if (PyModule_AddStringConstant(module, "built_with_torch", QDEQ_BUILT_WITH_TORCH) != 0) return -1;
+    if (PyModule_AddStringConstant(module, "built_with_git", QDEQ_BUILT_WITH_GIT) != 0) return -1;
+    return PyModule_AddStringConstant(module, "compiler", __VERSION__);
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(fill)}, {0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "qdeq._C",
+                          "qdeq's kernels and operators, for every Python and every torch.",
+                          0,
+                          methods,
+                          slots,
+                          nullptr,
+                          nullptr,
+                          nullptr};
+
+}  // namespace
+}  // namespace qdeq
+
+PyMODINIT_FUNC PyInit__C() { return PyModuleDef_Init(&qdeq::definition); }

@@ -1,168 +1,57 @@
-// Module qdeq._fbgemm: functions that read fbgemm's packed weights where they lie. Only for the torch that it was built
-// with: it reads fbgemm's C++ objects by their layout. Plain functions and not operators, since no operator on a
-// ScriptObject can be traced anyway, and the dispatcher costs more than a small weight. packed_weight.cpp knows the
-// classes, packed_read.cpp checks and threads, packed/ the layouts and the arithmetic.
-#include <ATen/Functions.h>
-#include <ATen/native/quantized/cpu/fbgemm_utils.h>
-#include <c10/util/Type.h>
-#include <torch/csrc/jit/api/object.h>
-#include <torch/csrc/jit/python/pybind_utils.h>
-#include <torch/csrc/utils/pybind.h>
+// Module qdeq._torch: what reads C++ objects of torch and fbgemm by their layout, so that it works only in the torch that
+// it was built with. It may be missing: everything then works without it, slower, with the same bits.
+#include "this_torch/module.h"
 
-#include <algorithm>
-#include <list>
-#include <memory>
-#include <optional>
-#include <string>
 #include <string_view>
-#include <tuple>
-#include <typeinfo>
-#include <utility>
-#include <vector>
 
-#include "batch.h"
-#include "kernels/kernels.h"
-#include "memory.h"
-#include "packed_read.h"
-#include "packed_weight.h"
+#include "this_torch/borrowed.h"
 
 namespace qdeq {
 namespace {
 
-using ScriptObject = torch::jit::Object;
+const Core* borrowed = nullptr;
 
-// The C++ object behind a ScriptObject; empty for one that a TorchScript class made.
-c10::intrusive_ptr<Packed> packed_of(const ScriptObject& object) {
-    const auto value = object._ivalue();
-    if (value->slots().size() != 1 || !value->getSlot(0).isCapsule()) return {};
-    return value->getSlot(0).toCapsule();
+bool borrow_core() {
+    borrowed = static_cast<const Core*>(PyCapsule_Import(kCoreName, 0));
+    if (borrowed == nullptr) return false;
+    if (borrowed->built_for == std::string_view(kBuiltFor) && borrowed->size == sizeof(Core)) return true;
+    PyErr_Format(PyExc_ImportError, "it is of another build, for torch %s, and qdeq._C for torch %s", kBuiltFor,
+                 borrowed->built_for);
+    return false;
 }
 
-std::optional<PackedWeight> describe(const ScriptObject& object) {
-    const auto packed = packed_of(object);
-    return packed ? qdeq::describe(*packed) : std::nullopt;
-}
+#if defined(QDEQ_WITH_FBGEMM)
+constexpr bool kReadsPackedWeights = true;
+bool add_functions(PyObject* module) { return add_small(module) && add_packed(module); }
+#else
+constexpr bool kReadsPackedWeights = false;
+bool add_functions(PyObject* module) { return add_small(module); }
+#endif
 
-// ---- the functions ----------------------------------------------------------------------------------------------
-
-using Layout = std::tuple<std::string, std::vector<int64_t>, std::vector<int64_t>, bool>;
-
-// Name of the packing (empty: cannot be read in place), shape, strides of a fresh result, per channel.
-Layout layout(const ScriptObject& object) {
-    auto weight = describe(object);
-    if (!weight) return {"", {}, {}, false};
-    return {weight->format, weight->sizes, weight->strides, weight->per_channel};
-}
-
-// The C++ class of a packed weight, such as PackedConvWeightsOnednn<2>; empty for one of another kind.
-std::string class_name(const ScriptObject& object) {
-    const auto packed = packed_of(object);
-    if (!packed) return {};
-    const Packed& held = *packed;
-    return c10::demangle(typeid(held).name());
-}
-
-// float64 scales and int64 zero points, 0-d or 1-d; copies.
-std::tuple<at::Tensor, at::Tensor> qparams(const ScriptObject& object) {
-    const auto weight = describe(object);
-    TORCH_CHECK(weight, "qdeq: this packed weight cannot be read in place");
-    const int64_t count = weight->num_scales();
-    at::Tensor scale = at::empty({count}, at::kDouble);
-    at::Tensor zero_point = at::empty({count}, at::kLong);
-    std::copy_n(weight->scale->begin(), count, scale.mutable_data_ptr<double>());
-    if (weight->table) return {scale, at::zeros({count}, at::kLong)};  // the table's are float32: unpack() has them
-    std::copy_n(weight->zero_point->begin(), count, zero_point.mutable_data_ptr<int64_t>());
-    if (weight->per_channel) return {scale, zero_point};
-    return {scale.reshape({}), zero_point.reshape({})};
-}
-
-// Whether the object is fbgemm's, and its live bias.
-std::tuple<bool, std::optional<at::Tensor>> bias(const ScriptObject& object) {
-    const auto packed = packed_of(object);
-    std::optional<at::Tensor> found;
-    const bool known = packed && packed_bias(*packed, &found);
-    return {known, found};
-}
-
-template <typename F>
-void without_gil(const F& f) {
-    const py::gil_scoped_release others_may_run;
-    f();
-}
-
-// `out`, or a fresh tensor where that is None; or one of the words of packed_read.h.
-py::object dequantize(const ScriptObject& object, const py::object& out, at::ScalarType dtype, std::string_view kernel,
-                      bool allow_bad_scales) {
-    const auto weight = describe(object);
-    const char* obstacle = obstacle_to(weight, allow_bad_scales);
-    if (*obstacle != 0) return py::str(obstacle);
-    const KernelSet& kernels = kernels_named(kernel);
-    if (!out.is_none()) {
-        const auto given = out.cast<at::Tensor>();
-        if (!out_fits(*weight, given, dtype)) return py::str(kBadOut);
-        without_gil([&] { write_floats(*weight, given, kernels); });
-        return out;
-    }
-    at::Tensor fresh;
-    without_gil([&] {
-        fresh = at::empty_strided(weight->sizes, weight->strides, dtype);
-        advise_huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
-        write_floats(*weight, fresh, kernels);
-    });
-    return py::cast(fresh);
-}
-
-at::Tensor int_repr(const ScriptObject& object, std::string_view kernel) {
-    const auto weight = describe(object);
-    TORCH_CHECK(weight && !weight->table, "qdeq: this packed weight's integers cannot be read in place");
-    at::Tensor out = at::empty_strided(weight->sizes, weight->strides, at::kChar);
-    packing::to_int8(weight->matrix, target_of(*weight, out.strides()), kernels_named(kernel), parallel_for,
-                     out.mutable_data_ptr<int8_t>());
-    return out;
-}
-
-// For each object whether it was read into its tensor, and a copy of its bias (batch.h).
-std::vector<std::tuple<bool, std::optional<at::Tensor>>> read_all_objects(const std::vector<ScriptObject>& objects,
-                                                                          const std::vector<at::Tensor>& outs,
-                                                                          std::string_view kernel,
-                                                                          bool allow_bad_scales) {
-    std::vector<c10::intrusive_ptr<Packed>> packed;
-    for (const auto& object : objects) packed.push_back(packed_of(object));
-    const KernelSet& kernels = kernels_named(kernel);
-    std::vector<std::tuple<bool, std::optional<at::Tensor>>> results;
-    without_gil([&] { results = read_all(packed, outs, kernels, allow_bad_scales); });
-    return results;
-}
-
-// For the tests: a linear weight packed with the blocking of another CPU, by fbgemm's own code, told its block sizes.
-py::object linear_packed_for_test(const at::Tensor& weight, int64_t block_cols, int64_t block_rows) {
-    static std::list<fbgemm::BlockingFactors> factors;  // the packed matrix keeps a pointer
-    auto& f = factors.emplace_back();
-    f.MR = f.NR = f.NR_MIN = f.MCB = 8;
-    f.ROW_INTERLEAVE = 4;
-    f.KCB = static_cast<int>(block_cols);
-    f.NCB = static_cast<int>(block_rows);
-    const auto rows = static_cast<int32_t>(weight.size(0)), cols = static_cast<int32_t>(weight.size(1));
-    auto matrix = std::make_unique<fbgemm::PackBMatrix<int8_t>>(
-        fbgemm::matrix_op_t::Transpose, cols, rows, weight.contiguous().const_data_ptr<int8_t>(), cols, nullptr, 1, &f);
-    c10::intrusive_ptr<LinearPackedParamsBase> packed = c10::make_intrusive<PackedLinearWeight>(
-        std::move(matrix), std::nullopt, std::vector<int32_t>{}, std::vector<float>{0.25f}, std::vector<int32_t>{3},
-        c10::kPerTensorAffine);
-    return torch::jit::toPyObject(c10::IValue(std::move(packed)));
-}
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    "qdeq._torch",
+    "What qdeq has for one torch only: a short way in for small tensors, packed weights read in place.",
+    -1,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr};
 
 }  // namespace
+
+const Core& core() { return *borrowed; }
+
 }  // namespace qdeq
 
-PYBIND11_MODULE(_fbgemm, m) {
-    m.doc() = "qdeq's readers of fbgemm's packed weights";
-    m.attr("built_with_torch") = QDEQ_BUILT_WITH_TORCH;
-    m.def("layout", &qdeq::layout);
-    m.def("class_name", &qdeq::class_name);
-    m.def("qparams", &qdeq::qparams);
-    m.def("bias", &qdeq::bias);
-    m.def("dequantize", &qdeq::dequantize);
-    m.def("int_repr", &qdeq::int_repr);
-    m.def("read_all", &qdeq::read_all_objects);
-    m.def("linear_packed_for_test", &qdeq::linear_packed_for_test);
+PyMODINIT_FUNC PyInit__torch() {
+    if (!qdeq::borrow_core()) return nullptr;
+    PyObject* module = PyModule_Create(&qdeq::definition);
+    if (module == nullptr) return nullptr;
+    PyObject* reads_packed = qdeq::kReadsPackedWeights ? Py_True : Py_False;
+    if (qdeq::add_functions(module) && PyModule_AddObjectRef(module, "reads_packed_weights", reads_packed) == 0)
+        return module;
+    Py_DECREF(module);
+    return nullptr;
 }
