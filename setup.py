@@ -17,7 +17,6 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = "0x020d000000000000"  # 2.13.0
-OLDEST_PYTHON = "0x030A0000"  # 3.10
 NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
 
 
@@ -66,12 +65,11 @@ def _this_torch(includes: list[str]) -> Any:
 def _core(includes: list[str]) -> Any:
     from torch.utils.cpp_extension import CppExtension
 
-    abi = [f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}", f"-DPy_LIMITED_API={OLDEST_PYTHON}"]
     return CppExtension(
         "qdeq._C",
         _sources("kernels", "common", "stable"),
         include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=[*_compile_args(includes), *abi],
+        extra_compile_args=[*_compile_args(includes), f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"],
         py_limited_api=True,
     )
 

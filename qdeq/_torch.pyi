@@ -1,4 +1,4 @@
-"""The extension of one torch; may be missing. ``obj`` is the ScriptObject of a packed weight (csrc/this_torch/packed.cpp)."""
+"""The extension of one torch; may be missing. ``obj`` is the ScriptObject of a packed weight."""
 
 from collections.abc import Sequence
 

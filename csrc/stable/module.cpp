@@ -1,5 +1,8 @@
 // Module qdeq._C on Python's limited API: facts about this build, the choice of kernels, and what qdeq._torch borrows.
 // The operators are registered in ops.cpp when it loads.
+// Python 3.10's, whatever the torch at hand would set: the wheel says so.
+#undef Py_LIMITED_API
+#define Py_LIMITED_API 0x030A0000
 #include <Python.h>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Module qdeq._torch: what reads C++ objects of torch and fbgemm by their layout, so that it works only in the torch that
-// it was built with. It may be missing: everything then works without it, slower, with the same bits.
+// Module qdeq._torch: what reads C++ objects of torch and fbgemm by their layout, so that it works only in the torch
+// that it was built with. It may be missing: everything then works without it, slower, with the same bits.
 #include "this_torch/module.h"
 
 #include <string_view>

@@ -24,8 +24,8 @@ try:
 except ImportError as error:
     got = f"none that loads into torch {torch.__version__} ({error})"
     remedy = (
-        "Run `pip install .` in a clone of qdeq, in this environment, beside torch 2.13 or newer; a folder named qdeq in "
-        "the working directory hides the installed package."
+        "Run `pip install .` in a clone of qdeq, in this environment, beside torch 2.13 or newer; a folder named qdeq "
+        "in the working directory hides the installed package."
     )
     raise ImportError(expected("qdeq", "its extension qdeq._C", got, remedy)) from error
 

@@ -1,8 +1,8 @@
 """Packed weights: the opaque objects in which torch's quantized modules keep their weight and bias.
 
 fbgemm's objects are read where they lie, by the extension that belongs to the one torch it was built with
-(:mod:`qdeq.weights.native` loads it only into that torch). Everything else (another engine, another torch, a packing that
-is not known) goes through torch's own ``unpack()``: slower, the same bits.
+(:mod:`qdeq.weights.native` loads it only into that torch). Everything else (another engine, another torch, a packing
+that is not known) goes through torch's own ``unpack()``: slower, the same bits.
 """
 
 from __future__ import annotations
