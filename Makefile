@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt _build/qdeq_build.py \
-	$(shell find csrc -name '*.cpp' -o -name '*.h')
+	$(shell find csrc -type f)
 
 .PHONY: demo test bench lint clean
 .DELETE_ON_ERROR:

@@ -1,8 +1,9 @@
-"""The three extension modules; everything else is in pyproject.toml.
+"""The two extension modules; everything else is in pyproject.toml.
 
-``qdeq._C`` uses torch's stable ABI and runs with every torch from 2.13 on. ``qdeq._direct`` and ``qdeq._fbgemm`` read
-torch's and fbgemm's C++ objects by their layout, so they belong to the one torch that they were built with, and are
-left out where they cannot be built: everything then works without them, slower, with the same bits.
+``qdeq._C`` uses torch's stable ABI and Python's limited API: one file for every Python from 3.10 and every torch from
+2.13 on. ``qdeq._torch`` reads torch's and fbgemm's C++ objects by their layout, so it belongs to the one torch that it
+was built with. Where it cannot be built it is left out, and where fbgemm is missing it is built without the readers of
+packed weights: everything then works without them, slower, with the same bits.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ from typing import Any
 from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
-STABLE_ABI_TARGET = "0x020d000000000000"  # torch 2.13.0
-CORE = ("limits", "memory", "module", "ops")
-DIRECT = ("direct", "memory")
-PACKED = ("batch", "fbgemm_module", "memory", "packed_read", "packed_weight")
+OLDEST_TORCH = "0x020d000000000000"  # 2.13.0
 NEEDS_NO_TORCH = {"egg_info", "dist_info", "sdist", "clean", "--version", "--name"}
 
 
-def _sources(*patterns: str) -> list[str]:
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+def _sources(*folders: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for name in folders for path in (ROOT / "csrc" / name).glob("*.cpp"))
 
 
 def _compile_args(torch_includes: list[str]) -> list[str]:
+    import torch
+
     # -isystem: torch's headers do not pass -Wextra; ours must.  -ffp-contract=off: a fused multiply-add rounds
     # differently from torch.
     args = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+    stamp = [("TORCH", torch.__version__), ("GIT", torch.version.git_version)]
+    args += [f'-DQDEQ_BUILT_WITH_{name}="{value}"' for name, value in stamp]
     return args + [flag for path in torch_includes for flag in ("-isystem", path)]
 
 
@@ -42,13 +44,49 @@ def _has_fbgemm(torch_includes: list[str]) -> bool:
     return any((Path(path) / header).exists() for path in torch_includes)
 
 
-def _extensions() -> tuple[list[Any], dict[str, Any]]:
-    import pybind11
-    import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+def _this_torch(includes: list[str]) -> Any:
+    from torch.utils.cpp_extension import CppExtension
 
-    class BuildWithOptional(BuildExtension):  # type: ignore[misc]
+    sources, flags, own = _sources("this_torch", "packing"), _compile_args(includes), [str(ROOT / "csrc")]
+    if _has_fbgemm(includes):
+        own.append(str(ROOT / "csrc/this_torch/asmjit_stub"))
+        flags += ["-DUSE_FBGEMM", "-DQDEQ_WITH_FBGEMM"]
+    else:
+        print("qdeq: this torch has no fbgemm: packed weights will be unpacked by torch, slower", file=sys.stderr)
+        sources = [f"csrc/this_torch/{name}.cpp" for name in ("module", "small")]
+    # Its pybind11 is the one that torch brings: another version would not see the classes that torch has bound with it.
+    extension = CppExtension(
+        "qdeq._torch", [*sources, "csrc/common/strides.cpp"], include_dirs=own, extra_compile_args=flags
+    )
+    extension.optional = True
+    return extension
+
+
+def _core(includes: list[str]) -> Any:
+    from torch.utils.cpp_extension import CppExtension
+
+    return CppExtension(
+        "qdeq._C",
+        _sources("kernels", "common", "stable"),
+        include_dirs=[str(ROOT / "csrc")],
+        extra_compile_args=[*_compile_args(includes), f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}"],
+        py_limited_api=True,
+    )
+
+
+def _build_command() -> Any:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):  # type: ignore[misc]
         """An optional extension that does not compile is reported and left out; nothing stale stays behind."""
+
+        def run(self) -> None:
+            for folder in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
+                for name in ("_C", "_torch", "_direct", "_fbgemm"):  # the last two were built by qdeq 0.1.0
+                    for stale in (folder / "qdeq").glob(f"{name}.*.so"):
+                        stale.unlink()
+            super().run()
 
         def build_extension(self, ext: Any) -> None:
             try:
@@ -56,61 +94,27 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
             except RuntimeError as error:
                 if not ext.optional:
                     raise
-                for stale in (self.get_ext_fullpath(ext.name), ROOT / self.get_ext_filename(ext.name)):
-                    Path(stale).unlink(missing_ok=True)
-                print(
-                    f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}",
-                    file=sys.stderr,
-                )
+                print(f"qdeq: {ext.name} does not build against torch {torch.__version__}: {error}", file=sys.stderr)
                 print("qdeq: works without it: slower, same bits", file=sys.stderr)
 
-        def copy_extensions_to_source(self) -> None:
-            built = [e for e in self.extensions if Path(self.build_lib, self.get_ext_filename(e.name)).exists()]
-            self.extensions = built
-            super().copy_extensions_to_source()
-
-    includes = include_paths()
-    flags = _compile_args(includes)
-    built_with = f'-DQDEQ_BUILT_WITH_TORCH="{torch.__version__}"'
-    core = CppExtension(
-        "qdeq._C",
-        _sources("csrc/kernels/*.cpp", *(f"csrc/{name}.cpp" for name in CORE)),
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
-        extra_compile_args=[*flags, f"-DTORCH_TARGET_VERSION={STABLE_ABI_TARGET}", built_with],
-    )
-    core.libraries.remove("torch_python")  # not part of the stable ABI
-    # The others look into torch's own objects. Their pybind11 is the one that torch brings: another version would not
-    # see the classes that torch has bound with it.
-    direct = CppExtension(
-        "qdeq._direct",
-        _sources("csrc/kernels/*.cpp", *(f"csrc/{name}.cpp" for name in DIRECT)),
-        include_dirs=[str(ROOT / "csrc")],
-        extra_compile_args=flags,
-    )
-    extensions = [core, direct]
-    if _has_fbgemm(includes):
-        packed = CppExtension(
-            "qdeq._fbgemm",
-            _sources("csrc/kernels/*.cpp", "csrc/packed/*.cpp", *(f"csrc/{name}.cpp" for name in PACKED)),
-            include_dirs=[str(ROOT / "csrc"), str(ROOT / "csrc/packed/asmjit_stub")],
-            extra_compile_args=[*flags, "-DUSE_FBGEMM", built_with],
-        )
-        extensions.append(packed)
-    for extension in extensions[1:]:
-        extension.optional = True
-    return extensions, {"build_ext": BuildWithOptional}
+    return Build
 
 
 def main() -> None:
     try:
-        import torch  # noqa: F401
+        from torch.utils.cpp_extension import include_paths
     except ImportError:
         if not NEEDS_NO_TORCH.intersection(sys.argv):
             raise
         setup()
         return
-    extensions, commands = _extensions()
-    setup(ext_modules=extensions, cmdclass=commands)
+    includes = include_paths()
+    setup(
+        ext_modules=[_core(includes), _this_torch(includes)],
+        cmdclass={"build_ext": _build_command()},
+        # One wheel holds _C for every Python, and a _torch that others than its own leave alone.
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )
 
 
 main()

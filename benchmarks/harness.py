@@ -10,8 +10,10 @@ times of all candidates; ``benchmarks/report.py`` turns it into a table.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,30 @@ import qdeq
 
 __all__ = ["LIMITS", "Case", "assert_same_bits", "calls_for", "limits_given", "measure"]
 
-LIMITS = torch.ops.qdeq_limits
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _built_limits() -> Any:
+    """The loops of benchmarks/csrc/limits.cpp, compiled where that has not been done yet."""
+    from torch.utils import cpp_extension
+
+    folder = ROOT / "build" / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = [ROOT / "benchmarks/csrc/limits.cpp", ROOT / "csrc/common/memory.cpp"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on the compiler
+        cpp_extension.load(
+            "qdeq_limits",
+            [str(source) for source in sources],
+            extra_cflags=["-std=c++20", "-O3", "-DTORCH_TARGET_VERSION=0x020d000000000000"],
+            extra_include_paths=[str(ROOT / "csrc")],
+            build_directory=str(folder),
+            is_python_module=False,
+        )
+    return torch.ops.qdeq_limits
+
+
+LIMITS = _built_limits()
 
 
 @dataclass

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
+from importlib.metadata import metadata, version
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tomllib
@@ -48,35 +53,100 @@ def test_every_public_name_exists_and_is_listed():
 
 
 def test_the_version_is_the_one_of_the_project():
-    from importlib.metadata import version
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert version("qdeq") == project["version"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.slow
-def test_the_wheel_builds_without_a_warning_from_our_files(tmp_path):
-    source = tmp_path / "source"
+# ---- from the sources to an installed package ------------------------------------------------------------------------
+
+
+class Built(NamedTuple):
+    """A source distribution of what is checked in, a wheel made of nothing but that, and the wheel installed."""
+
+    said: str
+    sdist: list[str]
+    wheel: Path
+    site: Path
+
+
+def run_pip(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "pip", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd="/", check=False)
+    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Built:
+    folder = tmp_path_factory.mktemp("built")
+    source = folder / "source"
     subprocess.run(
         ["git", "-C", str(ROOT), "checkout-index", "--all", f"--prefix={source}/"], check=True, capture_output=True
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--wheel-dir", str(tmp_path), str(source)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        cwd="/",
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-4000:]
-    warnings = [line for line in output.splitlines() if re.search(r"\bcsrc/.*\bwarning:", line)]
-    assert not warnings
-    (wheel,) = tmp_path.glob("qdeq-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert any(re.fullmatch(r"qdeq/_C\..*\.so", name) for name in names)
-    assert "qdeq/py.typed" in names
-    assert not [name for name in names if name.startswith(("tests", "csrc", "benchmarks"))]
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder), str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600, cwd="/")
+    (archive,) = folder.glob("qdeq-*.tar.gz")
+    said = run_pip("wheel", "-v", "--no-deps", "--wheel-dir", folder, archive)
+    (wheel,) = folder.glob("qdeq-*.whl")
+    run_pip("install", "--no-deps", "--no-index", "--target", folder / "site", wheel)
+    with tarfile.open(archive) as tar:
+        return Built(said, tar.getnames(), wheel, folder / "site")
+
+
+@pytest.mark.slow
+def test_nothing_of_ours_warns_when_compiled(built):
+    assert not [line for line in built.said.splitlines() if re.search(r"\bcsrc/.*\bwarning:", line)]
+
+
+@pytest.mark.slow
+def test_what_a_distribution_holds(built):
+    assert not [name for name in built.sdist if name.partition("/")[2].startswith(("tests", "benchmarks", "docs"))]
+    names = zipfile.ZipFile(built.wheel).namelist()
+    libraries = {name for name in names if name.endswith(".so")}
+    assert libraries == {"qdeq/_C.abi3.so", f"qdeq/_torch{sysconfig.get_config_var('EXT_SUFFIX')}"}
+    assert {"qdeq/py.typed", "qdeq/_C.pyi", "qdeq/_torch.pyi"} <= set(names)
+    assert {name.partition("/")[0] for name in names} == {"qdeq", f"qdeq-{version('qdeq')}.dist-info"}
+    assert "-cp310-abi3-linux_" in built.wheel.name
+
+
+@pytest.mark.slow
+def test_a_package_made_of_the_source_distribution_works(built):
+    code = """
+import torch, qdeq
+torch.backends.quantized.engine = "fbgemm"
+q = torch._make_per_tensor_quantized_tensor(torch.arange(24, dtype=torch.int8).view(4, 6), 0.1, 3)
+assert torch.equal(qdeq.dequantize(q), q.dequantize())
+assert torch.equal(qdeq.dequantize(torch.ops.quantized.linear_prepack(q, None)), q.dequantize())
+assert qdeq.build_info()["packed_in_place"], qdeq.build_info()
+print(qdeq.__file__)
+"""
+    said = run_python(code, PYTHONPATH=str(built.site), PYTHONWARNINGS="ignore")
+    assert Path(said).is_relative_to(built.site)
+
+
+def test_a_changed_source_of_any_kind_is_built_again():
+    """What the Makefile's environment is rebuilt for: every file of csrc, and what the build itself is made of."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    said = subprocess.run(["make", "-np", "demo"], capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
+    (line,) = (line for line in said.stdout.splitlines() if line.startswith("BUILD_INPUTS :="))
+    files = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert {"csrc/kernels/vector_rows.inl", "csrc/kernels/kernels.h"} <= files
+    assert files | {"pyproject.toml", "setup.py", "_build/qdeq_build.py"} <= set(line.split())
+
+
+def test_the_metadata_names_the_system_and_no_package_that_is_not_imported():
+    facts = metadata("qdeq")
+    assert "Operating System :: POSIX :: Linux" in facts.get_all("Classifier")
+    asked_for = {re.split(r"[<>=!~;\[ ]", entry)[0] for entry in facts.get_all("Requires-Dist") if "test" not in entry}
+    imported = {
+        name
+        for path in Path(qdeq.__file__).parent.rglob("*.py")
+        for name in re.findall(r"^\s*(?:import|from) (\w+)", path.read_text(), flags=re.MULTILINE)
+    }
+    assert "safetensors" not in imported
+    assert "safetensors" not in asked_for
 
 
 def test_setup_py_gives_metadata_without_torch():

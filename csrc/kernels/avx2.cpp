@@ -58,6 +58,7 @@ struct V {
     static void stream(float* p, F x) { _mm256_stream_ps(p, x); }
 };
 
+#define QDEQ_ISA(name) name##_avx2
 #include "kernels/vector_rows.inl"
 
 void to_bfloat16(const float* src, uint16_t* dst, int64_t count, bool stream) {

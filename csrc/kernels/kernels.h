@@ -3,17 +3,17 @@
 // Formulas (all float32 unless said otherwise; round to nearest even; no fused multiply-add anywhere):
 //
 //   kSubFloat   y = (float(q) - z) * s
-//               8-bit values of every scheme, int32 per channel, float qparams
+//               per channel, float qparams
 //
 //   kSubInt32   y = float(int32(q) - int32(z)) * s
-//               int32 per tensor; the subtraction wraps
+//               per tensor; the subtraction wraps
 //
 //   kDouble     y = float(double(float(q) - z) * sd)
 //               per channel, when some scale is not a float32
 //
-// For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z, so kSubFloat is torch's per tensor
-// formula too. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat gives
-// the same bits.
+// For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z: there kSubFloat and kSubInt32 give
+// the same bits. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat
+// gives the same bits.
 //
 // Every kernel set gives the bits of scalar.cpp, reads and writes nothing outside the ranges named here, and needs no
 // alignment beyond that of the element type.
@@ -26,6 +26,7 @@ namespace qdeq {
 
 enum IntType { kInt8 = 0, kUInt8 = 1, kInt32 = 2 };
 enum Formula { kSubFloat = 0, kSubInt32 = 1, kDouble = 2 };
+enum OutType { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 // num_rows rows of row_len integers, each row contiguous, to num_rows contiguous rows of floats.
 // Per row parameters: row r uses scale[r * channel_step], zero_point[r * channel_step].
@@ -62,6 +63,12 @@ struct KernelSet {
     void (*transpose_bytes)(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
                             int64_t num_cols);
 
+    // The same for words of 4 bytes: word c of row r, at dst[r * dst_stride + 4 * c], is the one at
+    // src[c * src_stride + 4 * r]. num_rows is a multiple of 8. `next` is read after this, in the same order: it may be
+    // prefetched, so it need not be readable.
+    void (*transpose_words)(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                            int64_t num_cols, const uint8_t* next);
+
     void (*copy)(const float* src, float* dst, int64_t count, bool stream);
 
     // Makes streamed stores visible before what follows.
@@ -81,6 +88,5 @@ int num_kernel_sets();                         // those that run on this machine
 const KernelSet& kernel_set(int index);        // 0 <= index < num_kernel_sets()
 const KernelSet& current_kernels();            // the forced one, else the first
 bool force_kernels(const char* name_or_null);  // null: automatic again. False: no such set here
-int64_t last_level_cache_bytes();              // 0 where the system does not say
 
 }  // namespace qdeq

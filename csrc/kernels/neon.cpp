@@ -57,6 +57,7 @@ struct V {
     static void stream(float* p, F x) { vst1q_f32(p, x); }
 };
 
+#define QDEQ_ISA(name) name##_neon
 #include "kernels/vector_rows.inl"
 
 void to_bfloat16(const float* src, uint16_t* dst, int64_t count, bool stream) {

@@ -9,7 +9,7 @@ namespace qdeq {
 namespace {
 
 template <typename T, Formula kFormula, bool kPerElement>
-void rows(const RowBlock& b) {
+void dequantize_rows_scalar(const RowBlock& b) {
     using Scale = typename FormulaTypes<kFormula>::Scale;
     using Zero = typename FormulaTypes<kFormula>::Zero;
     const auto* scale = static_cast<const Scale*>(b.scale);
@@ -38,8 +38,11 @@ void fence() {}
 
 }  // namespace
 
-#define QDEQ_PER_ROW(T) {rows<T, kSubFloat, false>, rows<T, kSubInt32, false>, rows<T, kDouble, false>}
-#define QDEQ_PER_ELEMENT(T) {rows<T, kSubFloat, true>, nullptr, rows<T, kDouble, true>}
+#define QDEQ_PER_ROW(T)                                                                        \
+    {dequantize_rows_scalar<T, kSubFloat, false>, dequantize_rows_scalar<T, kSubInt32, false>, \
+     dequantize_rows_scalar<T, kDouble, false>}
+#define QDEQ_PER_ELEMENT(T) \
+    {dequantize_rows_scalar<T, kSubFloat, true>, nullptr, dequantize_rows_scalar<T, kDouble, true>}
 
 const KernelSet kScalarKernels = {
     "scalar",
@@ -50,6 +53,7 @@ const KernelSet kScalarKernels = {
     to_bfloat16,
     to_float16,
     transpose_bytes,
+    transpose_words,
     copy,
     fence,
 };

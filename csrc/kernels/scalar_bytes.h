@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace qdeq {
 namespace {
@@ -18,6 +19,13 @@ void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64
                      int64_t num_cols) {
     for (int64_t r = 0; r < num_rows; ++r)
         for (int64_t c = 0; c < num_cols; ++c) dst[r * dst_stride + c] = src[c * src_stride + r];
+}
+
+void transpose_words(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                     int64_t num_cols, const uint8_t*) {
+    for (int64_t c = 0; c < num_cols; ++c)
+        for (int64_t r = 0; r < num_rows; ++r)
+            std::memcpy(dst + r * dst_stride + 4 * c, src + c * src_stride + 4 * r, 4);
 }
 
 }  // namespace

@@ -45,7 +45,8 @@ void unpack_run(const uint8_t* bytes, int64_t index, int64_t count, int bits, co
 }  // namespace
 
 struct StridedDequantizer::Buffers {
-    alignas(64) uint8_t ints[kTileRows * kTileCols];
+    alignas(64) uint8_t bytes[kTileRows * kTileCols];
+    alignas(64) int32_t words[kTileRows * kTileCols / 4];
     alignas(64) float floats[kBufferLen];
     alignas(64) uint16_t halves[kBufferLen];
 };
@@ -165,24 +166,24 @@ const void* StridedDequantizer::gather(int64_t src, int64_t rows, int64_t cols, 
     const auto* bytes = static_cast<const uint8_t*>(r_.src);
     if (r_.bits < 8 && col_stride == 1) {
         if (row_stride == cols) {
-            unpack_run(bytes, src, rows * cols, r_.bits, kernels, buffers.ints);
+            unpack_run(bytes, src, rows * cols, r_.bits, kernels, buffers.bytes);
         } else {
             for (int64_t r = 0; r < rows; ++r)
-                unpack_run(bytes, src + r * row_stride, cols, r_.bits, kernels, buffers.ints + r * cols);
+                unpack_run(bytes, src + r * row_stride, cols, r_.bits, kernels, buffers.bytes + r * cols);
         }
     } else if (r_.bits < 8) {
         for (int64_t r = 0; r < rows; ++r)
             for (int64_t c = 0; c < cols; ++c)
-                buffers.ints[r * cols + c] = sub_byte_value(bytes, src + r * row_stride + c * col_stride, r_.bits);
+                buffers.bytes[r * cols + c] = sub_byte_value(bytes, src + r * row_stride + c * col_stride, r_.bits);
     } else if (r_.int_type == kInt32) {
-        gather_strided(static_cast<const int32_t*>(r_.src) + src, row_stride, col_stride,
-                       reinterpret_cast<int32_t*>(buffers.ints), rows, cols);
+        gather_strided(static_cast<const int32_t*>(r_.src) + src, row_stride, col_stride, buffers.words, rows, cols);
+        return buffers.words;
     } else if (row_stride == 1) {
-        kernels.transpose_bytes(bytes + src, col_stride, buffers.ints, cols, rows, cols);
+        kernels.transpose_bytes(bytes + src, col_stride, buffers.bytes, cols, rows, cols);
     } else {
-        gather_strided(bytes + src, row_stride, col_stride, buffers.ints, rows, cols);
+        gather_strided(bytes + src, row_stride, col_stride, buffers.bytes, rows, cols);
     }
-    return buffers.ints;
+    return buffers.bytes;
 }
 
 void StridedDequantizer::emit(int64_t dst, int64_t rows, int64_t cols, const KernelSet& kernels, bool stream,

@@ -10,8 +10,6 @@
 
 namespace qdeq {
 
-enum OutType { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
 struct Request {
     const void* src;
     IntType int_type;  // kUInt8 where bits < 8

@@ -6,6 +6,7 @@
 //   F load_sub(const T*, int32_t) (wrapping int32 subtraction first), F sub(F, F), F mul(F, F),
 //   F mul_double(F, const Scales&) with Scales made by broadcast(double) or load_doubles(const double*),
 //   void storeu(float*, F), void stream(float*, F) (aligned to the vector).
+// and the macro QDEQ_ISA(name), which puts the set's name behind a kernel's.
 // A set with masks also defines First, the first lanes of a vector, and takes it as a last argument of every load and
 // of storeu: the other lanes are neither read nor written. kHasMasks says so.
 // No instruction here rounds more than once per operation named in kernels.h.
@@ -120,7 +121,7 @@ inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaT
 }
 
 template <typename T, Formula kFormula, bool kPerElement>
-void rows(const RowBlock& b) {
+void QDEQ_ISA(dequantize_rows)(const RowBlock& b) {
     const auto* scale = static_cast<const typename FormulaTypes<kFormula>::Scale*>(b.scale);
     const auto* zero_point = static_cast<const typename FormulaTypes<kFormula>::Zero*>(b.zero_point);
     if (b.row_len == 0) return;

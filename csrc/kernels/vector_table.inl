@@ -1,6 +1,6 @@
 // The KernelSet of a vector ISA file, once its unnamed namespace holds the functions named here.
-#define QDEQ_PER_ROW(T) {rows<T, kSubFloat, false>, rows<T, kSubInt32, false>, rows<T, kDouble, false>}
-#define QDEQ_PER_ELEMENT(T) {rows<T, kSubFloat, true>, nullptr, rows<T, kDouble, true>}
+#define QDEQ_PER_ROW(T) {QDEQ_ISA(dequantize_rows)<T, kSubFloat, false>, QDEQ_ISA(dequantize_rows)<T, kSubInt32, false>, QDEQ_ISA(dequantize_rows)<T, kDouble, false>}
+#define QDEQ_PER_ELEMENT(T) {QDEQ_ISA(dequantize_rows)<T, kSubFloat, true>, nullptr, QDEQ_ISA(dequantize_rows)<T, kDouble, true>}
 #define QDEQ_KERNEL_SET(name)                                                          \
     {name,                                                                             \
      {QDEQ_PER_ROW(int8_t), QDEQ_PER_ROW(uint8_t), QDEQ_PER_ROW(int32_t)},             \
@@ -10,5 +10,6 @@
      to_bfloat16,                                                                      \
      to_float16,                                                                       \
      transpose_bytes,                                                                  \
+     transpose_words,                                                                  \
      copy,                                                                             \
      fence}

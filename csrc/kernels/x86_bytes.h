@@ -1,4 +1,5 @@
-// Byte shuffles that every x86 kernel set shares: unpacking 4- and 2-bit values, transposing bytes, the store fence.
+// Shuffles that every x86 kernel set shares: unpacking 4- and 2-bit values, transposing bytes and words, the store
+// fence. SSE2 is enough for all but transpose_words, which needs AVX2.
 #pragma once
 
 #include <immintrin.h>
@@ -121,6 +122,41 @@ void transpose_bytes(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64
             for (int k = 0; k < 16; ++k) store_16(to + k * dst_stride, a[k]);
         }
     }
+}
+
+inline void store_halves(uint8_t* low_row, uint8_t* high_row, __m256i values) {
+    store_16(low_row, _mm256_castsi256_si128(values));
+    store_16(high_row, _mm256_extracti128_si256(values, 1));
+}
+
+// Four words of each of eight rows.
+inline void transpose_4x8_words(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride) {
+    const auto load = [&](int64_t c) {
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src + c * src_stride));
+    };
+    const __m256i word0_i32x8 = load(0), word1_i32x8 = load(1), word2_i32x8 = load(2), word3_i32x8 = load(3);
+    const __m256i low01 = _mm256_unpacklo_epi32(word0_i32x8, word1_i32x8);   // rows 0 1 | 4 5
+    const __m256i high01 = _mm256_unpackhi_epi32(word0_i32x8, word1_i32x8);  // rows 2 3 | 6 7
+    const __m256i low23 = _mm256_unpacklo_epi32(word2_i32x8, word3_i32x8);
+    const __m256i high23 = _mm256_unpackhi_epi32(word2_i32x8, word3_i32x8);
+    store_halves(dst, dst + 4 * dst_stride, _mm256_unpacklo_epi64(low01, low23));
+    store_halves(dst + dst_stride, dst + 5 * dst_stride, _mm256_unpackhi_epi64(low01, low23));
+    store_halves(dst + 2 * dst_stride, dst + 6 * dst_stride, _mm256_unpacklo_epi64(high01, high23));
+    store_halves(dst + 3 * dst_stride, dst + 7 * dst_stride, _mm256_unpackhi_epi64(high01, high23));
+}
+
+void transpose_words(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
+                     int64_t num_cols, const uint8_t* next) {
+    int64_t c = 0;
+    for (; c + 4 <= num_cols; c += 4) {
+        for (int64_t byte = 0; byte < 4 * src_stride; byte += std::max<int64_t>(src_stride, 64))
+            _mm_prefetch(reinterpret_cast<const char*>(next + c * src_stride + byte), _MM_HINT_T1);
+        for (int64_t r = 0; r < num_rows; r += 8)
+            transpose_4x8_words(src + c * src_stride + 4 * r, src_stride, dst + r * dst_stride + 4 * c, dst_stride);
+    }
+    for (; c < num_cols; ++c)
+        for (int64_t r = 0; r < num_rows; ++r)
+            std::memcpy(dst + r * dst_stride + 4 * c, src + c * src_stride + 4 * r, 4);
 }
 
 void fence() { _mm_sfence(); }

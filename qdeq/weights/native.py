@@ -1,4 +1,4 @@
-"""The native side, typed: operators, kernel choice, facts about the build. The only file that names ``_C``.
+"""The native side, typed: operators, kernel choice, facts about the build. The only file that names the extensions.
 
 The operators take plain tensors, so ``torch.compile`` traces through them; their fake kernels are here beside the
 wrappers. They check enough to be memory safe and raise a bare ``RuntimeError``: callers find out what was wrong and
@@ -8,16 +8,26 @@ word it (:mod:`qdeq.weights.weight`).
 from __future__ import annotations
 
 import importlib
+import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from qdeq import _C
 from qdeq.errors import QdeqValueError, expected
+
+try:
+    import qdeq._C as _C
+except ImportError as error:
+    got = f"none that loads into torch {torch.__version__} ({error})"
+    remedy = (
+        "Run `pip install .` in a clone of qdeq, in this environment, beside torch 2.13 or newer; a folder named qdeq "
+        "in the working directory hides the installed package."
+    )
+    raise ImportError(expected("qdeq", "its extension qdeq._C", got, remedy)) from error
 
 __all__ = [
     "OUT_DTYPES",
@@ -30,33 +40,47 @@ __all__ = [
     "dequantize_quantized",
     "fresh_strides",
     "kernels",
+    "this_torch",
     "use_kernel",
-    "why_not",
+    "why_not_in_place",
 ]
 
 OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def why_not(module: str) -> str:
-    """Say why a native module that belongs to the torch it was built with may not be loaded; empty if it is loaded.
-
-    Args:
-        module: full name, such as "qdeq._direct".
-
-    """
-    built, running = (version.partition("+")[0] for version in (built_with_torch(), torch.__version__))
-    if built != running:
-        return f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return f"the extension {module} was not built or does not load: {error}"
-    return ""
-
-
 def built_with_torch() -> str:
-    """Return the version of the torch that the extensions were built with."""
-    return str(_C.built_with_torch)
+    """Return the version of the torch that the extensions were built with, local part and all."""
+    return _C.built_with_torch
+
+
+def _load_this_torch() -> tuple[Any, str]:
+    """Load ``qdeq._torch``, which belongs to the torch that it was built with, or say why it may not be loaded."""
+    built, git, running, running_git = (
+        _C.built_with_torch,
+        _C.built_with_git,
+        torch.__version__,
+        torch.version.git_version,
+    )
+    if built != running:
+        return None, f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
+    if git != running_git:
+        what = f"qdeq was built with torch {built} of commit {git}, this is the one of commit {running_git}"
+        return None, f"{what}. Reinstall qdeq to change that"
+    try:
+        return importlib.import_module("qdeq._torch"), ""
+    except ImportError as error:
+        return None, f"the extension qdeq._torch was not built or does not load: {error}"
+
+
+this_torch, _why_not_loaded = _load_this_torch()
+"""The extension of this torch (``qdeq/_torch.pyi``), None where it may not be loaded."""
+
+
+def why_not_in_place() -> str:
+    """Say why packed weights cannot be read where they lie; empty if they can."""
+    if this_torch is not None and not this_torch.reads_packed_weights:
+        return "the extension qdeq._torch was built with a torch without fbgemm"
+    return _why_not_loaded
 
 
 def _no_short_way(q: object, out: object) -> Tensor | None:
@@ -65,8 +89,7 @@ def _no_short_way(q: object, out: object) -> Tensor | None:
 
 # dequantize_direct(q, out): q's values in float32 in ``out`` (None: a fresh tensor), without the dispatcher's cost, for
 # small whole contiguous tensors; None where it is not that simple, and for everything that could be an error.
-_direct = None if why_not("qdeq._direct") else sys.modules["qdeq._direct"]
-dequantize_direct: Callable[[object, object], Tensor | None] = getattr(_direct, "dequantize_direct", _no_short_way)
+dequantize_direct: Callable[[object, object], Tensor | None] = getattr(this_torch, "dequantize_small", _no_short_way)
 
 _dequantize = torch.ops.qdeq.dequantize.default
 _dequantize_out = torch.ops.qdeq.dequantize_out.default
@@ -171,7 +194,7 @@ def _fake_dequantize_out(*_: object) -> None:
     return None
 
 
-# Elements below which no result is large, in any dtype: csrc/memory.cpp draws the line, at more bytes.
+# Elements below which no result is large, in any dtype: csrc/common/memory.cpp draws the line, at more bytes.
 _MAYBE_LARGE = 1 << 18
 
 
@@ -180,20 +203,20 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
     A fresh large result otherwise costs more in page faults than in arithmetic.
     """
-    result = torch.empty(shape, dtype=dtype)
-    if result.numel() >= _MAYBE_LARGE:
-        _C.advise_huge_pages(result.data_ptr(), result.nbytes)
+    if math.prod(shape) < _MAYBE_LARGE:
+        return torch.empty(shape, dtype=dtype)
+    result: Tensor = torch.ops.qdeq.empty.default(shape, dtype)
     return result
 
 
 def kernels() -> list[str]:
     """Names of the kernel sets that run on this machine, fastest first. The last is always ``"scalar"``."""
-    return list(_C.kernels())
+    return _C.kernels()
 
 
 def current_kernel() -> str:
     """Name of the kernel set in use."""
-    return str(_C.current_kernel())
+    return _C.current_kernel()
 
 
 class _KernelChoice:
@@ -222,8 +245,6 @@ def _force(name: str | None, where: str) -> None:
         )
     if not _C.force_kernel(name):
         raise QdeqValueError(expected(where, f"one of {kernels()}", repr(name), "Other sets do not run here."))
-    if _direct is not None:
-        _direct.force_kernel(name)
     _forced = name
 
 

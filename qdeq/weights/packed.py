@@ -1,15 +1,13 @@
 """Packed weights: the opaque objects in which torch's quantized modules keep their weight and bias.
 
-fbgemm's objects are read where they lie, by the extension ``qdeq._fbgemm``. That extension belongs to the one torch it
-was built with, so it is loaded only into that torch. Everything else (another engine, another torch, a packing that
-is not known) goes through torch's own ``unpack()``: slower, the same bits.
+fbgemm's objects are read where they lie, by the extension that belongs to the one torch it was built with
+(:mod:`qdeq.weights.native` loads it only into that torch). Everything else (another engine, another torch, a packing
+that is not known) goes through torch's own ``unpack()``: slower, the same bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -47,7 +45,7 @@ __all__ = [
 
 _KINDS = frozenset({LINEAR, SPARSE_LINEAR, CONV2D, CONV3D, EMBEDDING})
 
-# What csrc/fbgemm_module.cpp answers where it has no result.
+# What csrc/this_torch/packed.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
 
@@ -90,7 +88,7 @@ def dequantize_packed(
     if dtype in ops.OUT_DTYPES and isinstance(obj, torch.ScriptObject) and (out is None or isinstance(out, Tensor)):
         native = _native()
         if native is not None:
-            result = native.dequantize(obj, out, dtype, ops.current_kernel(), allow_bad_scales)
+            result = native.dequantize(obj, out, dtype, allow_bad_scales)
             if not isinstance(result, str):
                 return cast(Tensor, result)
             _raise_for(result, native, obj, where, out, dtype)
@@ -147,7 +145,7 @@ def is_direct_conv(obj: object) -> bool:
 
 
 def is_onednn(obj: object) -> bool:
-    """Whether onednn packed a weight; False where ``qdeq._fbgemm`` is not there to look.
+    """Whether onednn packed a weight; False where the extension is not there to look.
 
     The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
     """
@@ -213,7 +211,7 @@ def read_convolutions(
     native = _native()
     if native is None or not objs:
         return [(False, None)] * len(objs)
-    return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, ops.current_kernel(), allow_bad_scales))
+    return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, allow_bad_scales))
 
 
 def in_place_status() -> tuple[bool, str]:
@@ -224,14 +222,13 @@ def in_place_status() -> tuple[bool, str]:
 # ---- the extension, if it may be loaded ------------------------------------------------------------------------------
 
 
-@functools.cache
 def _why_not() -> str:
-    return ops.why_not("qdeq._fbgemm")
+    return ops.why_not_in_place()
 
 
 def _native() -> Any:
     """Return the extension, None where it may not be loaded."""
-    return None if _why_not() else sys.modules["qdeq._fbgemm"]
+    return None if _why_not() else ops.this_torch
 
 
 ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
@@ -249,7 +246,7 @@ class _Layout(NamedTuple):
 def _unpack_in_place(obj: object, native: Any, layout: _Layout) -> QuantizedWeight:
     scale, zero_point = native.qparams(obj)
     axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
-    integers = native.int_repr(obj, ops.current_kernel())
+    integers = native.int_repr(obj)
     return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
 
 

@@ -1,13 +1,15 @@
-"""C++ programs of the tests: compiled without torch from the kernels' own sources, and run with a random seed."""
+"""C++ of the tests: programs made of the kernels' own sources, without torch, and operators that torch loads."""
 
 from __future__ import annotations
 
 import random
 import subprocess
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc"
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{CSRC}"]
 SANITIZE = ["-O1", "-g", "-Wno-error", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
@@ -41,3 +43,21 @@ def can_sanitize(compiler: str, tmp_path: Path) -> bool:
     ).returncode:
         return False
     return subprocess.run([str(built)], capture_output=True, check=False).returncode == 0
+
+
+def load_operators(source: Path) -> None:
+    """Compile a file that registers operators on fbgemm's classes, and load it; kept in build/ for the next run."""
+    from torch.utils import cpp_extension
+
+    folder = ROOT / "build" / "tests"
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's remarks on the compiler
+        cpp_extension.load(
+            source.stem,
+            [str(source)],
+            extra_cflags=["-std=c++20", "-O1", "-DUSE_FBGEMM"],
+            extra_include_paths=[str(CSRC / "this_torch/asmjit_stub")],
+            build_directory=str(folder),
+            is_python_module=False,
+        )

@@ -61,6 +61,15 @@ void check_rows(const KernelSet& set, int type, int formula, bool per_element, i
     require_same(got.data(), want.data(), got.size() * 4, set, "rows", cols);
 }
 
+void check_words(const KernelSet& set) {
+    const int64_t rows = draw(1, 8) * 8, cols = draw(1, 70), gap = draw(0, 9);
+    const auto words = random_bytes(rows * cols * 4);
+    std::vector<uint8_t> got(rows * (cols * 4 + gap), 9), want(got);
+    set.transpose_words(words.data(), rows * 4, got.data(), cols * 4 + gap, rows, cols, words.data());
+    kScalarKernels.transpose_words(words.data(), rows * 4, want.data(), cols * 4 + gap, rows, cols, words.data());
+    require_same(got.data(), want.data(), got.size(), set, "transpose_words", rows * cols);
+}
+
 void check_bytes(const KernelSet& set, int64_t n) {
     const auto packed = random_bytes(n + 1);
     std::vector<uint8_t> got(n + 8, 9), want(got);
@@ -76,6 +85,7 @@ void check_bytes(const KernelSet& set, int64_t n) {
     set.transpose_bytes(square.data(), rows, turned.data(), cols, rows, cols);
     kScalarKernels.transpose_bytes(square.data(), rows, turned_want.data(), cols, rows, cols);
     require_same(turned.data(), turned_want.data(), turned.size(), set, "transpose_bytes", rows * cols);
+    check_words(set);
 }
 
 void check_halves(const KernelSet& set, int64_t n, bool stream) {

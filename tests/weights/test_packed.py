@@ -224,57 +224,6 @@ def test_not_a_packed_weight() -> None:
         packed.packed_bias(3)
 
 
-# ---- without the extension -------------------------------------------------------------------------------------------
-
-OTHER_TORCH = """
-import sys
-import torch
-from qdeq import _C
-_C.built_with_torch = "9.9.9+cpu"
-import qdeq
-torch.backends.quantized.engine = "fbgemm"
-torch.manual_seed(0)
-zero_point = torch.zeros(30, dtype=torch.long)
-q = torch.quantize_per_channel(torch.randn(30, 50), torch.rand(30) + 0.1, zero_point, 0, torch.qint8)
-result = qdeq.dequantize(torch.ops.quantized.linear_prepack(q, None))
-reference = torch.ops.quantized.linear_prepack(q, None).unpack()[0].dequantize()
-assert torch.equal(result.view(torch.int32), reference.view(torch.int32))
-assert "qdeq._fbgemm" not in sys.modules
-info = qdeq.build_info()
-assert info["packed_in_place"] is False
-print(info["packed_in_place_why_not"])
-"""
-
-
-def test_another_torch_never_loads_the_extension() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", OTHER_TORCH], capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    assert "built with torch 9.9.9, this is torch" in done.stdout
-
-
-def test_a_missing_extension_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qdeq._fbgemm", None)
-    packed._why_not.cache_clear()
-    try:
-        assert qdeq.build_info()["packed_in_place"] is False
-        assert "qdeq._fbgemm" in str(qdeq.build_info()["packed_in_place_why_not"])
-        assert torch.equal(qdeq.dequantize(linear()), torch.full((4, 8), 0.1))
-    finally:
-        monkeypatch.undo()
-        packed._why_not.cache_clear()
-
-
-def test_local_part_of_the_version_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "__version__", torch.__version__.partition("+")[0] + "+another")
-    packed._why_not.cache_clear()
-    try:
-        assert packed.in_place_status() == (True, "")
-    finally:
-        packed._why_not.cache_clear()
-
-
 FORK = """
 import os
 import torch

@@ -8,11 +8,11 @@
 #include <random>
 #include <vector>
 
-#include "packed/embedding.h"
-#include "packed/emit_rows.h"
+#include "packing/embedding.h"
+#include "packing/emit_rows.h"
 
 using namespace qdeq;
-using namespace qdeq::packed;
+using namespace qdeq::packing;
 
 namespace {
 
@@ -115,7 +115,7 @@ void check(const KernelSet& set, const Source& s, Target::Columns columns) {
     const Target to = target(s, columns);
     std::vector<float> got(want.size(), 7.0f);
     to_float(s.matrix, {scale.data(), zero.data(), per_row}, to, set, draw(0, 1) == 1, on_two_threads, got.data(),
-             packed::OutType::kFloat32);
+             kFloat32);
     if (std::memcmp(got.data(), want.data(), want.size() * 4) != 0) fail(set, s, "float32");
     std::vector<int8_t> ints(want.size(), 7);
     to_int8(s.matrix, to, set, on_two_threads, ints.data());
@@ -123,7 +123,7 @@ void check(const KernelSet& set, const Source& s, Target::Columns columns) {
     std::vector<uint16_t> halves(want.size()), want_halves(want.size());
     kScalarKernels.to_bfloat16(want.data(), want_halves.data(), count, false);
     to_float(s.matrix, {scale.data(), zero.data(), per_row}, to, set, draw(0, 1) == 1, on_two_threads, halves.data(),
-             packed::OutType::kBFloat16);
+             kBFloat16);
     if (halves != want_halves) fail(set, s, "bfloat16");
 }
 
@@ -141,7 +141,7 @@ void check_embedding(const KernelSet& set) {
             want[static_cast<size_t>(r * cols + c)] = (static_cast<float>(q) - 3.5f) * 0.25f;
         }
     const EmbeddingTable table{bytes.data(), rows, cols, bits, row_bytes, scale.data(), zero.data()};
-    embedding_to_float(table, set, draw(0, 1) == 1, on_two_threads, got.data(), packed::OutType::kFloat32, cols, 1);
+    embedding_to_float(table, set, draw(0, 1) == 1, on_two_threads, got.data(), kFloat32, cols, 1);
     if (got == want) return;
     std::printf("%s: embedding of %lld bits differs\n", set.name, static_cast<long long>(bits));
     std::exit(1);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 
 import qdeq
 from qdeq.weights import packed
+from tests.helpers.native import load_operators
 from tests.weights.packed import cases
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
@@ -148,16 +151,25 @@ def test_larger_than_the_cache(way: str) -> None:
     assert_bits(packed.dequantize_packed(obj, where="test", out=shifted), reference)
 
 
+@pytest.fixture(scope="module")
+def linear_packed() -> Callable[..., Any]:
+    if shutil.which("g++") is None:
+        pytest.skip("g++ is not installed")
+    load_operators(Path(__file__).with_name("other_blocking.cpp"))
+    return torch.ops.qdeq_test.linear_packed
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", qdeq.kernels())
 @pytest.mark.parametrize("blocking", [(512, 8), (512, 48), (256, 32), (512, 16), (128, 24), (64, 4), (4, 2)], ids=str)
-def test_blockings_of_other_machines(kernel: str, blocking: tuple[int, int]) -> None:
+def test_blockings_of_other_machines(linear_packed: Any, kernel: str, blocking: tuple[int, int]) -> None:
     """(columns, rows) of a block: AVX2, AVX-512 VNNI, AVX-512, and some that no machine uses."""
     assert packed.in_place_status()[0]
     rng = random.Random(str(blocking))
     for _ in range(12):
         rows, cols = (rng.choice([rng.randint(1, 100), rng.randint(1, 1100), blocking[0] + 1]) for _ in range(2))
         weight = torch.randint(-128, 128, (rows, cols), dtype=torch.int8)
-        obj = packed._native().linear_packed_for_test(weight, *blocking)
+        obj = linear_packed(weight, *blocking)
         reference = (weight.int() - 3).float() * 0.25
         with qdeq.use_kernel(kernel):
             assert_bits(qdeq.dequantize(obj), reference)

@@ -19,5 +19,5 @@ def test_readers_follow_the_formula_and_stay_inside(tmp_path):
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
     flags = SANITIZE if can_sanitize("g++", tmp_path) else []
-    said = build_and_run("g++", PROGRAM, tmp_path, folders=["kernels", "packed"], flags=flags)
+    said = build_and_run("g++", PROGRAM, tmp_path, folders=["kernels", "packing"], flags=flags)
     assert [line.partition(":")[0] for line in said.splitlines()[1:]] == qdeq.kernels()

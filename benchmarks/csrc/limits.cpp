@@ -1,4 +1,4 @@
-// What this machine's memory can do: loops that only move bytes, for benchmarks/. Not part of the package's interface.
+// What this machine's memory can do: loops that only move bytes. Built by benchmarks/harness.py, never shipped.
 #include <sys/mman.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -6,7 +6,7 @@
 
 #include <cstring>
 
-#include "memory.h"
+#include "common/memory.h"
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif

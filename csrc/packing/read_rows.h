@@ -4,11 +4,10 @@
 #include <cstdint>
 #include <variant>
 
-#include "packed/layouts.h"
+#include "kernels/kernels.h"
+#include "packing/layouts.h"
 
-namespace qdeq::packed {
-
-enum class Isa { kScalar, kAvx2 };
+namespace qdeq::packing {
 
 using Matrix = std::variant<Blocked, Depthwise, Groupwise, Direct>;
 
@@ -48,6 +47,6 @@ constexpr int64_t kRowSlack = 16;
 
 // Writes element (r, c) of the tile to rows[r * row_bytes + c]; row_bytes >= tile.cols + kRowSlack, or == tile.cols for
 // end_to_end. The buffer holds tiling.rows_per_tile rows and kRowSlack bytes more, all of which may be written.
-void read_tile(const Matrix& matrix, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes);
+void read_tile(const Matrix& matrix, const Tile& tile, const KernelSet& kernels, int8_t* rows, int64_t row_bytes);
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

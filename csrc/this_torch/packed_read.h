@@ -1,15 +1,11 @@
-// Reading a described packed weight into a tensor: checks, threads, kernels.
+// Reading a described packed weight into a tensor.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
-#include <functional>
 #include <optional>
-#include <string_view>
 
-#include "kernels/kernels.h"
-#include "packed_weight.h"
+#include "this_torch/packed_weight.h"
 
 namespace qdeq {
 
@@ -26,11 +22,6 @@ const char* obstacle_to(const std::optional<PackedWeight>& weight, bool allow_ba
 bool out_fits(const PackedWeight& weight, const at::Tensor& out, at::ScalarType dtype);
 
 // `out` fits.
-void write_floats(const PackedWeight& weight, const at::Tensor& out, const KernelSet& kernels);
-
-const KernelSet& kernels_named(std::string_view name);
-
-// On torch's threads, where that is safe and more than `grain` items are to be done.
-void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body);
+void write_floats(const PackedWeight& weight, const at::Tensor& out);
 
 }  // namespace qdeq

@@ -1,22 +1,18 @@
-#include "packed/emit_rows.h"
+#include "packing/emit_rows.h"
 
 #include <algorithm>
 #include <cstring>
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 namespace {
 
 constexpr int64_t kElementsPerThread = 32768;  // below this a second thread costs more than it brings
 
-Isa isa_of(const KernelSet& kernels) {
-    return std::strcmp(kernels.name, kScalarKernels.name) == 0 ? Isa::kScalar : Isa::kAvx2;
-}
-
 // Calls emit(tile, rows, row_bytes) for every tile of the matrix, with the tile's values as rows of int8, their columns
 // in the target's order unless that is kScattered. Each thread gets its own copy of emit.
 template <typename Emit>
-void for_each_tile(const Matrix& matrix, const Target& target, const KernelSet& kernels,
-                   const ParallelFor& parallel_for, const Emit& emit_of_all) {
+void for_each_tile(const Matrix& matrix, const Target& target, const KernelSet& kernels, ParallelFor parallel_for,
+                   const Emit& emit_of_all) {
     const bool transposes = target.columns == Target::kTransposed;
     const Tiling tiling = tiling_of(matrix, transposes);
     const int64_t row_bytes =
@@ -30,7 +26,7 @@ void for_each_tile(const Matrix& matrix, const Target& target, const KernelSet& 
         for (int64_t index = begin; index < end; ++index) {
             const Tile tile = tile_at(tiling, index);
             if (tile.rows == 0) continue;
-            read_tile(matrix, tile, isa_of(kernels), rows.data(), row_bytes);
+            read_tile(matrix, tile, kernels, rows.data(), row_bytes);
             for (int64_t r = 0; transposes && r < tile.rows; ++r) {
                 kernels.transpose_bytes(reinterpret_cast<const uint8_t*>(rows.data() + r * row_bytes), target.channels,
                                         reinterpret_cast<uint8_t*>(transposed.data() + r * row_bytes), target.taps,
@@ -76,7 +72,7 @@ struct FloatTiles {
         block.scale = qparams.scale + channel;
         block.zero_point = qparams.zero_point + channel;
         block.stream = stream;
-        if (type != OutType::kFloat32 || target.columns == Target::kScattered) {
+        if (type != kFloat32 || target.columns == Target::kScattered) {
             buffered(tile, block);
             return;
         }
@@ -98,12 +94,12 @@ struct FloatTiles {
             row.stream = false;
             kernels.per_row[kInt8][kSubFloat](row);
             const int64_t start = row_start(target, tile, r);
-            if (type == OutType::kFloat32) {
+            if (type == kFloat32) {
                 scatter(target, tile, values.data(), static_cast<float*>(out) + start);
                 continue;
             }
             auto* to = static_cast<uint16_t*>(out) + start;
-            auto* convert = type == OutType::kBFloat16 ? kernels.to_bfloat16 : kernels.to_float16;
+            auto* convert = type == kBFloat16 ? kernels.to_bfloat16 : kernels.to_float16;
             if (target.columns == Target::kScattered) {
                 convert(values.data(), halves.data(), tile.cols, false);
                 scatter(target, tile, halves.data(), to);
@@ -117,13 +113,13 @@ struct FloatTiles {
 }  // namespace
 
 void to_float(const Matrix& matrix, const Qparams& qparams, const Target& target, const KernelSet& kernels, bool stream,
-              const ParallelFor& parallel_for, void* out, OutType type) {
+              ParallelFor parallel_for, void* out, OutType type) {
     const int64_t rows_per_group = tiling_of(matrix, false).rows_per_group;
     for_each_tile(matrix, target, kernels, parallel_for,
                   FloatTiles{qparams, target, kernels, rows_per_group, stream, out, type});
 }
 
-void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernels, const ParallelFor& parallel_for,
+void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernels, ParallelFor parallel_for,
              int8_t* out) {
     for_each_tile(matrix, target, kernels, parallel_for, [&](const Tile& tile, const int8_t* rows, int64_t row_bytes) {
         for (int64_t r = 0; r < tile.rows; ++r) {
@@ -138,4 +134,4 @@ void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernel
     });
 }
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

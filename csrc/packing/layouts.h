@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 
 // fbgemm::PackBMatrix<int8_t>: linear, and convolution by im2col or 1x1 ("pointwise").
 //
@@ -131,4 +131,4 @@ struct Direct {
     }
 };
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

@@ -1,22 +1,20 @@
-#include "packed/read_rows.h"
-
-#include <immintrin.h>
+#include "packing/read_rows.h"
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 namespace {
 
 constexpr int64_t kTileBytes = 128 << 10;  // stays in a second-level cache
-constexpr int64_t kBlockedRows = 8;        // one 32-byte register holds a quad of 8 rows
+constexpr int64_t kBlockedRows = 8;        // KernelSet::transpose_words takes rows by eights
 constexpr int64_t kTileRows = 16;          // a quad of 16 rows fills a cache line
 constexpr int64_t kDepthwiseRows = 32;
 
 // ---- Blocked ----------------------------------------------------------------------------------------------------
 
-void read_blocked_scalar(const Blocked& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
+void read_blocked_by_element(const Blocked& m, const Tile& tile, int8_t* rows, int64_t row_bytes) {
     for (int64_t r = 0; r < tile.rows; ++r) {
         for (int64_t c = 0; c < tile.cols; ++c) {
             rows[r * row_bytes + c] = m.data[m.offset(tile.group, tile.row + r, tile.col + c)];
@@ -24,63 +22,25 @@ void read_blocked_scalar(const Blocked& m, const Tile& tile, int8_t* rows, int64
     }
 }
 
-__attribute__((target("avx2"))) inline void store_halves(int8_t* low_row, int8_t* high_row, __m256i values) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(low_row), _mm256_castsi256_si128(values));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(high_row), _mm256_extracti128_si256(values, 1));
-}
-
-// Four quads of eight rows, 16 columns: a 4 x 8 transpose of 32-bit words. `quads` is the first quad of the first of
-// the eight rows; the next quad of the same rows is quad_bytes further.
-__attribute__((target("avx2"))) inline void transpose_4_quads(const int8_t* quads, int64_t quad_bytes, int8_t* rows,
-                                                              int64_t row_bytes) {
-    const auto load = [&](int64_t i) __attribute__((target("avx2"))) {
-        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quads + i * quad_bytes));
-    };
-    const __m256i quad0_i32x8 = load(0), quad1_i32x8 = load(1), quad2_i32x8 = load(2), quad3_i32x8 = load(3);
-    const __m256i low01 = _mm256_unpacklo_epi32(quad0_i32x8, quad1_i32x8);   // rows 0 1 | 4 5
-    const __m256i high01 = _mm256_unpackhi_epi32(quad0_i32x8, quad1_i32x8);  // rows 2 3 | 6 7
-    const __m256i low23 = _mm256_unpacklo_epi32(quad2_i32x8, quad3_i32x8);
-    const __m256i high23 = _mm256_unpackhi_epi32(quad2_i32x8, quad3_i32x8);
-    store_halves(rows, rows + 4 * row_bytes, _mm256_unpacklo_epi64(low01, low23));
-    store_halves(rows + row_bytes, rows + 5 * row_bytes, _mm256_unpackhi_epi64(low01, low23));
-    store_halves(rows + 2 * row_bytes, rows + 6 * row_bytes, _mm256_unpacklo_epi64(high01, high23));
-    store_halves(rows + 3 * row_bytes, rows + 7 * row_bytes, _mm256_unpackhi_epi64(high01, high23));
-}
-
 // Needs block_rows % 8 == 0, so that eight rows from a multiple of eight lie in one block (rows past the matrix are
-// read from the block's unused end, and never looked at). Walks through a block once, in the order of its memory.
-__attribute__((target("avx2"))) void read_blocked_avx2(const Blocked& m, const Tile& tile, int8_t* rows,
-                                                       int64_t row_bytes) {
-    const int64_t quad_bytes = m.block_rows * 4;
-    const int64_t row_groups = (tile.rows + kBlockedRows - 1) / kBlockedRows;
+// read from the block's unused end, and never looked at). Walks through a block once, in the order of its memory, while
+// the next columns' block comes from memory.
+void read_blocked_by_quads(const Blocked& m, const Tile& tile, const KernelSet& kernels, int8_t* rows,
+                           int64_t row_bytes) {
+    const int64_t tall = (tile.rows + kBlockedRows - 1) / kBlockedRows * kBlockedRows;
     for (int64_t done = 0; done < tile.cols; done += m.block_cols) {
         const int64_t quads = (std::min(m.block_cols, tile.cols - done) + 3) / 4;
-        const int8_t* block = m.data + m.offset(tile.group, tile.row, tile.col + done);
-        const int8_t* next = block + m.row_blocks() * m.block_rows * m.block_cols;  // the next columns' block
-        int64_t q = 0;
-        for (; q + 4 <= quads; q += 4) {
-            // The next block comes from memory while this one is written out. A prefetch never faults.
-            for (int64_t byte = 0; byte < 4 * quad_bytes; byte += std::max<int64_t>(quad_bytes, 64)) {
-                _mm_prefetch(reinterpret_cast<const char*>(next + q * quad_bytes + byte), _MM_HINT_T1);
-            }
-            for (int64_t g = 0; g < row_groups; ++g) {
-                transpose_4_quads(block + q * quad_bytes + g * 32, quad_bytes,
-                                  rows + g * kBlockedRows * row_bytes + done + q * 4, row_bytes);
-            }
-        }
-        for (; q < quads; ++q) {
-            for (int64_t r = 0; r < tile.rows; ++r) {
-                std::memcpy(rows + r * row_bytes + done + q * 4, block + q * quad_bytes + r * 4, 4);
-            }
-        }
+        const auto* block = reinterpret_cast<const uint8_t*>(m.data + m.offset(tile.group, tile.row, tile.col + done));
+        kernels.transpose_words(block, m.block_rows * 4, reinterpret_cast<uint8_t*>(rows + done), row_bytes, tall,
+                                quads, block + m.row_blocks() * m.block_rows * m.block_cols);
     }
 }
 
-void read(const Blocked& m, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes) {
-    if (isa == Isa::kAvx2 && m.block_rows % kBlockedRows == 0) {
-        read_blocked_avx2(m, tile, rows, row_bytes);
+void read(const Blocked& m, const Tile& tile, const KernelSet& kernels, int8_t* rows, int64_t row_bytes) {
+    if (m.block_rows % kBlockedRows == 0) {
+        read_blocked_by_quads(m, tile, kernels, rows, row_bytes);
     } else {
-        read_blocked_scalar(m, tile, rows, row_bytes);
+        read_blocked_by_element(m, tile, rows, row_bytes);
     }
 }
 
@@ -103,7 +63,7 @@ void read_depthwise(const Depthwise& m, const Tile& tile, int8_t* rows, int64_t 
     }
 }
 
-void read(const Depthwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+void read(const Depthwise& m, const Tile& tile, const KernelSet&, int8_t* rows, int64_t row_bytes) {
     if (m.taps == 9) return read_depthwise<2, 1>(m, tile, rows, row_bytes);  // 3 x 3
     read_depthwise<-1, -1>(m, tile, rows, row_bytes);
 }
@@ -122,7 +82,7 @@ void read_groupwise(const Groupwise& m, const Tile& tile, int8_t* rows, int64_t 
     }
 }
 
-void read(const Groupwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+void read(const Groupwise& m, const Tile& tile, const KernelSet&, int8_t* rows, int64_t row_bytes) {
     switch (m.channels) {
         case 4:
             return read_groupwise<4>(m, tile, rows, row_bytes);
@@ -135,7 +95,7 @@ void read(const Groupwise& m, const Tile& tile, Isa, int8_t* rows, int64_t row_b
     }
 }
 
-void read(const Direct& m, const Tile& tile, Isa, int8_t* rows, int64_t row_bytes) {
+void read(const Direct& m, const Tile& tile, const KernelSet&, int8_t* rows, int64_t row_bytes) {
     for (int64_t r = 0; r < tile.rows; ++r) {
         for (int64_t tap = 0; tap < m.taps; ++tap) {
             for (int64_t c = 0; c < m.channels; c += 4) {
@@ -185,8 +145,8 @@ Tile tile_at(const Tiling& t, int64_t index) {
     return tile;
 }
 
-void read_tile(const Matrix& matrix, const Tile& tile, Isa isa, int8_t* rows, int64_t row_bytes) {
-    std::visit([&](const auto& m) { read(m, tile, isa, rows, row_bytes); }, matrix);
+void read_tile(const Matrix& matrix, const Tile& tile, const KernelSet& kernels, int8_t* rows, int64_t row_bytes) {
+    std::visit([&](const auto& m) { read(m, tile, kernels, rows, row_bytes); }, matrix);
 }
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

@@ -2,18 +2,16 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/custom_class.h>
+#include <ATen/core/ivalue.h>
 
 #include <cstdint>
 #include <optional>
 #include <vector>
 
-#include "packed/embedding.h"
-#include "packed/emit_rows.h"
+#include "packing/embedding.h"
+#include "packing/emit_rows.h"
 
 namespace qdeq {
-
-namespace packing = qdeq::packed;
 
 using Packed = torch::CustomClassHolder;
 

@@ -1,9 +1,9 @@
-#include "packed/embedding.h"
+#include "packing/embedding.h"
 
 #include <algorithm>
 #include <vector>
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 namespace {
 
 constexpr int64_t kElementsPerThread = 32768;
@@ -36,11 +36,10 @@ RowBlock rows_of(const EmbeddingTable& table, int64_t row, int64_t count) {
 
 }  // namespace
 
-void embedding_to_float(const EmbeddingTable& table, const KernelSet& kernels, bool stream,
-                        const ParallelFor& parallel_for, void* out, OutType type, int64_t row_stride,
-                        int64_t col_stride) {
+void embedding_to_float(const EmbeddingTable& table, const KernelSet& kernels, bool stream, ParallelFor parallel_for,
+                        void* out, OutType type, int64_t row_stride, int64_t col_stride) {
     const auto dequantize = kernels.per_row[kUInt8][kSubFloat];
-    const bool straight = type == OutType::kFloat32 && (col_stride == 1 || table.cols == 1);
+    const bool straight = type == kFloat32 && (col_stride == 1 || table.cols == 1);
     const int64_t grain = kElementsPerThread / std::max<int64_t>(table.cols, 1) + 1;
     parallel_for(table.rows, grain, [&](int64_t begin, int64_t end) {
         if (straight && table.bits == 8) {
@@ -64,16 +63,16 @@ void embedding_to_float(const EmbeddingTable& table, const KernelSet& kernels, b
             block.stream = straight && stream;
             dequantize(block);
             if (straight) continue;
-            if (type == OutType::kFloat32) {
+            if (type == kFloat32) {
                 put(buffers.floats.data(), table.cols, col_stride, static_cast<float*>(out) + r * row_stride);
                 continue;
             }
-            (type == OutType::kBFloat16 ? kernels.to_bfloat16 : kernels.to_float16)(
-                buffers.floats.data(), buffers.halves.data(), table.cols, false);
+            (type == kBFloat16 ? kernels.to_bfloat16 : kernels.to_float16)(buffers.floats.data(), buffers.halves.data(),
+                                                                           table.cols, false);
             put(buffers.halves.data(), table.cols, col_stride, static_cast<uint16_t*>(out) + r * row_stride);
         }
         kernels.fence();
     });
 }
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

@@ -7,8 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "kernels/kernels.h"
-#include "packed_weight.h"
+#include "this_torch/packed_weight.h"
 
 namespace qdeq {
 
@@ -17,6 +16,6 @@ namespace qdeq {
 // opened. Whatever could not be read is left to the caller, who finds out why. Does not need the GIL.
 std::vector<std::tuple<bool, std::optional<at::Tensor>>> read_all(const std::vector<c10::intrusive_ptr<Packed>>& packed,
                                                                   const std::vector<at::Tensor>& outs,
-                                                                  const KernelSet& kernels, bool allow_bad_scales);
+                                                                  bool allow_bad_scales);
 
 }  // namespace qdeq

@@ -1,15 +1,11 @@
-#include "batch.h"
+#include "this_torch/batch.h"
 
-#include <ATen/Functions.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/native/quantized/cpu/fbgemm_utils.h>
+#include <ATen/native/quantized/PackedParams.h>
 
-#include <optional>
-#include <tuple>
-#include <vector>
+#include <exception>
 
-#include "packed_read.h"
+#include "this_torch/packed_read.h"
 
 namespace qdeq {
 namespace {
@@ -23,14 +19,14 @@ void read_unpacked(const at::Tensor& weight, const at::Tensor& out, bool allow_b
 }
 
 // Fills `out`, a contiguous tensor of the weight's shape; returns the bias. Throws where it cannot.
-std::optional<at::Tensor> read(Packed& packed, const at::Tensor& out, const KernelSet& kernels, bool allow_bad_scales) {
+std::optional<at::Tensor> read(Packed& packed, const at::Tensor& out, bool allow_bad_scales) {
     auto* conv = dynamic_cast<ConvPackedParamsBase<2>*>(&packed);
     TORCH_CHECK(conv != nullptr && !conv->transpose(), "qdeq: not a plain 2-d convolution");
     const auto described = describe(packed);
     if (*obstacle_to(described, allow_bad_scales) == 0 && out_fits(*described, out, out.scalar_type())) {
         std::optional<at::Tensor> bias;
         packed_bias(packed, &bias);  // unpack() would read the whole weight for it
-        write_floats(*described, out, kernels);
+        write_floats(*described, out);
         return bias;
     }
     const auto [weight, bias] = conv->unpack();
@@ -43,13 +39,13 @@ std::optional<at::Tensor> read(Packed& packed, const at::Tensor& out, const Kern
 
 std::vector<std::tuple<bool, std::optional<at::Tensor>>> read_all(const std::vector<c10::intrusive_ptr<Packed>>& packed,
                                                                   const std::vector<at::Tensor>& outs,
-                                                                  const KernelSet& kernels, bool allow_bad_scales) {
+                                                                  bool allow_bad_scales) {
     TORCH_CHECK(packed.size() == outs.size(), "qdeq: one output for each packed weight");
     std::vector<std::tuple<bool, std::optional<at::Tensor>>> results;
     for (size_t i = 0; i < packed.size(); ++i) {
         try {
             TORCH_CHECK(packed[i], "qdeq: not a packed weight");
-            auto bias = read(*packed[i], outs[i], kernels, allow_bad_scales);
+            auto bias = read(*packed[i], outs[i], allow_bad_scales);
             if (bias) bias = bias->detach().clone();
             results.emplace_back(true, bias);
         } catch (const std::exception&) {

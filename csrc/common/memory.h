@@ -5,6 +5,8 @@
 
 namespace qdeq {
 
+int64_t last_level_cache_bytes();  // 0 where the system does not say
+
 // Results larger than this are written past the caches (non-temporal stores): they would not fit anyway.
 bool larger_than_caches(int64_t bytes);
 

@@ -13,9 +13,9 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
-#include "packed/emit_rows.h"
+#include "packing/emit_rows.h"
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 
 struct EmbeddingTable {
     const uint8_t* data;
@@ -28,8 +28,7 @@ struct EmbeddingTable {
 };
 
 // Element (r, c) goes to r * row_stride + c * col_stride, counted in elements.
-void embedding_to_float(const EmbeddingTable& table, const KernelSet& kernels, bool stream,
-                        const ParallelFor& parallel_for, void* out, OutType type, int64_t row_stride,
-                        int64_t col_stride);
+void embedding_to_float(const EmbeddingTable& table, const KernelSet& kernels, bool stream, ParallelFor parallel_for,
+                        void* out, OutType type, int64_t row_stride, int64_t col_stride);
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

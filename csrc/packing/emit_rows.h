@@ -2,13 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
+#include "common/threads.h"
 #include "kernels/kernels.h"
-#include "packed/read_rows.h"
+#include "packing/read_rows.h"
 
-namespace qdeq::packed {
+namespace qdeq::packing {
 
 // Where element (group, row, column) of the matrix goes: group * group_stride + row * row_stride + the column's place,
 // all counted in elements.
@@ -33,16 +33,10 @@ struct Qparams {
     bool per_row;
 };
 
-enum class OutType { kFloat32, kBFloat16, kFloat16 };
-
-// Calls body(begin, end) over 0..count, on several threads if that is safe and `grain` items are worth one.
-using ParallelFor =
-    std::function<void(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body)>;
-
 // stream: write past the caches (for results that do not fit in them).
 void to_float(const Matrix& matrix, const Qparams& qparams, const Target& target, const KernelSet& kernels, bool stream,
-              const ParallelFor& parallel_for, void* out, OutType type);
-void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernels, const ParallelFor& parallel_for,
+              ParallelFor parallel_for, void* out, OutType type);
+void to_int8(const Matrix& matrix, const Target& target, const KernelSet& kernels, ParallelFor parallel_for,
              int8_t* out);
 
-}  // namespace qdeq::packed
+}  // namespace qdeq::packing

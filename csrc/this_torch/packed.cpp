@@ -1,30 +1,25 @@
-// Module qdeq._fbgemm: functions that read fbgemm's packed weights where they lie. Only for the torch that it was built
-// with: it reads fbgemm's C++ objects by their layout. Plain functions and not operators, since no operator on a
-// ScriptObject can be traced anyway, and the dispatcher costs more than a small weight. packed_weight.cpp knows the
-// classes, packed_read.cpp checks and threads, packed/ the layouts and the arithmetic.
-#include <ATen/Functions.h>
-#include <ATen/native/quantized/cpu/fbgemm_utils.h>
+// The functions that read fbgemm's packed weights where they lie. Plain functions and not operators, since no operator
+// on a ScriptObject can be traced anyway, and the dispatcher costs more than a small weight. packed_weight.cpp knows
+// the classes, packed_read.cpp checks, csrc/packing the layouts and the arithmetic.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Type.h>
 #include <torch/csrc/jit/api/object.h>
-#include <torch/csrc/jit/python/pybind_utils.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
-#include <list>
-#include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <tuple>
 #include <typeinfo>
-#include <utility>
 #include <vector>
 
-#include "batch.h"
-#include "kernels/kernels.h"
-#include "memory.h"
-#include "packed_read.h"
-#include "packed_weight.h"
+#include "this_torch/batch.h"
+#include "this_torch/borrowed.h"
+#include "this_torch/module.h"
+#include "this_torch/packed_read.h"
+#include "this_torch/packed_weight.h"
 
 namespace qdeq {
 namespace {
@@ -42,8 +37,6 @@ std::optional<PackedWeight> describe(const ScriptObject& object) {
     const auto packed = packed_of(object);
     return packed ? qdeq::describe(*packed) : std::nullopt;
 }
-
-// ---- the functions ----------------------------------------------------------------------------------------------
 
 using Layout = std::tuple<std::string, std::vector<int64_t>, std::vector<int64_t>, bool>;
 
@@ -91,32 +84,30 @@ void without_gil(const F& f) {
 }
 
 // `out`, or a fresh tensor where that is None; or one of the words of packed_read.h.
-py::object dequantize(const ScriptObject& object, const py::object& out, at::ScalarType dtype, std::string_view kernel,
-                      bool allow_bad_scales) {
+py::object dequantize(const ScriptObject& object, const py::object& out, at::ScalarType dtype, bool allow_bad_scales) {
     const auto weight = describe(object);
     const char* obstacle = obstacle_to(weight, allow_bad_scales);
     if (*obstacle != 0) return py::str(obstacle);
-    const KernelSet& kernels = kernels_named(kernel);
     if (!out.is_none()) {
         const auto given = out.cast<at::Tensor>();
         if (!out_fits(*weight, given, dtype)) return py::str(kBadOut);
-        without_gil([&] { write_floats(*weight, given, kernels); });
+        without_gil([&] { write_floats(*weight, given); });
         return out;
     }
     at::Tensor fresh;
     without_gil([&] {
         fresh = at::empty_strided(weight->sizes, weight->strides, dtype);
-        advise_huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
-        write_floats(*weight, fresh, kernels);
+        core().advise_huge_pages(fresh.mutable_data_ptr(), static_cast<int64_t>(fresh.nbytes()));
+        write_floats(*weight, fresh);
     });
     return py::cast(fresh);
 }
 
-at::Tensor int_repr(const ScriptObject& object, std::string_view kernel) {
+at::Tensor int_repr(const ScriptObject& object) {
     const auto weight = describe(object);
     TORCH_CHECK(weight && !weight->table, "qdeq: this packed weight's integers cannot be read in place");
     at::Tensor out = at::empty_strided(weight->sizes, weight->strides, at::kChar);
-    packing::to_int8(weight->matrix, target_of(*weight, out.strides()), kernels_named(kernel), parallel_for,
+    packing::to_int8(weight->matrix, target_of(*weight, out.strides()), core().current_kernels(), core().parallel_for,
                      out.mutable_data_ptr<int8_t>());
     return out;
 }
@@ -124,45 +115,29 @@ at::Tensor int_repr(const ScriptObject& object, std::string_view kernel) {
 // For each object whether it was read into its tensor, and a copy of its bias (batch.h).
 std::vector<std::tuple<bool, std::optional<at::Tensor>>> read_all_objects(const std::vector<ScriptObject>& objects,
                                                                           const std::vector<at::Tensor>& outs,
-                                                                          std::string_view kernel,
                                                                           bool allow_bad_scales) {
     std::vector<c10::intrusive_ptr<Packed>> packed;
     for (const auto& object : objects) packed.push_back(packed_of(object));
-    const KernelSet& kernels = kernels_named(kernel);
     std::vector<std::tuple<bool, std::optional<at::Tensor>>> results;
-    without_gil([&] { results = read_all(packed, outs, kernels, allow_bad_scales); });
+    without_gil([&] { results = read_all(packed, outs, allow_bad_scales); });
     return results;
 }
 
-// For the tests: a linear weight packed with the blocking of another CPU, by fbgemm's own code, told its block sizes.
-py::object linear_packed_for_test(const at::Tensor& weight, int64_t block_cols, int64_t block_rows) {
-    static std::list<fbgemm::BlockingFactors> factors;  // the packed matrix keeps a pointer
-    auto& f = factors.emplace_back();
-    f.MR = f.NR = f.NR_MIN = f.MCB = 8;
-    f.ROW_INTERLEAVE = 4;
-    f.KCB = static_cast<int>(block_cols);
-    f.NCB = static_cast<int>(block_rows);
-    const auto rows = static_cast<int32_t>(weight.size(0)), cols = static_cast<int32_t>(weight.size(1));
-    auto matrix = std::make_unique<fbgemm::PackBMatrix<int8_t>>(
-        fbgemm::matrix_op_t::Transpose, cols, rows, weight.contiguous().const_data_ptr<int8_t>(), cols, nullptr, 1, &f);
-    c10::intrusive_ptr<LinearPackedParamsBase> packed = c10::make_intrusive<PackedLinearWeight>(
-        std::move(matrix), std::nullopt, std::vector<int32_t>{}, std::vector<float>{0.25f}, std::vector<int32_t>{3},
-        c10::kPerTensorAffine);
-    return torch::jit::toPyObject(c10::IValue(std::move(packed)));
-}
-
 }  // namespace
-}  // namespace qdeq
 
-PYBIND11_MODULE(_fbgemm, m) {
-    m.doc() = "qdeq's readers of fbgemm's packed weights";
-    m.attr("built_with_torch") = QDEQ_BUILT_WITH_TORCH;
-    m.def("layout", &qdeq::layout);
-    m.def("class_name", &qdeq::class_name);
-    m.def("qparams", &qdeq::qparams);
-    m.def("bias", &qdeq::bias);
-    m.def("dequantize", &qdeq::dequantize);
-    m.def("int_repr", &qdeq::int_repr);
-    m.def("read_all", &qdeq::read_all_objects);
-    m.def("linear_packed_for_test", &qdeq::linear_packed_for_test);
+bool add_packed(PyObject* module) try {
+    auto m = py::reinterpret_borrow<py::module_>(module);
+    m.def("layout", &layout);
+    m.def("class_name", &class_name);
+    m.def("qparams", &qparams);
+    m.def("bias", &bias);
+    m.def("dequantize", &dequantize);
+    m.def("int_repr", &int_repr);
+    m.def("read_all", &read_all_objects);
+    return true;
+} catch (py::error_already_set& error) {
+    error.restore();
+    return false;
 }
+
+}  // namespace qdeq

@@ -1,10 +1,11 @@
-#include "packed_weight.h"
+#include "this_torch/packed_weight.h"
 
 #include <ATen/native/quantized/cpu/fbgemm_utils.h>
-#include <c10/core/MemoryFormat.h>
 
-#include <algorithm>
 #include <utility>
+
+#include "common/channels.h"
+#include "common/strides.h"
 
 namespace qdeq {
 namespace {
@@ -26,9 +27,7 @@ bool describe_qparams(PackedWeight& weight, const std::vector<float>& scale, con
     const auto count = static_cast<size_t>(weight.num_scales());
     if (scheme != c10::kPerChannelAffine && scheme != c10::kPerTensorAffine) return false;
     if (scale.size() < count || zero_point.size() < count) return false;
-    int outside = 0;  // no early end: the compiler then takes many at a time
-    for (size_t i = 0; i < count; ++i) outside |= (zero_point[i] < -128) | (zero_point[i] > 127);
-    return outside == 0;  // unpack() says what is wrong
+    return zero_points_in_range(zero_point.data(), weight.num_scales(), kInt8);  // else unpack() says what is wrong
 }
 
 std::optional<PackedWeight> describe_linear(PackedLinearWeight& packed) {
@@ -44,28 +43,10 @@ std::optional<PackedWeight> describe_linear(PackedLinearWeight& packed) {
     return weight;
 }
 
-std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes, bool channels_last) {
-    std::vector<int64_t> strides(sizes.size());
-    int64_t step = 1;
-    const auto set = [&](size_t dim) {
-        strides[dim] = step;
-        step *= std::max<int64_t>(sizes[dim], 1);
-    };
-    if (channels_last) set(1);
-    for (size_t dim = sizes.size(); dim-- > 0;) {
-        if (!channels_last || dim != 1) set(dim);
-    }
-    return strides;
-}
-
-// unpack() makes a channels_last tensor; a transposed convolution's is then permuted, in_channels first. dequantize()
-// keeps channels_last where the strides say so without ambiguity, and is contiguous otherwise.
-std::vector<int64_t> conv_strides(const PackedWeight& weight) {
+// unpack() makes a channels_last tensor; a transposed convolution's is then permuted, in_channels first.
+Ints conv_strides(const PackedWeight& weight) {
     if (weight.transposed) return dense_strides(weight.sizes, false);
-    const auto strides = dense_strides(weight.sizes, true);
-    const bool channels_last = weight.sizes.size() == 4 ? c10::is_channels_last_strides_2d(weight.sizes, strides)
-                                                        : c10::is_channels_last_strides_3d(weight.sizes, strides);
-    return channels_last ? strides : dense_strides(weight.sizes, false);
+    return fresh_strides(weight.sizes, dense_strides(weight.sizes, true));
 }
 
 template <int kSpatialDim>
