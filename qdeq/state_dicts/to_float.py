@@ -19,6 +19,7 @@ from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.checks import describe
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.weight import QuantizedWeight
+from qdeq.words import dtype_name
 
 __all__ = ["dequantize_state_dict"]
 
@@ -118,7 +119,7 @@ def _entry(found: Match, value: Any, source: str, note: str) -> ReportEntry:
     value = as_weight(f"{_WHERE}: {source}", value)
     shape = tuple(value.shape)
     if not isinstance(value, QuantizedWeight):
-        dtype = str(value.dtype).removeprefix("torch.")
+        dtype = dtype_name(value.dtype)
         return ReportEntry(found.target, source, source_class, found.target_class, shape, dtype, note=note)
     some = value.scale.numel() > 0
     return ReportEntry(

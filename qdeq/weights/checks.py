@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +12,7 @@ from torch import Tensor
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_CHANNEL, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
-
-if TYPE_CHECKING:
-    from qdeq.weights.weight import QuantizedWeight
+from qdeq.words import dtype_name
 
 __all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "check_zero_points", "describe"]
 
@@ -22,7 +20,7 @@ __all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "check_ze
 def describe(x: object) -> str:
     """Name a value in an error message: a tensor by what it is, anything else by its type."""
     if isinstance(x, Tensor):
-        return f"a {str(x.dtype).removeprefix('torch.')} tensor of shape {tuple(x.shape)} on {x.device}"
+        return f"a {dtype_name(x.dtype)} tensor of shape {tuple(x.shape)} on {x.device}"
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
@@ -118,7 +116,7 @@ def check_out(
             raise QdeqValueError(expected(name, "memory of its own", "the source's memory", "Pass another tensor."))
 
 
-def check_weight(weight: QuantizedWeight) -> None:
+def check_weight(weight: Any) -> None:
     """Refuse fields of a weight that are of the wrong type or contradict one another; scales may be anything.
 
     Raises:
@@ -131,7 +129,7 @@ def check_weight(weight: QuantizedWeight) -> None:
     _check_qparams(weight)
 
 
-def _check_types(w: QuantizedWeight) -> None:
+def _check_types(w: Any) -> None:
     for name in ("int_repr", "scale", "zero_point"):
         value = getattr(w, name)
         if not isinstance(value, Tensor):
@@ -152,7 +150,7 @@ def _check_types(w: QuantizedWeight) -> None:
         )
 
 
-def _check_integers(w: QuantizedWeight) -> None:
+def _check_integers(w: Any) -> None:
     kind = w.integers
     where = "QuantizedWeight.int_repr"
     if w.int_repr.dtype != kind.storage:
@@ -170,7 +168,7 @@ def _check_integers(w: QuantizedWeight) -> None:
         raise QdeqValueError(expected(where, f"{num_bytes} contiguous bytes for shape {w.shape}", got, remedy))
 
 
-def _check_qparams(w: QuantizedWeight) -> None:
+def _check_qparams(w: Any) -> None:
     float_qparams = w.qscheme == FLOAT_QPARAMS
     zero_dtype = torch.float32 if float_qparams else torch.int64
     for name, tensor, dtype in (("scale", w.scale, torch.float64), ("zero_point", w.zero_point, zero_dtype)):
