@@ -1,9 +1,10 @@
-"""A layer and the activation that its quantized form owned."""
+"""Layers that apply their activation themselves, with the parameter names of the layer alone.
+
+They stand where no place for the activation can be proven.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,96 +19,50 @@ __all__ = [
     "ConvReLU1d",
     "ConvReLU2d",
     "ConvReLU3d",
-    "Fused",
     "LinearLeakyReLU",
     "LinearReLU",
     "LinearTanh",
 ]
 
 
-@dataclass
-class Fused:
-    """A rebuilt layer and the activation that its quantized form owned.
+class _ThenReLU:
+    """ReLU after the forward of the class behind this one."""
 
-    Attributes:
-        layer: the float layer, without the activation.
-        activation: makes the float activation module.
-        holder: subclass of the layer's class that applies the activation itself, with the same parameter names;
-            used where no slot for the activation can be proven.
-        slots: how many ``nn.Identity`` places fusing may have left behind the layer, at most.
-        held_attributes: what the holder needs to apply the activation, such as its slope.
-
-    """
-
-    layer: nn.Module
-    activation: Callable[[], nn.Module]
-    holder: type[nn.Module]
-    slots: int
-    held_attributes: dict[str, Any] = field(default_factory=dict)
-
-    def hold(self) -> nn.Module:
-        """The layer with its activation in one module: the holder takes over the layer's state."""
-        held = self.holder.__new__(self.holder)
-        held.__dict__.update(self.layer.__dict__)
-        held.__dict__.update(self.held_attributes)
-        return held
-
-
-class ConvReLU1d(nn.Conv1d):
-    """``nn.Conv1d`` followed by ReLU in one module, with the parameter names of the Conv1d alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+        return F.relu(super().forward(*inputs))  # type: ignore[misc] # the class behind has it
 
 
-class ConvReLU2d(nn.Conv2d):
-    """``nn.Conv2d`` followed by ReLU in one module, with the parameter names of the Conv2d alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+class ConvReLU1d(_ThenReLU, nn.Conv1d):
+    """``nn.Conv1d`` followed by ReLU."""
 
 
-class ConvReLU3d(nn.Conv3d):
-    """``nn.Conv3d`` followed by ReLU in one module, with the parameter names of the Conv3d alone."""
+class ConvReLU2d(_ThenReLU, nn.Conv2d):
+    """``nn.Conv2d`` followed by ReLU."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+
+class ConvReLU3d(_ThenReLU, nn.Conv3d):
+    """``nn.Conv3d`` followed by ReLU."""
 
 
 class ConvAdd2d(nn.Conv2d):
-    """``nn.Conv2d`` whose output a second input is added to, with the parameter names of the Conv2d alone."""
+    """``nn.Conv2d`` whose output a second input is added to."""
 
     def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override] # as the fused module's
         """Apply the layer to ``input`` and add ``extra_input``."""
         return super().forward(input) + extra_input
 
 
-class ConvAddReLU2d(nn.Conv2d):
-    """``nn.Conv2d``, a second input added to its output, ReLU; with the parameter names of the Conv2d alone."""
-
-    def forward(self, input: Tensor, extra_input: Tensor) -> Tensor:  # type: ignore[override] # as the fused module's
-        """Apply the layer to ``input``, add ``extra_input``, then ReLU."""
-        return F.relu(super().forward(input) + extra_input)
+class ConvAddReLU2d(_ThenReLU, ConvAdd2d):
+    """``nn.Conv2d``, a second input added to its output, ReLU."""
 
 
-class LinearReLU(nn.Linear):
-    """``nn.Linear`` followed by ReLU in one module, with the parameter names of the Linear alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+class LinearReLU(_ThenReLU, nn.Linear):
+    """``nn.Linear`` followed by ReLU."""
 
 
 class LinearLeakyReLU(nn.Linear):
-    """``nn.Linear`` followed by LeakyReLU in one module, with the parameter names of the Linear alone.
-
-    Attributes:
-        negative_slope: slope of the activation below zero.
-
-    """
+    """``nn.Linear`` followed by LeakyReLU, whose slope below zero is ``negative_slope``."""
 
     negative_slope: float
 
@@ -117,24 +72,16 @@ class LinearLeakyReLU(nn.Linear):
 
 
 class LinearTanh(nn.Linear):
-    """``nn.Linear`` followed by tanh in one module, with the parameter names of the Linear alone."""
+    """``nn.Linear`` followed by tanh."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer, then tanh."""
         return torch.tanh(super().forward(input))
 
 
-class BNReLU2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` followed by ReLU in one module, with the parameter names of the BatchNorm2d alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+class BNReLU2d(_ThenReLU, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` followed by ReLU."""
 
 
-class BNReLU3d(nn.BatchNorm3d):
-    """``nn.BatchNorm3d`` followed by ReLU in one module, with the parameter names of the BatchNorm3d alone."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer, then ReLU."""
-        return F.relu(super().forward(input))
+class BNReLU3d(_ThenReLU, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` followed by ReLU."""
