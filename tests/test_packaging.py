@@ -11,9 +11,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 
 import qdeq
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).resolve().parent.parent
 
