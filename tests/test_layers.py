@@ -84,7 +84,7 @@ def test_the_command_line_is_seen_through_public_names():
 def test_no_import_escapes(tmp_path):
     file = tmp_path / "some.py"
     file.write_text(
-        "import qdeq\n"
+        "import qdeq, qdeq._C\n"
         "from qdeq import open, words\n"
         "from qdeq.weights import native as n\n"
         "from qdeq.grids import drop_activations\n"
