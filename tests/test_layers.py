@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 
@@ -19,6 +20,7 @@ from tests.helpers.house import (
     only_known,
     room_of,
     table,
+    tree,
 )
 
 CSRC = ROOT / "csrc"
@@ -73,6 +75,20 @@ def _folder(module: str, depth: int) -> str:
 @pytest.mark.parametrize(("what", "depth"), [("rooms", 1), ("folders", 2), ("files", None)])
 def test_there_are_no_circles(what, depth):
     only_known("circles", [f"{' -> '.join(circle)}: {what} import each other" for circle in circles(_nodes(depth))])
+
+
+def test_only_tests_import_tests():
+    """What they share with tools/, fuzz/, benchmarks/ and examples/ lies there; the package imports none of them."""
+    outside = ("tools", "fuzz", "benchmarks", "examples")
+    found = []
+    for folder in (*outside, "qdeq"):
+        forbidden = {"tests", *outside} if folder == "qdeq" else {"tests"}
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(tree(file)):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                found += [f"{file}: imports {name}" for name in modules if name.split(".")[0] in forbidden]
+    assert not found
 
 
 def test_the_command_line_is_seen_through_public_names():
