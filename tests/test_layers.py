@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import defaultdict
 
@@ -19,6 +20,7 @@ from tests.helpers.house import (
     only_known,
     room_of,
     table,
+    tree,
 )
 
 CSRC = ROOT / "csrc"
@@ -75,6 +77,20 @@ def test_there_are_no_circles(what, depth):
     only_known("circles", [f"{' -> '.join(circle)}: {what} import each other" for circle in circles(_nodes(depth))])
 
 
+def test_only_tests_import_tests():
+    """What they share with tools/, fuzz/, benchmarks/ and examples/ lies there; the package imports none of them."""
+    outside = ("tools", "fuzz", "benchmarks", "examples")
+    found = []
+    for folder in (*outside, "qdeq"):
+        forbidden = {"tests", *outside} if folder == "qdeq" else {"tests"}
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(tree(file)):
+                modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                found += [f"{file}: imports {name}" for name in modules if name.split(".")[0] in forbidden]
+    assert not found
+
+
 def test_the_command_line_is_seen_through_public_names():
     """``import qdeq`` and ``qdeq.open(...)`` in a command are imports of the room that holds ``open``."""
     for command, room in (("convert", "files"), ("diff", "files"), ("info", "weights")):
@@ -84,7 +100,7 @@ def test_the_command_line_is_seen_through_public_names():
 def test_no_import_escapes(tmp_path):
     file = tmp_path / "some.py"
     file.write_text(
-        "import qdeq\n"
+        "import qdeq, qdeq._C\n"
         "from qdeq import open, words\n"
         "from qdeq.weights import native as n\n"
         "from qdeq.grids import drop_activations\n"

@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tomllib
 
 import qdeq
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).resolve().parent.parent
 

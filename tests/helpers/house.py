@@ -78,6 +78,9 @@ def names(cell: str) -> list[str]:
     return re.findall(r"`([\w./]+?)/?`", cell)
 
 
+NATIVE = re.compile(r"_[a-zA-Z]")  # _C and the like are no rooms: who may name them is another test's
+
+
 def name_of(file: Path) -> str:
     """Dotted name below qdeq; "" for qdeq itself."""
     parts = file.relative_to(PACKAGE).with_suffix("").parts
@@ -120,7 +123,7 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
             if node.module == "qdeq":
-                found = [alias.name for alias in node.names if not alias.name.startswith("_")]  # _C: another test's
+                found = [alias.name for alias in node.names if not NATIVE.match(alias.name)]
                 targets = [name if name in MODULES else "" for name in found]
                 targets += [public_names()[name] for name in found if name in public_names()]
             elif (node.module or "").startswith("qdeq."):
@@ -131,7 +134,7 @@ def imports(file: Path) -> Iterator[tuple[str, int]]:
             targets = [public_names()[node.attr]]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("qdeq."):
             targets = [name for name in [_below(node.value)] if name and name in MODULES]  # importlib and the like
-        yield from ((target, node.lineno) for target in targets)
+        yield from ((target, node.lineno) for target in targets if not NATIVE.match(target))
 
 
 def _below(name: str) -> str:
