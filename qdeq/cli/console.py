@@ -7,40 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from rich import progress as bars
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.table import Table
 
-__all__ = [
-    "BYTES",
-    "COUNTS",
-    "Advance",
-    "console",
-    "print_item",
-    "print_table",
-    "progress",
-    "rate_text",
-    "size_text",
-    "warn",
-]
+__all__ = ["COUNTS", "Advance", "console", "print_item", "print_table", "progress", "rate_text", "size_text", "warn"]
 
 PIPE_COLUMNS = 100_000
 """Into a pipe, lines are as long as they have to be: nothing is cut or folded."""
 
 WIDE_COLUMNS = 100
 
-BYTES: tuple[type[ProgressColumn], ...] = (DownloadColumn, TransferSpeedColumn)
-COUNTS: tuple[type[ProgressColumn], ...] = (MofNCompleteColumn, TimeRemainingColumn)
+BYTES = (bars.DownloadColumn, bars.TransferSpeedColumn)
+COUNTS = (bars.MofNCompleteColumn, bars.TimeRemainingColumn)
 """What a bar says beside itself."""
 
 
@@ -107,10 +87,7 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
     for position, heading in enumerate(columns):
         right = heading.startswith(">")
         table.add_column(
-            heading.removeprefix(">"),
-            justify="right" if right else "left",
-            overflow="fold",
-            no_wrap=position > 0,
+            heading.removeprefix(">"), justify="right" if right else "left", overflow="fold", no_wrap=position > 0
         )
     for row in rows:
         table.add_row(*row)
@@ -125,7 +102,7 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
 
 @contextmanager
 def progress(
-    title: str, total: int, *, columns: Sequence[type[ProgressColumn]] = BYTES, on: Console | None = None
+    title: str, total: int, *, columns: Sequence[type[bars.ProgressColumn]] = BYTES, on: Console | None = None
 ) -> Iterator[Advance]:
     """Show a bar while the block runs, if that is on a terminal.
 
@@ -140,7 +117,7 @@ def progress(
     if not on.is_terminal:
         yield lambda name, amount: None
         return
-    shown = (TextColumn("{task.description}"), BarColumn(bar_width=24), *(column() for column in columns))
-    with Progress(*shown, console=on, transient=True) as bar:
+    shown = (bars.TextColumn("{task.description}"), bars.BarColumn(bar_width=24), *(column() for column in columns))
+    with bars.Progress(*shown, console=on, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda name, amount: bar.update(task, advance=amount)

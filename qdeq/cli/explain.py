@@ -34,13 +34,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--force", is_flag=True, help="Overwrite existing files.")
 @click.option("--trust", is_flag=True, help="Read files that hold a whole model. This runs their code.")
 def explain(
-    int8: Path,
-    float_: Path,
-    data: Path | None,
-    html: Path | None,
-    json_: Path | None,
-    force: bool,
-    trust: bool,
+    int8: Path, float_: Path, data: Path | None, html: Path | None, json_: Path | None, force: bool, trust: bool
 ) -> int:
     """Say why the model in INT8 and the one in FLOAT disagree.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -85,12 +86,10 @@ def _run(
 
         return record
 
-    handles = [model.get_submodule(at).register_forward_hook(hook(path)) for path, at in hooks.items()]
-    try:
+    with ExitStack() as stack:
+        for path, at in hooks.items():
+            stack.enter_context(model.get_submodule(at).register_forward_hook(hook(path)))
         return forward(model, inputs, where)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, str]:

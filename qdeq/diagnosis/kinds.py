@@ -82,11 +82,7 @@ KINDS: dict[str, Kind] = {
         urgency=4,
     ),
     "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),
-    "flatten_order": Kind(
-        "features flattened in another order",
-        _COPY,
-        urgency=4,
-    ),
+    "flatten_order": Kind("features flattened in another order", _COPY, urgency=4),
     "saturation": Kind(
         "the int8 model saturates in 16-bit sums on CPUs without VNNI; the float model is right",
         "quantize with reduce_range=True: torch.ao.quantization.get_default_qconfig('fbgemm')",

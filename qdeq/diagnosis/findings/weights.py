@@ -184,15 +184,8 @@ def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | 
     for size in (*bounds, *kaiming):
         if 0.5 * size < bound <= size * (1 + 1e-6) and _distance(values, (values / size + 1) / 2) < limit:
             return f"uniform within {size:.3g}, as initialised"
-    for std in (
-        0.01,
-        0.02,
-        (2 / fan_out) ** 0.5,
-        (2 / fan_in) ** 0.5,
-        fan_in**-0.5,
-        (2 / (fan_in + fan_out)) ** 0.5,
-        1.0,
-    ):
+    normal = (0.01, 0.02, (2 / fan_out) ** 0.5, (2 / fan_in) ** 0.5, fan_in**-0.5, (2 / (fan_in + fan_out)) ** 0.5, 1.0)
+    for std in normal:
         if _distance(values, 0.5 * (1 + torch.erf(values / (std * 2**0.5)))) < limit:
             return f"normal with standard deviation {std:.3g}, as initialised"
     return None
@@ -237,12 +230,7 @@ def _judge_bias(pair: Pair, pairs: list[Pair], share: float) -> Finding | None:
         return finding(pair, "bias_zeroed", text, evidence, share)
     for other in pairs:
         theirs = other.layer.bias
-        if (
-            theirs is not None
-            and other is not pair
-            and theirs.shape == bias.shape
-            and torch.equal(theirs, bias.float())
-        ):
+        if theirs is not None and other is not pair and torch.equal(theirs, bias.float()):
             text = f"the bias is the one of {other.layer.path}"
             return finding(pair, "bias_wrong", text, {**evidence, "holds": other.layer.path}, share)
     if _initial_bias(bias, pair):

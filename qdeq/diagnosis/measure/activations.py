@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,21 +102,17 @@ def run_side_by_side(
 def _run_batch(
     int8_model: nn.Module, float_model: nn.Module, watches: list[Watch], batch: Batch, *, split: bool
 ) -> Answer:
-    handles = [int8_model.get_submodule(watch.pair.layer.path).register_forward_hook(_keep(watch)) for watch in watches]
-    try:
-        ours = forward(int8_model, batch.inputs, "int8_model")
-    finally:
-        for handle in handles:
-            handle.remove()
-    handles = [_judge(watch, float_model, int8_model, split=split) for watch in watches]
-    try:
-        theirs = forward(float_model, batch.inputs, "float_model")
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
         for watch in watches:
-            watch.calls.clear()
-            watch.next_call = 0
+            hooks.enter_context(int8_model.get_submodule(watch.pair.layer.path).register_forward_hook(_keep(watch)))
+        ours = forward(int8_model, batch.inputs, "int8_model")
+    with ExitStack() as hooks:
+        for watch in watches:
+            hooks.enter_context(_judge(watch, float_model, int8_model, split=split))
+        theirs = forward(float_model, batch.inputs, "float_model")
+    for watch in watches:
+        watch.calls.clear()
+        watch.next_call = 0
     return Answer(batch, ours, theirs)
 
 

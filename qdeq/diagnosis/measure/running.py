@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,19 +134,15 @@ def _failing_module(model: nn.Module, inputs: Tensor) -> str:
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         entered.pop()
 
-    handles = [hook for module in model.modules() for hook in _watch(module, enter, leave)]
-    try:
-        model(inputs)
-    except Exception:  # noqa: BLE001 (it failed before; the question is only where)
-        return entered[-1] if entered else ""
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for module in model.modules():
+            hooks.enter_context(module.register_forward_pre_hook(enter))
+            hooks.enter_context(module.register_forward_hook(leave))
+        try:
+            model(inputs)
+        except Exception:  # noqa: BLE001 (it failed before; the question is only where)
+            return entered[-1] if entered else ""
     return ""
-
-
-def _watch(module: nn.Module, enter: Any, leave: Any) -> tuple[Any, Any]:
-    return module.register_forward_pre_hook(enter), module.register_forward_hook(leave)
 
 
 @dataclass
