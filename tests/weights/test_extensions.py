@@ -21,7 +21,8 @@ PACKAGE = Path(qdeq.__file__).parent
 
 def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "ignore", "-c", code]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=600, check=False)
+    env = os.environ | {"PYTHONPATH": str(PACKAGE.parent)} | env
+    return subprocess.run(command, env=env, cwd="/", capture_output=True, text=True, timeout=600, check=False)
 
 
 def library(name: str) -> Path:
@@ -130,8 +131,7 @@ def test_one_of_another_build_is_refused(tmp_path):
 def test_info_begins_with_packed_weights(capsys):
     from qdeq.cli import main
 
-    with pytest.raises(SystemExit):
-        main(["info"])
+    main(["info"])
     assert re.match(r"packed weights +read in place$", capsys.readouterr().out.splitlines()[1])
 
 
