@@ -154,7 +154,7 @@ def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float,
     eps = None if unfold_bn is True else float(unfold_bn)
     weight = layer.get_parameter("weight")
     num_features = weight.shape[0]
-    if "Transpose" in type(layer).__name__:
+    if getattr(layer, "transposed", False):
         num_features = weight.shape[1] * int(layer.groups)  # type: ignore[arg-type]
     batch_norm = kind(num_features, eps=1e-5 if eps is None else eps, dtype=weight.dtype)
     fill_identity(batch_norm, eps)

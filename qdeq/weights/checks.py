@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,7 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_CHANNEL, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
 
-if TYPE_CHECKING:
-    from qdeq.weights.weight import QuantizedWeight
-
-__all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "check_zero_points", "describe"]
+__all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "describe"]
 
 
 def describe(x: object) -> str:
@@ -118,8 +115,8 @@ def check_out(
             raise QdeqValueError(expected(name, "memory of its own", "the source's memory", "Pass another tensor."))
 
 
-def check_weight(weight: QuantizedWeight) -> None:
-    """Refuse fields of a weight that are of the wrong type or contradict one another; scales may be anything.
+def check_weight(weight: Any) -> None:
+    """Refuse a ``QuantizedWeight`` whose fields are of the wrong type or contradict each other; scales may be anything.
 
     Raises:
         QdeqTypeError: a field of the wrong Python type.
@@ -131,7 +128,7 @@ def check_weight(weight: QuantizedWeight) -> None:
     _check_qparams(weight)
 
 
-def _check_types(w: QuantizedWeight) -> None:
+def _check_types(w: Any) -> None:
     for name in ("int_repr", "scale", "zero_point"):
         value = getattr(w, name)
         if not isinstance(value, Tensor):
@@ -152,7 +149,7 @@ def _check_types(w: QuantizedWeight) -> None:
         )
 
 
-def _check_integers(w: QuantizedWeight) -> None:
+def _check_integers(w: Any) -> None:
     kind = w.integers
     where = "QuantizedWeight.int_repr"
     if w.int_repr.dtype != kind.storage:
@@ -170,7 +167,7 @@ def _check_integers(w: QuantizedWeight) -> None:
         raise QdeqValueError(expected(where, f"{num_bytes} contiguous bytes for shape {w.shape}", got, remedy))
 
 
-def _check_qparams(w: QuantizedWeight) -> None:
+def _check_qparams(w: Any) -> None:
     float_qparams = w.qscheme == FLOAT_QPARAMS
     zero_dtype = torch.float32 if float_qparams else torch.int64
     for name, tensor, dtype in (("scale", w.scale, torch.float64), ("zero_point", w.zero_point, zero_dtype)):
@@ -199,10 +196,10 @@ def _check_qparams(w: QuantizedWeight) -> None:
                 expected(f"QuantizedWeight.{name}", "contiguous", f"strides {tensor.stride()}", remedy)
             )
     if not float_qparams:
-        check_zero_points("QuantizedWeight.zero_point", w.zero_point, w.dtype)
+        _check_zero_points("QuantizedWeight.zero_point", w.zero_point, w.dtype)
 
 
-def check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
+def _check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
     """Refuse int64 zero points outside the range of ``dtype``'s storage, as torch does when it dequantizes."""
     info = torch.iinfo(INTEGER_TYPES[dtype].storage)
     outside = ((zero_point < info.min) | (zero_point > info.max)).reshape(-1)
