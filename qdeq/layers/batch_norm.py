@@ -154,8 +154,8 @@ def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float,
     eps = None if unfold_bn is True else float(unfold_bn)
     weight = layer.get_parameter("weight")
     num_features = weight.shape[0]
-    if getattr(layer, "transposed", False):
-        num_features = weight.shape[1] * int(layer.groups)  # type: ignore[arg-type]
+    if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        num_features = weight.shape[1] * int(layer.groups)
     batch_norm = kind(num_features, eps=1e-5 if eps is None else eps, dtype=weight.dtype)
     fill_identity(batch_norm, eps)
     bias = layer._parameters.get("bias")
