@@ -14,10 +14,11 @@ from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Cell, Packed, Plan
 from qdeq.state_dicts.rnn import rnn_shapes_of
-from qdeq.state_dicts.values import as_weight, shape_of
+from qdeq.state_dicts.values import shape_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
 from qdeq.weights.checks import describe
+from qdeq.weights.integer_types import scheme_of
 from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight
 
@@ -44,15 +45,14 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
         return sd.plan_for(like)
     sources = _sources(where, sd)
     plan = plan_names(where, sources, shape_of, rnn_shapes_of(like), attentions=not keeps_projections(like))
-    plan.doubtful = doubts(plan, lambda value: _stride(where, value), {})
+    plan.doubtful = doubts(plan, _stride, {})
     return plan
 
 
-def _stride(where: str, value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
-    weight = as_weight(where, value)
-    if isinstance(weight, QuantizedWeight):
-        return weight.int_repr.stride(), weight.qscheme
-    return weight.stride(), None
+def _stride(value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
+    if isinstance(value, QuantizedWeight):
+        return value.int_repr.stride(), value.qscheme
+    return value.stride(), scheme_of(value) if value.is_quantized else None
 
 
 def _sources(where: str, sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
