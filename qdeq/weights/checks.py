@@ -116,7 +116,7 @@ def check_out(
 
 
 def check_weight(weight: Any) -> None:
-    """Refuse a ``QuantizedWeight`` whose fields are of the wrong type or contradict each other; scales may be anything.
+    """Refuse fields of a weight that are of the wrong type or contradict one another; scales may be anything.
 
     Raises:
         QdeqTypeError: a field of the wrong Python type.

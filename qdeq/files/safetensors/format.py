@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from qdeq.errors import QdeqValueError, expected
-from qdeq.files.damaged import is_size, refuse, shown
+from qdeq.files.untrusted import is_size, refuse, shown
 
 __all__ = [
     "CODES",

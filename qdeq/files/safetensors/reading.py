@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.files.damaged import is_size, refuse, shown
 from qdeq.files.mapped import map_file
 from qdeq.files.safetensors.format import (
     INDEX_SUFFIX,
@@ -26,6 +25,7 @@ from qdeq.files.safetensors.format import (
     decode_header,
     load_json,
 )
+from qdeq.files.untrusted import is_size, refuse, shown
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.torch_archive.limits import REMEDY_BROKEN
 from qdeq.files.torch_archive.pickled import Call, Global, Instance
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["PYTHON2", "build", "check_call"]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES
 from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor, tensor_from
+from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Cell, Packed
 from qdeq.state_dicts.rnn import RnnShape

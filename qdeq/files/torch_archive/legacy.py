@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.torch_archive.limits import MAX_NODES
 from qdeq.files.torch_archive.pickled import Call, Instance, Persistent
 from qdeq.files.torch_archive.storages import element_bytes
 from qdeq.files.torch_archive.unpickler import read_pickle
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["is_legacy", "read_legacy"]
 

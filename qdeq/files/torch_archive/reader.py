@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.mapped import map_file
 from qdeq.files.torch_archive.checkpoint import Contents, collect
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
@@ -22,6 +21,7 @@ from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
+from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names

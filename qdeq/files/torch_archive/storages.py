@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from qdeq.files.damaged import is_size, refuse, shown
 from qdeq.files.torch_archive.pickled import Global, Persistent
+from qdeq.files.untrusted import is_size, refuse, shown
 
 __all__ = ["BY_DTYPE", "HOSTILE", "Storage", "StorageReader", "check_byteorder", "element_bytes"]
 

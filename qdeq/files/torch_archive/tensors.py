@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqError
-from qdeq.files.damaged import is_size, refuse, shown
 from qdeq.files.torch_archive.pickled import Call, Global
 from qdeq.files.torch_archive.storages import BY_DTYPE, HOSTILE, Storage, StorageReader
+from qdeq.files.untrusted import is_size, refuse, shown
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["StoredTensor", "tensor_from"]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 from qdeq.errors import QdeqError
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.torch_archive.byte_reader import ByteReader
 from qdeq.files.torch_archive.calls import PYTHON2, build, check_call
 from qdeq.files.torch_archive.limits import (
@@ -23,6 +22,7 @@ from qdeq.files.torch_archive.limits import (
     REMEDY_BROKEN,
 )
 from qdeq.files.torch_archive.pickled import Global, Instance, Persistent
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["read_pickle"]
 

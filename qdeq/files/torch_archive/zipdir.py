@@ -12,8 +12,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from qdeq.files.damaged import refuse, shown
 from qdeq.files.torch_archive.limits import MAX_INFLATED_BYTES, MAX_RECORDS
+from qdeq.files.untrusted import refuse, shown
 
 __all__ = ["Record", "ZipDirectory", "is_zip"]
 
