@@ -1,8 +1,8 @@
-"""Values out of a file that may be damaged, or made to do harm: worded, checked, refused."""
+"""Values that came out of a file: nothing is taken on trust, and what is refused is worded here."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import NoReturn, TypeGuard
 
 from qdeq.errors import QdeqValueError, expected
 
@@ -16,20 +16,12 @@ def shown(value: object) -> str:
     """Word a value that came out of a file: no control characters, never longer than a line."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >> 128:
         return "an integer of more than 128 bits"
-    try:
-        text = ascii(value)
-    except ValueError:  # Python writes no integer of thousands of digits out
-        return f"a {type(value).__name__} with an integer of more than 128 bits"
+    text = ascii(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def is_size(value: object) -> bool:
-    """Whether a number can be a size or an offset."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def refuse(where: str, what: str, got: str, remedy: str = DAMAGED) -> NoReturn:
-    """Raise the one kind of error that readers of files raise.
+    """Raise the readers' one kind of error.
 
     Args:
         where: ``file: key``, or the file alone while no key is known.
@@ -39,3 +31,8 @@ def refuse(where: str, what: str, got: str, remedy: str = DAMAGED) -> NoReturn:
 
     """
     raise QdeqValueError(expected(where, what, got, remedy))
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Whether a number out of a file can be a size, a stride or an offset."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
