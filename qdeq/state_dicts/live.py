@@ -18,6 +18,7 @@ from qdeq.state_dicts.values import as_weight, shape_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
 from qdeq.weights.checks import describe
+from qdeq.weights.integer_types import scheme_of
 from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight
 
@@ -44,15 +45,14 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
         return sd.plan_for(like)
     sources = _sources(where, sd)
     plan = plan_names(where, sources, shape_of, rnn_shapes_of(like), attentions=not keeps_projections(like))
-    plan.doubtful = doubts(plan, lambda value: _stride(where, value), {})
+    plan.doubtful = doubts(plan, _stride, {})
     return plan
 
 
-def _stride(where: str, value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
-    weight = as_weight(where, value)
-    if isinstance(weight, QuantizedWeight):
-        return weight.int_repr.stride(), weight.qscheme
-    return weight.stride(), None
+def _stride(value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
+    if isinstance(value, QuantizedWeight):
+        return value.int_repr.stride(), value.qscheme
+    return value.stride(), scheme_of(value) if value.is_quantized else None
 
 
 def _sources(where: str, sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,19 +75,21 @@ def _source(where: str, name: str, value: Any) -> Any:
             raise QdeqValueError(expected(where, "a weight and a bias", describe(value), remedy))
         return Packed(*parts)
     if packed.is_packed_weight(value):
-        return Packed(_unpack(where, value), packed.packed_bias(value))
+        return _opened(where, value)
     if not isinstance(value, torch.ScriptObject):
         return value
     cell = cell_parts(value.__getstate__()[0]) if packed_kind(value) == CELL else None  # type: ignore[attr-defined]
     if cell is None:
         remedy = "Dequantize the model instead: qdeq.dequantize_model."
         raise QdeqTypeError(expected(where, "packed parameters", str(packed_class(value)), remedy))
-    ih, hh = (Packed(_unpack(where, part), packed.packed_bias(part)) for part in cell)
-    return Cell(ih, hh)
+    return Cell(_opened(where, cell[0]), _opened(where, cell[1]))
 
 
-def _unpack(where: str, value: Any) -> QuantizedWeight | Tensor:
-    try:
-        return packed.unpack_packed(value, where=where)
-    except QdeqTypeError:  # float16 values, no integers
-        return packed.dequantize_packed(value, where=where)
+def _opened(where: str, obj: Any) -> Packed:
+    weight, bias = packed.open_packed(obj, where=where)
+    if weight is obj:
+        try:
+            weight = packed.unpack_packed(obj, where=where)
+        except QdeqTypeError:  # float16 values, no integers
+            weight = packed.dequantize_packed(obj, where=where)
+    return Packed(as_weight(where, weight), bias)

@@ -85,12 +85,14 @@ def dequantize_state_dict(
 
 def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
     where = f"{_WHERE}: {target.source}"
-    value = value_of(where, target.value)
-    if isinstance(value, QuantizedWeight):
+    value: Any = target.value
+    if isinstance(value, Fold):
+        return value_of(where, value).to(dtype)  # type: ignore[union-attr]  # a fold is float
+    if isinstance(value, Stack):
+        value = value_of(where, value)
+    if isinstance(value, QuantizedWeight) or value.is_quantized:
         return dequantize_source(value, where=where, dtype=dtype)
-    if isinstance(target.value, Fold):
-        return value.to(dtype)
-    plain = value.detach()
+    plain: Tensor = value.detach()
     keeps = not plain.is_floating_point() or dtype == torch.float32
     if keeps and name.rsplit(".", 1)[-1].startswith("bias") and plain.dtype == torch.float64:
         keeps = False  # a packed bias is float32 wherever it is used

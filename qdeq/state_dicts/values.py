@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qdeq.state_dicts.folding import fold_parts
+from qdeq.errors import QdeqValueError, expected
+from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.state_dicts.parts import Fold, Stack
 from qdeq.state_dicts.stacking import stack_weights
 from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
@@ -36,7 +37,20 @@ def value_of(where: str, value: Any) -> QuantizedWeight | Tensor:
 
     """
     if isinstance(value, Fold):
-        return fold_parts(where, value.part, *value.parts).detach()
+        return _fold(where, value.part, *value.parts).detach()
     if isinstance(value, Stack):
         return stack_weights(where, [as_weight(where, part) for part in value.parts])
     return as_weight(where, value)
+
+
+def _fold(where: str, part: str, weight: Any, bias: Any, *norm: Any) -> Tensor:
+    """Return a layer's "weight" or "bias" (``part``) with its batch norm folded in: weight, bias, mean and variance.
+
+    The file does not hold eps: it is the default.
+    """
+    for value in (weight, *norm):
+        floats = isinstance(value, Tensor) and value.is_floating_point()
+        if not floats or value.shape[:1] != weight.shape[:1] or (value is not weight and value.dim() != 1):
+            got = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
+            raise QdeqValueError(expected(where, "float tensors of one size", got, "The checkpoint is damaged."))
+    return fold_batch_norm(weight, bias, NormValues(*norm))[part == "bias"]

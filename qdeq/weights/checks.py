@@ -14,7 +14,7 @@ from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_CHANNEL
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.words import dtype_name
 
-__all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "check_zero_points", "describe"]
+__all__ = ["check_dtype", "check_out", "check_scales", "check_weight", "describe"]
 
 
 def describe(x: object) -> str:
@@ -197,10 +197,10 @@ def _check_qparams(w: Any) -> None:
                 expected(f"QuantizedWeight.{name}", "contiguous", f"strides {tensor.stride()}", remedy)
             )
     if not float_qparams:
-        check_zero_points("QuantizedWeight.zero_point", w.zero_point, w.dtype)
+        _check_zero_points("QuantizedWeight.zero_point", w.zero_point, w.dtype)
 
 
-def check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
+def _check_zero_points(where: str, zero_point: Tensor, dtype: str) -> None:
     """Refuse int64 zero points outside the range of ``dtype``'s storage, as torch does when it dequantizes."""
     info = torch.iinfo(INTEGER_TYPES[dtype].storage)
     outside = ((zero_point < info.min) | (zero_point > info.max)).reshape(-1)

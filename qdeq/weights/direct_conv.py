@@ -86,7 +86,9 @@ def is_direct_weight(
             another stride may look the same.
 
     """
-    if qscheme != "per_tensor_affine" or len(shape) != 4 or (geometry is not None and not geometry.may_be_direct()):
+    if qscheme != "per_tensor_affine" or len(shape) != 4 or len(stride) != 4:  # packed sub-byte values have one stride
+        return False
+    if geometry is not None and not geometry.may_be_direct():
         return False
     channels_in, channels_out, height, width = shape
     if height != 2 or not 1 <= width <= 6 or channels_in % 8 or channels_out % 8 or not channels_in or not channels_out:

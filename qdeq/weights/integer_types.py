@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-__all__ = ["FLOAT_QPARAMS", "INTEGER_TYPES", "PER_CHANNEL", "PER_TENSOR", "IntegerType"]
+__all__ = ["FLOAT_QPARAMS", "INTEGER_TYPES", "PER_CHANNEL", "PER_TENSOR", "IntegerType", "scheme_of"]
 
 PER_TENSOR = "per_tensor_affine"
 PER_CHANNEL = "per_channel_affine"
@@ -40,3 +41,8 @@ INTEGER_TYPES = {
     "quint4x2": IntegerType(_torch_dtype("quint4x2"), torch.uint8, 4, 0, 15),
     "quint2x4": IntegerType(_torch_dtype("quint2x4"), torch.uint8, 2, 0, 3),
 }
+
+
+def scheme_of(q: Tensor) -> str:
+    """The scheme of a tensor of torch's quantized dtypes; a symmetric one is the affine one with zero points of 0."""
+    return str(q.qscheme()).removeprefix("torch.").replace("symmetric", "affine")

@@ -18,17 +18,7 @@ from qdeq.errors import QdeqError, QdeqTypeError, expected
 from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, check_scales, describe
 from qdeq.weights.direct_conv import unreadable_weight
-from qdeq.weights.packed_state import (
-    CONV2D,
-    CONV3D,
-    EMBEDDING,
-    LINEAR,
-    SPARSE_LINEAR,
-    is_lost,
-    packed_class,
-    packed_kind,
-    unpack_with_torch,
-)
+from qdeq.weights.packed_state import CELL, CONV2D, EMBEDDING, is_lost, packed_class, packed_kind, unpack_with_torch
 from qdeq.weights.weight import QuantizedWeight, dequantize_weight
 
 __all__ = [
@@ -43,8 +33,7 @@ __all__ = [
     "unpack_packed",
 ]
 
-_KINDS = frozenset({LINEAR, SPARSE_LINEAR, CONV2D, CONV3D, EMBEDDING})
-
+_ONEDNN = ("PackedLinearWeightsOnednn", "PackedConvWeightsOnednn<2>", "PackedConvWeightsOnednn<3>")
 # What csrc/this_torch/packed.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
@@ -54,7 +43,7 @@ def is_packed_weight(obj: object) -> bool:
 
     Transposed, sparse and float16 ones are included; a packed RNN cell, which holds two of them, is not.
     """
-    return packed_kind(obj) in _KINDS
+    return packed_kind(obj) not in ("", CELL)
 
 
 def dequantize_packed(
@@ -150,7 +139,7 @@ def is_onednn(obj: object) -> bool:
     The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
     """
     native = _native()
-    return native is not None and "Onednn" in native.class_name(obj)
+    return native is not None and native.class_name(obj) in _ONEDNN
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from qdeq.errors import QdeqError, expected
 from qdeq.weights.direct_conv import ConvGeometry, is_direct_weight
+from qdeq.weights.integer_types import scheme_of
 
 __all__ = [
     "CELL",
@@ -86,8 +87,7 @@ def is_lost(obj: object, weight: Tensor) -> bool:
     """Whether ``weight``, as torch unpacked it from ``obj``, is uninitialized memory."""
     if packed_kind(obj) != CONV2D or not weight.is_quantized:
         return False
-    scheme = str(weight.qscheme()).removeprefix("torch.")
-    return is_direct_weight(weight.shape, weight.stride(), scheme, ConvGeometry.of_packed(obj))
+    return is_direct_weight(weight.shape, weight.stride(), scheme_of(weight), ConvGeometry.of_packed(obj))
 
 
 def linear_parts(state: object) -> tuple[Any, Any] | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, check_scales, check_weight, describe
-from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType
+from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType, scheme_of
 
 __all__ = ["QuantizedWeight", "dequantize_weight", "explain_refusal", "reference", "weight_from_tensor"]
 
@@ -213,7 +213,7 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
         remedy = "Dequantize the whole tensor, then take the view."
         raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
     ints = _alias(q, kind)
-    scheme = str(q.qscheme()).removeprefix("torch.").replace("symmetric", "affine")
+    scheme = scheme_of(q)
     if scheme == PER_TENSOR:
         scale = torch.tensor(q.q_scale(), dtype=torch.float64)
         return QuantizedWeight(ints, scale, torch.tensor(q.q_zero_point()), None, scheme, name, tuple(q.shape))

@@ -46,4 +46,5 @@ def test_a_plain_weight_is_not_suspected():
     stride = torch.empty(16, 8, 2, 3).stride()
     assert not is_direct_weight((16, 8, 2, 3), stride, "per_tensor_affine", None)
     assert not is_direct_weight((16, 8, 2, 3), (1, 96, 48, 16), None, None)
+    assert not is_direct_weight((16, 8, 2, 3), (1,), "per_tensor_affine", None)  # sub-byte values, packed
     assert is_direct_weight((16, 8, 2, 3), (1, 96, 48, 16), "per_tensor_affine", None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qdeq.weights.direct_conv import ConvGeometry
+from qdeq.weights.packed import is_onednn
 from qdeq.weights.packed_state import (
     CELL,
     CONV2D,
@@ -24,6 +25,7 @@ from qdeq.weights.packed_state import (
     unpack_with_torch,
 )
 from tests.helpers.models import assert_same_bits, tq
+from tests.weights.packed import cases
 
 
 def state_of(packed):
@@ -95,3 +97,16 @@ def test_what_is_no_config(numbers):
 def test_other_classes():
     assert packed_kind("__torch__.torch.classes.xnnpack.Conv2dOpContext") == packed_kind(nn.Linear(2, 2)) == ""
     assert packed_kind(f"__torch__.torch.classes.{CONV3D}") == CONV3D
+
+
+@pytest.mark.parametrize("engine", ["onednn", "fbgemm", "qnnpack"])
+@pytest.mark.parametrize("dims", [0, 2, 3])
+def test_the_engine_that_packed(engine, dims):
+    weight = torch.quantize_per_tensor(torch.randn(8, 8, *[3] * dims), 0.1, 0, torch.qint8)
+    with cases.engine(engine):
+        if dims:
+            prepack = getattr(torch.ops.quantized, f"conv{dims}d_prepack")
+            packed = prepack(weight, None, [1] * dims, [0] * dims, [1] * dims, 1)
+        else:
+            packed = torch.ops.quantized.linear_prepack(weight, None)
+    assert is_onednn(packed) == (engine == "onednn")

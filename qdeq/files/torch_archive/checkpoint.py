@@ -20,21 +20,8 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Cell, Packed
 from qdeq.state_dicts.rnn import RnnShape
+from qdeq.weights import packed_state
 from qdeq.weights.direct_conv import ConvGeometry
-from qdeq.weights.packed_state import (
-    CELL,
-    CONV2D,
-    CONV3D,
-    EMBEDDING,
-    LINEAR,
-    SPARSE_LINEAR,
-    cell_parts,
-    conv_geometry,
-    conv_parts,
-    embedding_weight,
-    linear_parts,
-    packed_kind,
-)
 
 __all__ = ["Contents", "collect"]
 
@@ -243,30 +230,30 @@ class _Walk:
 
     def _pair(self, key: str, value: Any) -> Packed:
         """``(weight, bias)`` of a linear; a sparse one adds its block sizes."""
-        parts = linear_parts(value)
+        parts = packed_state.linear_parts(value)
         if parts is None:
             refuse(self.where(key), "a weight and a bias", shown(type(value).__name__))
         return Packed(self._need(key, parts[0]), None if parts[1] is None else self._need(key, parts[1]))
 
     def _script_object(self, key: str, class_name: object, state: Any) -> None:
-        kind = packed_kind(class_name) if isinstance(class_name, str) else ""
-        if kind in (LINEAR, SPARSE_LINEAR):
+        kind = packed_state.packed_kind(class_name) if isinstance(class_name, str) else ""
+        if kind in (packed_state.LINEAR, packed_state.SPARSE_LINEAR):
             self.put(key, self._pair(key, state))
-        elif kind in (CONV2D, CONV3D):
+        elif kind in (packed_state.CONV2D, packed_state.CONV3D):
             self.put(key, self._conv_params(key, state))
-        elif kind == EMBEDDING:
-            weight = embedding_weight(state)
+        elif kind == packed_state.EMBEDDING:
+            weight = packed_state.embedding_weight(state)
             if weight is None:
                 refuse(self.where(key), "packed parameters of an embedding", "something else")
             self.put(key, Packed(self._need(key, weight), None))
-        elif kind == CELL:
+        elif kind == packed_state.CELL:
             self.put(key, self._cell(key, state))
         else:
             remedy = "Save the state_dict() of the eager model."
             refuse(self.where(key), "packed parameters of a known class", shown(class_name), remedy)
 
     def _conv_params(self, key: str, state: Any) -> Packed:
-        parts = conv_parts(state)
+        parts = packed_state.conv_parts(state)
         if parts is None or (parts[2] is None and not isinstance(parts[0], Call)):
             refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout")
         weight, bias, config = parts
@@ -274,13 +261,13 @@ class _Walk:
             described = self._need(key, config)
             numbers = described.read(self.where(key)) if described.numel <= _MAX_CONFIG else None
             config = numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else []
-        geometry = conv_geometry(config or [])
+        geometry = packed_state.conv_geometry(config or [])
         if geometry is not None:
             self.contents.geometries[key] = geometry
         return self._pair(key, (weight, bias))
 
     def _cell(self, key: str, state: Any) -> Cell:
-        packed = cell_parts(state)
+        packed = packed_state.cell_parts(state)
         if packed is None:
             kind = state[0] if isinstance(state, tuple) and len(state) == 5 else None
             refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind))

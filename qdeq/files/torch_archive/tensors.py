@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -208,10 +208,6 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         refuse(where, "quantized values with (qscheme, scale, zero point)", shown(tensor.dtype), HOSTILE)
     scheme = params[0].name if isinstance(params[0], Global) else _SCHEME_NUMBERS.get(_plain_int(params[0]), "")
     scheme = scheme.replace("_symmetric", "_affine")
-    parts = {
-        key: getattr(tensor, key)
-        for key in ("reader", "storage", "offset", "shape", "stride", "dtype", "plain", "bits")
-    }
     if tensor.bits < _SUB_BYTE and (tensor.offset or tensor.stride != _contiguous(tensor.shape)):
         refuse(where, "a contiguous sub-byte tensor", f"strides {shown(tensor.stride)}", "Save a contiguous() copy.")
     if scheme == "per_tensor_affine":
@@ -219,7 +215,7 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         if not isinstance(scale, float | int) or not isinstance(zero_point, int) or abs(zero_point) >= 2**63:
             refuse(where, "a scale and a zero point", shown((scale, zero_point)), HOSTILE)
         _check_zero_range(where, tensor.plain, zero_point)
-        return StoredTensor(**parts, qscheme=scheme, scale=float(scale), zero_point=int(zero_point))
+        return replace(tensor, qscheme=scheme, scale=float(scale), zero_point=int(zero_point))
     if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams") or len(params) < 4:
         refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(str(params[0])), HOSTILE)
     scales, zero_points = (tensor_from(where, p, reader) for p in params[1:3])
@@ -235,7 +231,7 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         refuse(where, "float scales and integer zero points", f"{scales.dtype}, {zero_points.dtype}", HOSTILE)
     if zero_points.dtype.startswith("float"):
         scheme = "per_channel_affine_float_qparams"  # torch._tensor writes per_channel_affine for both
-    return StoredTensor(**parts, qscheme=scheme, axis=axis, scale=scales, zero_point=zero_points)
+    return replace(tensor, qscheme=scheme, axis=axis, scale=scales, zero_point=zero_points)
 
 
 # c10/core/QScheme.h; TorchScript writes numbers.
