@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.compare import compare
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.say.explanation import Explanation
+    from qdeq.files import open
     from qdeq.files.safetensors.writing import save_safetensors
-    from qdeq.files.torch_archive import open
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
     from qdeq.sources.eager.mappings import register
@@ -58,7 +58,7 @@ _LAZY = {
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",
-    "open": "qdeq.files.torch_archive",
+    "open": "qdeq.files",
     "register": "qdeq.sources.eager.mappings",
     "save_safetensors": "qdeq.files.safetensors.writing",
 }

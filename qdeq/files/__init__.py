@@ -1,0 +1,51 @@
+"""``open``: files of weights, whatever their format; no code of a file runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from qdeq.files.safetensors.reading import looks_like_safetensors, open_safetensors
+from qdeq.files.torch_archive.reader import open_archive
+from qdeq.state_dicts.weight_file import WeightFile
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["FORMATS", "Format", "open"]
+
+Path = str | os.PathLike[str]
+
+
+class Format(NamedTuple):
+    """A format of files: what begins as it does, and how it is opened, ``like`` being a float model or None."""
+
+    recognise: Callable[[Path], bool]
+    open: Callable[[Path, nn.Module | None], WeightFile]
+
+
+FORMATS: list[Format] = [
+    Format(looks_like_safetensors, lambda path, like: open_safetensors(path)),
+    Format(lambda path: True, lambda path, like: open_archive(path, like=like)),
+]
+"""The known formats, in the order in which they are asked; the last takes what no other does."""
+
+
+def open(path: Path, *, like: nn.Module | None = None) -> WeightFile:
+    """Open a file of weights as a mapping from names to :class:`qdeq.QuantizedWeight` or tensors; runs no code of it.
+
+    Args:
+        path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
+            safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too.
+        like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
+            forward ones, when input and hidden size are equal), and whether attentions keep three projections.
+
+    Raises:
+        QdeqTypeError: ``path`` is no path.
+        QdeqValueError: the file cannot be read, is not of a known form, is damaged, or holds no tensor.
+
+    """
+    is_path = isinstance(path, str | os.PathLike)
+    known = next((form for form in FORMATS if is_path and form.recognise(path)), FORMATS[-1])
+    return known.open(path, like)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.files.torch_archive import open as open_archive
+from qdeq.files import open as open_archive
 from qdeq.sources import form_of
 from qdeq.sources.form import Form
 from qdeq.words import class_name
