@@ -96,7 +96,7 @@ def _attach_norms(pairs: list[Pair], model: nn.Module) -> None:
         path, module = norms[pair.partner.path]
         norm = NormValues.of(module)
         weight = pair.partner.weight
-        transposed = "Transpose" in pair.partner.class_name
+        transposed = bool(getattr(model.get_submodule(pair.partner.module), "transposed", False))
         if len(norm.factor) != weight.shape[1 if transposed else 0]:
             continue
         pair.norm, pair.norm_factor = path, (norm.factor, norm.shift)
