@@ -70,18 +70,18 @@ def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Rep
         report: gets what could not be covered.
 
     """
-    flow = _Flow(dequantized, inner, report)
+    flow = _Flow(model, dequantized, inner, report)
     flow.report_unknown(flow.call("", model, (), {}))
     return flow.sites
 
 
 class _Flow:
-    def __init__(self, dequantized: set[int], inner: set[int], report: Report) -> None:
+    def __init__(self, model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> None:
         self.dequantized = dequantized
         self.inner = inner
         self.report = report
         self.sites = Sites()
-        self.traces = Traces()
+        self.traces = Traces(model)
 
     def call(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""

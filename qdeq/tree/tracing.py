@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from qdeq.tree.walk import children, every_module, plain_values
+from qdeq.tree.walk import (
+    ATOMS,
+    CONTAINERS,
+    MODULE_INTERNALS,
+    children,
+    every_module,
+    is_library_module,
+    plain_values,
+)
 
 __all__ = ["Traces", "trace"]
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, is_leaf: Callable[[nn.Module, str], bool]) -> None:
-        super().__init__()
+    def __init__(self, is_leaf: Callable[[nn.Module, str], bool], modules: tuple[Any, ...]) -> None:
+        super().__init__(autowrap_modules=modules)
         self._is_leaf = is_leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -35,37 +45,92 @@ def trace(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> fx.Gr
 
     """
     with torch.random.fork_rng(devices=[]):
-        return _Tracer(is_leaf).trace(module)
+        try:
+            return _Tracer(is_leaf, ()).trace(module)
+        except Exception:  # noqa: BLE001 (it may have called math.sqrt: wrapping all of math takes a third of a trace)
+            return _Tracer(is_leaf, (math,)).trace(module)
 
 
 class Traces:
-    """The forwards of the modules of one model, each traced once, with its children as single calls."""
+    """The forwards of one model, each traced once. The modules stay as they are.
 
-    def __init__(self) -> None:
-        self._graphs: dict[int, tuple[nn.Module, fx.Graph | str]] = {}
+    Args:
+        model: in which all modules lie that are asked about.
+
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._graphs: dict[int, fx.Graph | str] = {}
+
+    @functools.cached_property
+    def whole(self) -> fx.Graph | None:
+        """What the model runs from end to end, modules of torch and those without children as single calls.
+
+        None where it cannot be traced as a whole; then parts of it may.
+        """
+        if any("forward" in vars(module) and not _is_leaf(module, "") for _, module in every_module(self._model)):
+            return None
+        try:
+            return trace(_stand_in(self._model, _is_leaf), _is_leaf)
+        except Exception:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
+            return None
 
     def of(self, owner: nn.Module) -> fx.Graph | str:
-        """The trace of a module's own forward; a string says why that is impossible. The module stays as it is."""
+        """The trace of one module's own forward, its children as single calls; a string says why that is impossible."""
         if id(owner) not in self._graphs:
-            self._graphs[id(owner)] = owner, self._trace(owner)
-        return self._graphs[id(owner)][1]
+            self._graphs[id(owner)] = self._trace(owner)
+        return self._graphs[id(owner)]
 
     def _trace(self, owner: nn.Module) -> fx.Graph | str:
         if "forward" in owner.__dict__:
             return "its owner has a forward of its own, beside that of its class"
+        if type(owner).forward is nn.Sequential.forward:
+            return _chain(owner)
         try:
-            return trace(_stand_in(owner), lambda module, name: True)
+            return trace(_stand_in(owner, lambda module, name: module is not owner), lambda module, name: True)
         except Exception as error:  # noqa: BLE001 (the user's forward may raise anything; then nothing is proven)
             return f"its owner's forward cannot be traced ({type(error).__name__})"
 
 
-def _stand_in(owner: nn.Module) -> nn.Module:
-    """A copy of ``owner`` that shares only its children: the forward is the user's code and may change its module."""
-    attributes = [value for _, value in plain_values(owner)]
-    # Without attributes that hold anything, no module below the children can be reached.
-    below = every_module(owner)[1:] if attributes else children(owner)
-    # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
-    memo: dict[int, Any] = {id(child): child if "_modules" in vars(child) else nn.Module() for _, child in below}
-    # Modules and tensors with a history in plain attributes: the one holds weights, the other cannot be copied.
-    memo |= {id(value): value for value in attributes if isinstance(value, nn.Module | Tensor)}
-    return copy.deepcopy(owner, memo)
+def _is_leaf(module: nn.Module, name: str) -> bool:
+    # torch.ao's fused layers before conversion are Sequentials.
+    library = is_library_module(module) and not isinstance(module, nn.Sequential)
+    return library or not children(module)
+
+
+def _chain(owner: nn.Module) -> fx.Graph:
+    """What tracing a Sequential gives."""
+    graph = fx.Graph()
+    value = graph.placeholder("input")
+    for name in owner._modules:
+        value = graph.call_module(name, (value,))
+    graph.output(value)
+    return graph
+
+
+def _stand_in(module: nn.Module, shared: Callable[[nn.Module, str], bool], memo: dict[int, Any] | None = None) -> Any:
+    """A copy of a module to trace: its forward is the user's code and may change what it holds, but no tensor.
+
+    Args:
+        module: is left alone.
+        shared: whether a module of that name in its owner stands for itself.
+        memo: id of an object -> its copy.
+
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    memo[id(module)] = copied = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        copied.__dict__[name] = copy.copy(value) if type(value) in CONTAINERS else value
+    for name, child in children(module):
+        # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
+        made = child if "_modules" in vars(child) else nn.Module()
+        copied._modules[name] = made if shared(child, name) else _stand_in(child, shared, memo)
+    # Modules and tensors in plain attributes are called by their own names, or by none.
+    kept = {id(value): value for _, value in plain_values(module) if isinstance(value, nn.Module | Tensor)}
+    for name in vars(module).keys() - MODULE_INTERNALS:
+        if type(getattr(module, name)) not in ATOMS:
+            copied.__dict__[name] = copy.deepcopy(getattr(module, name), kept | memo)
+    return copied

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 __all__ = [
+    "ATOMS",
+    "CONTAINERS",
     "HOLDS_NOTHING",
     "MODULE_INTERNALS",
     "children",
@@ -27,8 +29,9 @@ ATOMS: frozenset[type] = frozenset(
 )
 # What every module's __dict__ holds of torch's own.
 MODULE_INTERNALS = frozenset(nn.Module().__dict__)
+CONTAINERS = frozenset({dict, OrderedDict, set, list})
 # Types of attributes that are neither tensors nor objects of TorchScript.
-HOLDS_NOTHING = ATOMS | {dict, OrderedDict, set, list, tuple}
+HOLDS_NOTHING = ATOMS | CONTAINERS | {tuple}
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
-from qdeq.tree.tracing import Traces
+from qdeq.tree.tracing import Traces, trace
 
 
 class Counting(nn.Module):
@@ -28,20 +30,37 @@ def calls(graph):
 
 
 def test_a_forward_is_traced_once_and_nothing_changes():
-    owner, traces, state = Counting(), Traces(), torch.get_rng_state()
+    owner, state = Counting(), torch.get_rng_state()
+    traces = Traces(owner)
     graph = traces.of(owner)
     assert traces.of(owner) is graph
-    assert Counting.runs == 1
+    runs = Counting.runs
+    assert traces.of(owner) is graph
+    assert Counting.runs == runs
     assert owner.seen == []
     assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(graph, str), "a module in a plain attribute has no name that a graph could call"
     owner.kept["other"] = torch.relu
-    assert calls(Traces().of(owner)) == ["layer"]
+    assert calls(Traces(owner).of(owner)) == ["layer"]
+
+
+def test_a_sequential_is_what_its_trace_is():
+    owner = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sequential(nn.Identity()))
+    wanted = trace(owner, lambda module, name: True)
+    assert str(Traces(owner).of(owner)) == str(wanted)
+
+
+def test_functions_of_math_are_followed():
+    class Scaled(nn.Sequential):
+        def forward(self, x):
+            return self[0](x) / math.sqrt(x.size(1))
+
+    assert calls(Traces(nn.Identity()).of(Scaled(nn.Identity()))) == ["0"]
 
 
 def test_children_are_single_calls():
     inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    assert calls(Traces().of(nn.Sequential(inner, nn.Identity()))) == ["0", "1"]
+    assert calls(Traces(inner).of(nn.Sequential(inner, nn.Identity()))) == ["0", "1"]
 
 
 def test_why_a_forward_cannot_be_traced_is_said():
@@ -49,4 +68,19 @@ def test_why_a_forward_cannot_be_traced_is_said():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    assert Traces().of(Branches()) == "its owner's forward cannot be traced (TraceError)"
+    assert Traces(nn.Identity()).of(Branches()) == "its owner's forward cannot be traced (TraceError)"
+
+
+def test_a_whole_model_is_followed_into_modules_that_are_not_torchs():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.count = nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 0
+
+        def forward(self, x):
+            self.count += 1
+            return self.layer(x) + x
+
+    model = nn.Sequential(Block(), nn.Identity())
+    assert calls(Traces(model).whole) == ["0.layer.0", "0.layer.1", "1"]
+    assert model[0].count == 0

@@ -10,8 +10,9 @@ from qdeq.diagnosis.findings.stubs import stub_findings
 from qdeq.diagnosis.findings.weights import finding
 from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import Finding
-from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind, trace_modules
+from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind
 from qdeq.diagnosis.sides.pairs import Pair
+from qdeq.tree.tracing import Traces
 
 __all__ = ["structure_findings"]
 
@@ -66,7 +67,7 @@ def _norm_twice(pair: Pair, weight_is_right: bool, total_weights: int) -> Findin
 
 
 def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], total: int) -> list[Finding]:
-    ours, theirs = trace_modules(int8_model), trace_modules(float_model)
+    ours, theirs = Traces(int8_model).whole, Traces(float_model).whole
     findings = []
     handled: set[str] = set()
     for pair in pairs:

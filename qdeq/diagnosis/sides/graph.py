@@ -13,10 +13,8 @@ from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 from qdeq.grids.modules import PostProcess
 from qdeq.sources.eager.mappings import float_class, owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
-from qdeq.tree.tracing import trace
-from qdeq.tree.walk import is_library_module
 
-__all__ = ["Activation", "activation_name", "activations_behind", "light_copy", "trace_modules"]
+__all__ = ["Activation", "activation_name", "activations_behind", "light_copy"]
 
 _ACTIVATIONS = frozenset(
     {nn.ReLU6, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish}
@@ -50,21 +48,6 @@ class Activation:
 
     name: str
     path: str
-
-
-def trace_modules(model: nn.Module) -> fx.Graph | None:
-    """Return the graph of the modules and functions that a forward runs; None where it cannot be traced."""
-    try:
-        return trace(light_copy(model), _is_leaf)
-    except Exception:  # noqa: BLE001 (the user's forward may raise anything; then the order is not known)
-        return None
-
-
-def _is_leaf(module: nn.Module, name: str) -> bool:
-    if next(module.children(), None) is None or is_quantized_module(module):
-        return True
-    # torch.ao's fused ConvReLU2d before conversion is a Sequential.
-    return is_library_module(module) and not isinstance(module, nn.Sequential)
 
 
 def activation_name(module: nn.Module) -> str:

@@ -8,6 +8,7 @@ else. Where this cannot be shown the activation stays with its layer.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,12 @@ from collections.abc import Iterator, Mapping
 from torch import fx, nn
 
 from qdeq.tree.tracing import Traces
+from qdeq.words import join
 
 __all__ = ["Slots"]
+
+
+_NONE = "no Identity that runs on its output alone"
 
 
 class Slots:
@@ -31,7 +36,11 @@ class Slots:
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self._modules = modules
         self._uses = Counter(map(id, modules.values()))
-        self._traces = Traces()
+        self._traces = Traces(modules[""])
+
+    @functools.cached_property
+    def _whole(self) -> Mapping[str, list[fx.Node]]:
+        return {} if self._traces.whole is None else _calls(self._traces.whole)
 
     def find(self, path: str, most: int) -> nn.Module | str:
         """The last Identity that runs on the output of the module at ``path`` alone; a string says why there is none.
@@ -41,15 +50,19 @@ class Slots:
             most: how many Identity places fusing may have left behind it.
 
         """
+        if self._uses[id(self._modules[path])] != 1:
+            return _NONE
+        if len(self._whole.get(path, ())) == 1:
+            return self._last(self._whole, "", path, most)
+        # The whole cannot be traced, or runs it several times: then the forward around it alone tells.
         owner = _owner(self._modules, path)
         graph = self._traces.of(self._modules[owner])
-        if isinstance(graph, str):
-            return graph
-        slot: nn.Module | str = "no Identity that runs on its output alone"
-        if self._uses[id(self._modules[path])] != 1:
-            return slot
-        for name in itertools.islice(_followers(graph, path.removeprefix(owner + ".") if owner else path), most):
-            module = self._modules[f"{owner}.{name}" if owner else name]
+        return graph if isinstance(graph, str) else self._last(_calls(graph), owner, path, most)
+
+    def _last(self, calls: Mapping[str, list[fx.Node]], owner: str, path: str, most: int) -> nn.Module | str:
+        slot: nn.Module | str = _NONE
+        for name in itertools.islice(_followers(calls, path.removeprefix(owner + ".") if owner else path), most):
+            module = self._modules[join(owner, name)]
             if type(module) is not nn.Identity or self._uses[id(module)] != 1:
                 break
             slot = module
@@ -68,12 +81,17 @@ def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
     return ""
 
 
-def _followers(graph: fx.Graph, name: str) -> Iterator[str]:
-    """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
+def _calls(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Each child's calls in a graph."""
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
+    return calls
+
+
+def _followers(calls: Mapping[str, list[fx.Node]], name: str) -> Iterator[str]:
+    """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
     at = calls.get(name, [])
     while len(at) == 1 and len(at[0].users) == 1:
         (node,) = at[0].users
