@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.layers.layer import Activation, Later, Layer, Part, Source, unreadable
 from qdeq.report import Report, ReportEntry
-from qdeq.tree.walk import every_module
+from qdeq.tree.walk import children, every_module, shallow_copy
 from qdeq.weights import native
 from qdeq.weights.dequant import dequantize_source, unpack_source
 from qdeq.weights.packed import read_convolutions
@@ -200,7 +201,15 @@ def _empty(layer: Layer) -> nn.Module:
     """The float module on the meta device: nothing is initialised at random, so nothing random can stay."""
     if not layer.parts:
         return layer.kind(**layer.args)
-    return layer.kind(**layer.args, device="meta")
+    args = {name: tuple(value) if isinstance(value, list) else value for name, value in layer.args.items()}
+    made = _template(layer.kind, tuple(args.items()))
+    return layer.kind(**args, device="meta") if children(made) else shallow_copy(made)
+
+
+@functools.lru_cache(maxsize=512)
+def _template(kind: Callable[..., nn.Module], args: tuple[tuple[str, Any], ...]) -> nn.Module:
+    """A module to copy: torch initialises parameters on the meta device, too, which takes most of the time."""
+    return kind(**dict(args), device="meta")
 
 
 def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 
 from qdeq.tree.walk import (
     ATOMS,
-    CONTAINERS,
     MODULE_INTERNALS,
     children,
     every_module,
     is_library_module,
     plain_values,
+    shallow_copy,
 )
 
 __all__ = ["Traces", "trace"]
@@ -121,9 +121,7 @@ def _stand_in(module: nn.Module, shared: Callable[[nn.Module, str], bool], memo:
     memo = {} if memo is None else memo
     if id(module) in memo:
         return memo[id(module)]
-    memo[id(module)] = copied = type(module).__new__(type(module))
-    for name, value in vars(module).items():
-        copied.__dict__[name] = copy.copy(value) if type(value) in CONTAINERS else value
+    memo[id(module)] = copied = shallow_copy(module)
     for name, child in children(module):
         # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
         made = child if "_modules" in vars(child) else nn.Module()

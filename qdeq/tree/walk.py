@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ __all__ = [
     "is_library_module",
     "own_tensors",
     "plain_values",
+    "shallow_copy",
 ]
 
 # Types whose objects never change and hold nothing else: deepcopy gives the object itself.
@@ -65,6 +67,14 @@ def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tup
 
     visit("", model)
     return found
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A module of the same class with containers of its own that hold the same objects; no method is called."""
+    copied = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        copied.__dict__[name] = copy.copy(value) if type(value) in CONTAINERS else value
+    return copied
 
 
 def is_library_module(module: nn.Module) -> bool:

@@ -9,9 +9,11 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from qdeq.layers.layer import Layer, Role
+from qdeq.layers.names import rnn_suffixes
 from qdeq.sources.eager.describe import Context, Describe, Rule, add_biases, begin, packed_sources
+from qdeq.weights.packed_state import cell_parts
 
-__all__ = ["RULES", "begin_cell", "begin_rnn", "suffixes"]
+__all__ = ["RULES", "begin_cell", "begin_rnn"]
 
 
 def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
@@ -29,12 +31,6 @@ def begin_cell(kind: Any, module: Any, path: str) -> Layer:
     return begin(module, path, kind, *names)
 
 
-def suffixes(module: Any) -> list[str]:
-    """What the parameter names of each layer and direction end with, in torch's order: ``l0``, ``l0_reverse``, ..."""
-    directions = ("", "_reverse") if module.bidirectional else ("",)
-    return [f"l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
-
-
 def _add_linear(layer: Layer, packed: Any, held: str, dtype: torch.dtype, tail: str) -> None:
     weight, bias = packed_sources(packed, layer.path, held, dtype, weight=f"weight_{tail}", bias=f"bias_{tail}")
     layer.add(f"weight_{tail}", weight)
@@ -45,9 +41,10 @@ def _rnn(kind: Any) -> Describe:
     def describe_rnn(module: Any, path: str, context: Context) -> Layer:
         layer = begin_rnn(kind, module, path)
         layer.role = Role.DYNAMIC
-        for index, (suffix, parameters) in enumerate(zip(suffixes(module), module._all_weight_values, strict=True)):
-            # The state is (kind, biases, doubles, integers, packed weights); the packed weights hold the biases, too.
-            packed_weights = parameters.param.__getstate__()[0][4]
+        suffixes = rnn_suffixes(module.num_layers, module.bidirectional)
+        for index, (suffix, parameters) in enumerate(zip(suffixes, module._all_weight_values, strict=True)):
+            # A cell that torch would pack otherwise has no parts: zip then says so, and walk which module it is.
+            packed_weights = cell_parts(parameters.param.__getstate__()[0]) or ()
             for part, packed in zip(("ih", "hh"), packed_weights, strict=True):
                 held = f"_all_weight_values.{index}.param"
                 _add_linear(layer, packed, held, module.dtype, f"{part}_{suffix}")
