@@ -65,7 +65,7 @@ def test_an_import_never_points_up(file):
 
 @pytest.mark.parametrize(
     ("pattern", "owner"),
-    [(r"\bqdeq\._C\b|import _C\b|torch\.ops\.qdeq\b", "native.py"), (r"import _fbgemm\b|qdeq\._fbgemm\b", "packed.py")],
+    [(r"\bqdeq\._C\b|import _C\b|torch\.ops\.qdeq\b", "native.py"), (r"import _torch\b|qdeq\._torch\b", "native.py")],
 )
 def test_a_native_module_is_named_in_one_file(pattern, owner):
     found = {
