@@ -9,12 +9,10 @@
 
 namespace qdeq {
 
-inline bool good_scale(float scale) { return scale > 0.0f && scale <= std::numeric_limits<float>::max(); }
-
-template <typename T>
-bool good_scales(const T* scale, int64_t count) {
+// Whether each is positive and finite.
+inline bool good_scales(const float* scale, int64_t count) {
     int bad = 0;  // no early end: the compiler then takes many at a time
-    for (int64_t i = 0; i < count; ++i) bad |= !good_scale(static_cast<float>(scale[i]));
+    for (int64_t i = 0; i < count; ++i) bad |= !(scale[i] > 0.0f) | !(scale[i] <= std::numeric_limits<float>::max());
     return bad == 0;
 }
 
@@ -22,10 +20,10 @@ bool good_scales(const T* scale, int64_t count) {
 template <typename T>
 bool zero_points_in_range(const T* zero_point, int64_t count, IntType type) {
     const int64_t low = type == kInt8 ? -128 : type == kUInt8 ? 0 : std::numeric_limits<int32_t>::min();
-    const int64_t high = type == kInt8 ? 127 : type == kUInt8 ? 255 : std::numeric_limits<int32_t>::max();
-    int outside = 0;
-    for (int64_t i = 0; i < count; ++i) outside |= (zero_point[i] < low) | (zero_point[i] > high);
-    return outside == 0;
+    const uint64_t largest = type == kInt32 ? 0xFFFFFFFF : 0xFF;  // above the lowest; all of its bits are ones
+    uint64_t bits = 0;
+    for (int64_t i = 0; i < count; ++i) bits |= static_cast<uint64_t>(zero_point[i]) - static_cast<uint64_t>(low);
+    return bits <= largest;
 }
 
 // Scales and zero points as a formula takes them (kernels.h). Bad scales pass: the caller decides on them.
@@ -63,6 +61,7 @@ struct Channels {
         return c;
     }
 
+    bool good() const { return good_scales(scale.data(), static_cast<int64_t>(scale.size())); }
     const void* scales() const {
         return formula == kDouble ? static_cast<const void*>(double_scale.data()) : scale.data();
     }

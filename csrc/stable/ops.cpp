@@ -36,14 +36,16 @@ Ints to_ints(torch::headeronly::IntHeaderOnlyArrayRef values) { return Ints(valu
 template <typename S, typename Z>
 Channels checked_channels(const S* scale, const Z* zero_point, int64_t count, bool per_tensor, qdeq::IntType type,
                           bool allow_bad_scales) {
-    STD_TORCH_CHECK(allow_bad_scales || qdeq::good_scales(scale, count),
-                    "qdeq: a scale is not a positive finite float32");
+    const auto with_good_scales = [&](Channels channels) {
+        STD_TORCH_CHECK(allow_bad_scales || channels.good(), "qdeq: a scale is not a positive finite float32");
+        return channels;
+    };
     if constexpr (std::numeric_limits<Z>::is_integer) {
         STD_TORCH_CHECK(qdeq::zero_points_in_range(zero_point, count, type),
                         "qdeq: zero point out of the integers' range");
-        if (per_tensor) return Channels::per_tensor(scale[0], zero_point[0]);
+        if (per_tensor) return with_good_scales(Channels::per_tensor(scale[0], zero_point[0]));
     }
-    return Channels::per_channel(scale, zero_point, count);
+    return with_good_scales(Channels::per_channel(scale, zero_point, count));
 }
 
 Channels channels_of(const Tensor& scale, const Tensor& zero_point, bool per_tensor, qdeq::IntType type,

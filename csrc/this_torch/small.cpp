@@ -12,6 +12,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <functional>
 #include <optional>
 
 #include "common/channels.h"
@@ -25,13 +26,13 @@ namespace {
 constexpr int64_t kMaxBytes = 16 << 20;  // above, the call's own cost no longer shows, and fresh memory needs care
 
 constexpr int64_t kBytesPerThread = 128 << 10;
-constexpr int64_t kMinBytesWithoutGil = 2 * kBytesPerThread;  // below, giving it away costs more than it brings
+constexpr int64_t kMinBytesWithoutGil = 1 << 20;  // below, giving it away costs more than it brings
 
-// Empty where some scale or zero point is not as it should be.
+// Empty where some zero point is not as it should be.
 std::optional<Channels> per_tensor(const at::PerTensorAffineQuantizer& quantizer, IntType type) {
     const double scale = quantizer.scale();
     const int64_t zero_point = quantizer.zero_point();
-    if (!good_scales(&scale, 1) || !zero_points_in_range(&zero_point, 1, type)) return std::nullopt;
+    if (!zero_points_in_range(&zero_point, 1, type)) return std::nullopt;
     return Channels::per_tensor(scale, zero_point);
 }
 
@@ -42,7 +43,7 @@ std::optional<Channels> per_channel(const at::PerChannelAffineQuantizer& quantiz
         return std::nullopt;
     const auto* s = scale.const_data_ptr<double>();
     const auto* z = zero_point.const_data_ptr<int64_t>();
-    if (!good_scales(s, count) || !zero_points_in_range(z, count, type)) return std::nullopt;
+    if (!zero_points_in_range(z, count, type)) return std::nullopt;
     return Channels::per_channel(s, z, count);
 }
 
@@ -81,7 +82,7 @@ void run_rows(const RowBlock& all, IntType type, Formula formula) {
     const bool one_row = all.num_rows == 1;
     const int64_t unit = one_row ? 1 : all.row_len;
     const int64_t grain = std::max<int64_t>(1, kBytesPerThread / 4 / unit);
-    core().parallel_for(numel / unit, grain, [&](int64_t begin, int64_t end) {
+    const auto body = [&](int64_t begin, int64_t end) {
         RowBlock part = all;
         const int64_t int_bytes = type == kInt32 ? 4 : 1;
         part.src = static_cast<const char*>(all.src) + begin * unit * int_bytes;
@@ -94,7 +95,8 @@ void run_rows(const RowBlock& all, IntType type, Formula formula) {
             part.zero_point = static_cast<const char*>(all.zero_point) + begin * 4;
         }
         kernel(part);
-    });
+    };
+    core().parallel_for(numel / unit, grain, std::cref(body));  // by reference: no memory of its own
 }
 
 void run(const void* src, IntType type, float* dst, const int64_t (&sizes)[3], const Channels& channels) {
@@ -134,7 +136,7 @@ PyObject* try_small(PyObject* q_object, PyObject* out_object) {
     } else if (quantizer->qscheme() == at::kPerTensorAffine) {
         channels = per_tensor(static_cast<const at::PerTensorAffineQuantizer&>(*quantizer), *type);
     }
-    if (!channels) return nullptr;
+    if (!channels || !channels->good()) return nullptr;
 
     const bool fresh = out_object == Py_None;
     if (!fresh && !THPVariable_CheckExact(out_object)) return nullptr;
