@@ -15,12 +15,7 @@ from typing import Any
 from qdeq.errors import QdeqError
 from qdeq.files.torch_archive.byte_reader import ByteReader
 from qdeq.files.torch_archive.calls import PYTHON2, build, check_call
-from qdeq.files.torch_archive.limits import (
-    MAX_NODES,
-    MAX_OPCODES,
-    MAX_STACK,
-    REMEDY_BROKEN,
-)
+from qdeq.files.torch_archive.limits import MAX_NODES, MAX_OPCODES, MAX_STACK, REMEDY_BROKEN
 from qdeq.files.torch_archive.pickled import Global, Instance, Persistent
 from qdeq.files.untrusted import refuse, shown
 

@@ -13,19 +13,9 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module, own_tensors
 from qdeq.weights.packed import is_packed_weight
 
-__all__ = [
-    "holds_quantized_state",
-    "is_packed_object",
-    "is_quantized_module",
-    "quantized_sources",
-    "unsupported_form",
-]
+__all__ = ["holds_quantized_state", "is_packed_object", "is_quantized_module", "quantized_sources", "unsupported_form"]
 
-_QUANTIZED_NAMESPACES = (
-    "torch.ao.nn.quantized",
-    "torch.ao.nn.intrinsic.quantized",
-    "torch.ao.nn.sparse.quantized",
-)
+_QUANTIZED_NAMESPACES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _QAT_NAMESPACES = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")
 # Float classes that live among the quantized ones.
 _FLOAT_AMONG_QUANTIZED = {FloatFunctional}

@@ -14,16 +14,7 @@ from torch import nn
 
 from qdeq.layers.fused import LinearLeakyReLU, LinearReLU, LinearTanh
 from qdeq.layers.layer import Activation, Layer, Role, Source
-from qdeq.sources.eager.describe import (
-    BIAS,
-    Context,
-    Describe,
-    Rule,
-    add_output,
-    add_packed,
-    begin,
-    note_zero_bias,
-)
+from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed, begin, note_zero_bias
 from qdeq.words import join
 
 __all__ = ["RULES"]
