@@ -6,7 +6,9 @@ path, or a file and key.
 
 from __future__ import annotations
 
-__all__ = ["QdeqError", "QdeqTypeError", "QdeqValueError", "expected"]
+from typing import NoReturn
+
+__all__ = ["QdeqError", "QdeqTypeError", "QdeqValueError", "expected", "refuse"]
 
 
 class QdeqError(Exception):
@@ -32,3 +34,8 @@ def expected(where: str, what: str, got: object, remedy: str) -> str:
 
     """
     return f"{where}: expected {what}, got {got}. {remedy}"
+
+
+def refuse(where: str, what: str, got: object, remedy: str) -> NoReturn:
+    """Raise the :class:`QdeqValueError` that :func:`expected` words."""
+    raise QdeqValueError(expected(where, what, got, remedy))

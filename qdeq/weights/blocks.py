@@ -75,18 +75,9 @@ def take(weight: QuantizedWeight, index: Index) -> QuantizedWeight:
 def float_block(
     value: QuantizedWeight | Tensor, index: Index, *, where: str, dtype: torch.dtype, out: Tensor | None = None
 ) -> Tensor:
-    """Return one block of a weight as plain values of ``dtype``: contiguous, row by row.
+    """Return one of :func:`weight_blocks` as plain values of ``dtype`` (any for a tensor): contiguous, row by row.
 
-    Args:
-        value: the whole weight.
-        index: one of :func:`weight_blocks`.
-        where: what errors call the weight.
-        dtype: float32, bfloat16 or float16 for a quantized weight; any for a tensor.
-        out: a contiguous tensor of the block's shape and of ``dtype`` that takes the result.
-
-    Raises:
-        QdeqValueError: bad scales.
-
+    ``out`` takes the result: a contiguous tensor of the block's shape and of ``dtype``.
     """
     if isinstance(value, QuantizedWeight):
         block = take(value, index)

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import expected, refuse
 
 __all__ = [
     "ConvGeometry",
@@ -99,25 +99,21 @@ def is_direct_weight(
 
 def unreadable_weight(where: str) -> str:
     """The error for a packed weight by itself: nothing can be read from it."""
-    return expected(
-        where,
-        _READABLE,
-        _LIMITS,
+    remedy = (
         "torch's unpack(), state_dict, deepcopy and save return uninitialized memory for it, so a weight that went "
-        "through one of them is lost. Take the weight from the float model, or convert with another engine.",
+        "through one of them is lost. Take the weight from the float model, or convert with another engine."
     )
+    return expected(where, _READABLE, _LIMITS, remedy)
 
 
 def lost_weight(where: str) -> str:
     """The error for a module whose weight was not asked to be recovered."""
-    return expected(
-        where,
-        _READABLE,
-        _LIMITS,
+    remedy = (
         "torch returns uninitialized memory for it, so a module that was copied, saved or loaded has lost its weight. "
         "If this one was converted in this process and never copied or loaded, pass recover_direct_conv=True. "
-        "Otherwise take the weight from the float model, or convert with another engine.",
+        "Otherwise take the weight from the float model, or convert with another engine."
     )
+    return expected(where, _READABLE, _LIMITS, remedy)
 
 
 def saved_weight_doubt(
@@ -126,11 +122,10 @@ def saved_weight_doubt(
     """Why a saved weight may be uninitialized memory, empty if it is not: :func:`is_direct_weight` in words."""
     if not is_direct_weight(shape, stride, qscheme, geometry):
         return ""
-    if geometry is not None:
-        what = f"{_FORM}:"
-    else:
-        what = f"one of the shape and layout of {_FORM}. If this is a ConvTranspose2d with stride 1 or 2, "
-        what += "no padding and groups 1,"
+    what = f"{_FORM}:"
+    if geometry is None:
+        if_so = "If this is a ConvTranspose2d with stride 1 or 2, no padding and groups 1,"
+        what = f"one of the shape and layout of {_FORM}. {if_so}"
     return (
         f"{what} torch saved uninitialized memory here; convert the live model with "
         "qdeq.dequantize_model(recover_direct_conv=True), or take the float model's weight"
@@ -138,15 +133,12 @@ def saved_weight_doubt(
 
 
 def recover_weight(packed: Any, shape: tuple[int, ...], *, where: str) -> Tensor:
-    """Read the weight through the convolution itself and check it by running it on random inputs.
+    """Read the qint8 weight through the convolution itself and check it by running it on random inputs.
 
     Args:
         packed: packed weight of fbgemm's direct transposed convolution.
         shape: (in_channels, out_channels, height, width).
         where: dotted name of the weight, for errors.
-
-    Returns:
-        The qint8 weight, per tensor.
 
     Raises:
         QdeqValueError: the convolution does not compute what the weight that was read says.
@@ -155,7 +147,7 @@ def recover_weight(packed: Any, shape: tuple[int, ...], *, where: str) -> Tensor
     # Scale and zero point are right where the integers are not.
     declared = packed.unpack()[0]
     if tuple(declared.shape) != shape:
-        raise QdeqValueError(expected(where, f"shape {shape}", str(tuple(declared.shape)), "Convert the model again."))
+        refuse(where, f"shape {shape}", str(tuple(declared.shape)), "Convert the model again.")
     scale, zero_point = declared.q_scale(), declared.q_zero_point()
     one_hot = torch.eye(shape[0], dtype=torch.uint8)
     rows = [_run(packed, row, scale, 128 + zero_point, shape) for row in one_hot]
@@ -188,4 +180,4 @@ def _check(packed: Any, integers: Tensor, scale: float, zero_point: int, where: 
         if not torch.equal(actual, wanted):
             remedy = "Take the weight from the float model, or convert with another engine."
             got = f"{int((actual != wanted).sum())} of {wanted.numel()} outputs that differ"
-            raise QdeqValueError(expected(where, "a convolution that computes with the weight it gives", got, remedy))
+            refuse(where, "a convolution that computes with the weight it gives", got, remedy)

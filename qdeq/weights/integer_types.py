@@ -29,17 +29,15 @@ class IntegerType:
         return (numel * self.bits + 7) // 8
 
 
-def _torch_dtype(name: str) -> torch.dtype | None:
-    """Torch's quantized dtype; None where torch has dropped it."""
-    return getattr(torch, name, None)
-
-
 INTEGER_TYPES = {
-    "qint8": IntegerType(_torch_dtype("qint8"), torch.int8, 8, -128, 127),
-    "quint8": IntegerType(_torch_dtype("quint8"), torch.uint8, 8, 0, 255),
-    "qint32": IntegerType(_torch_dtype("qint32"), torch.int32, 32, -(2**31), 2**31 - 1),
-    "quint4x2": IntegerType(_torch_dtype("quint4x2"), torch.uint8, 4, 0, 15),
-    "quint2x4": IntegerType(_torch_dtype("quint2x4"), torch.uint8, 2, 0, 3),
+    name: IntegerType(getattr(torch, name, None), storage, bits, low, high)
+    for name, storage, bits, low, high in (
+        ("qint8", torch.int8, 8, -128, 127),
+        ("quint8", torch.uint8, 8, 0, 255),
+        ("qint32", torch.int32, 32, -(2**31), 2**31 - 1),
+        ("quint4x2", torch.uint8, 4, 0, 15),
+        ("quint2x4", torch.uint8, 2, 0, 3),
+    )
 }
 
 

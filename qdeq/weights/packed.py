@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ from qdeq.errors import QdeqError, QdeqTypeError, expected
 from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, check_scales, describe
 from qdeq.weights.direct_conv import unreadable_weight
+from qdeq.weights.integer_types import PER_CHANNEL, PER_TENSOR
 from qdeq.weights.packed_state import CELL, CONV2D, EMBEDDING, is_lost, packed_class, packed_kind, unpack_with_torch
 from qdeq.weights.weight import QuantizedWeight, dequantize_weight
 
 __all__ = [
     "dequantize_packed",
-    "in_place_status",
     "is_direct_conv",
     "is_onednn",
     "is_packed_weight",
@@ -54,23 +54,12 @@ def dequantize_packed(
     dtype: torch.dtype = torch.float32,
     allow_bad_scales: bool = False,
 ) -> Tensor:
-    """Return the float weight of a packed object, bit for bit ``unpack()[0].dequantize()``.
+    """:func:`qdeq.dequantize` of a packed object, with the name that errors begin with.
 
-    Args:
-        obj: a packed weight. A linear's is of shape (out_features, in_features), a convolution's as in torch, with a
-            conv1d as (out_channels, in_channels / groups, 1, width), an embedding's (rows, columns).
-        where: name that errors begin with.
-        out: takes the result and is returned: a CPU tensor of the weight's shape and of ``dtype``, with any strides
-            that do not overlap.
-        dtype: float32, or bfloat16 or float16: the exact float32 value rounded to nearest even.
-        allow_bad_scales: do not refuse scales that are NaN, infinite, zero or negative.
-
-    Returns:
-        ``out``, or a fresh tensor with the strides of ``unpack()[0].dequantize()``: channels_last for a convolution.
+    A linear's weight is of shape (out_features, in_features), a convolution's as in torch, channels_last, with a conv1d
+    as (out_channels, in_channels / groups, 1, width), an embedding's (rows, columns).
 
     Raises:
-        QdeqTypeError: ``obj`` is no packed weight.
-        QdeqValueError: bad scales, or an ``out`` or ``dtype`` that cannot take the result.
         QdeqError: torch lost the weight (see :func:`unpack_packed`).
 
     """
@@ -80,25 +69,28 @@ def dequantize_packed(
             result = native.dequantize(obj, out, dtype, allow_bad_scales)
             if not isinstance(result, str):
                 return cast(Tensor, result)
-            _raise_for(result, native, obj, where, out, dtype)
-    else:
-        _check_arguments(obj, where, out, dtype)
+            if result == _DIRECT_CONV:
+                raise QdeqError(unreadable_weight(where))
+            if result == _BAD_SCALE:
+                check_scales(where, native.qparams(obj)[0])
+            if result == _BAD_OUT:
+                check_out(where, out, native.layout(obj)[1], dtype)
     _check_packed(obj, where)
+    check_dtype(where, dtype)
     weight = _unpack(obj, where)
-    if not weight.is_quantized:
-        return _deliver(weight, where, out, dtype)
-    quantized = QuantizedWeight.from_tensor(weight)
-    return dequantize_weight(quantized, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+    if weight.is_quantized:
+        quantized = QuantizedWeight.from_tensor(weight)
+        return dequantize_weight(quantized, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+    if out is None:  # float16 values, which stand for themselves
+        return weight.to(dtype)
+    check_out(where, out, weight.shape, dtype)
+    return out.copy_(weight)
 
 
 def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     """Return the integers, scales and zero points of a packed object, in memory of their own.
 
     The integers have the strides of ``unpack()[0].dequantize()``.
-
-    Args:
-        obj: a packed weight.
-        where: name that errors begin with.
 
     Raises:
         QdeqTypeError: ``obj`` is no packed weight, or one that holds float16 values and no integers.
@@ -109,11 +101,13 @@ def unpack_packed(obj: object, *, where: str) -> QuantizedWeight:
     _check_packed(obj, where)
     native = _native()
     if native is not None and packed_kind(obj) != EMBEDDING:  # an embedding's bytes are those that unpack() copies
-        layout = _Layout(*native.layout(obj))
-        if layout.name == _DIRECT_CONV:
+        layout, shape, _, per_channel = native.layout(obj)
+        if layout == _DIRECT_CONV:
             raise QdeqError(unreadable_weight(where))
-        if layout.name:
-            return _unpack_in_place(obj, native, layout)
+        if layout:  # empty for what cannot be read in place
+            axis, scheme = (0, PER_CHANNEL) if per_channel else (None, PER_TENSOR)
+            scale, zero = native.qparams(obj)
+            return QuantizedWeight(native.int_repr(obj), scale, zero, axis, scheme, "qint8", tuple(shape))
     weight = _unpack(obj, where)
     if not weight.is_quantized:
         remedy = "Use dequantize: the values are float16 and stand for themselves."
@@ -129,7 +123,7 @@ def is_direct_conv(obj: object) -> bool:
         return False
     native = _native()
     if native is not None:
-        return _Layout(*native.layout(obj)).name == _DIRECT_CONV
+        return bool(native.layout(obj)[0] == _DIRECT_CONV)
     return is_lost(obj, unpack_with_torch(obj, "is_direct_conv")[0])
 
 
@@ -143,15 +137,7 @@ def is_onednn(obj: object) -> bool:
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
-    """Return a copy of the bias of a packed object, None if it has none (embeddings never do).
-
-    qnnpack answers with zeros where the layer had no bias.
-
-    Raises:
-        QdeqTypeError: ``obj`` is no packed weight.
-        QdeqError: torch cannot unpack the object.
-
-    """
+    """Return the bias that :func:`open_packed` does; qnnpack answers with zeros where the layer had none."""
     return open_packed(obj, where=where)[1]
 
 
@@ -203,40 +189,17 @@ def read_convolutions(
     return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, allow_bad_scales))
 
 
-def in_place_status() -> tuple[bool, str]:
-    """Say whether packed weights are read in place, and if not, why."""
-    return not _why_not(), _why_not()
+def _in_place_facts() -> dict[str, object]:
+    why_not = ops.why_not_in_place()
+    return {"packed_in_place": not why_not, "packed_in_place_why_not": why_not}
 
 
-# ---- the extension, if it may be loaded ------------------------------------------------------------------------------
-
-
-def _why_not() -> str:
-    return ops.why_not_in_place()
+ops.add_build_facts(_in_place_facts)
 
 
 def _native() -> Any:
     """Return the extension, None where it may not be loaded."""
-    return None if _why_not() else ops.this_torch
-
-
-ops.add_build_facts(lambda: {"packed_in_place": not _why_not(), "packed_in_place_why_not": _why_not()})
-
-
-class _Layout(NamedTuple):
-    """Answer of the extension's ``layout``; ``name`` is empty for what cannot be read in place."""
-
-    name: str
-    shape: list[int]
-    strides: list[int]
-    per_channel: bool
-
-
-def _unpack_in_place(obj: object, native: Any, layout: _Layout) -> QuantizedWeight:
-    scale, zero_point = native.qparams(obj)
-    axis, scheme = (0, "per_channel_affine") if layout.per_channel else (None, "per_tensor_affine")
-    integers = native.int_repr(obj)
-    return QuantizedWeight(integers, scale, zero_point, axis, scheme, "qint8", tuple(layout.shape))
+    return None if ops.why_not_in_place() else ops.this_torch
 
 
 def _unpack(obj: object, where: str) -> Tensor:
@@ -246,35 +209,8 @@ def _unpack(obj: object, where: str) -> Tensor:
     return weight
 
 
-def _raise_for(status: str, native: Any, obj: object, where: str, out: Tensor | None, dtype: torch.dtype) -> None:
-    """Raise what the extension's answer stands for; return where unpack() is the way."""
-    if status == _DIRECT_CONV:
-        raise QdeqError(unreadable_weight(where))
-    if status == _BAD_SCALE:
-        check_scales(where, native.qparams(obj)[0])
-    if status == _BAD_OUT:
-        check_out(where, out, native.layout(obj)[1], dtype)
-
-
-# ---- arguments -------------------------------------------------------------------------------------------------------
-
-
 def _check_packed(obj: object, where: str) -> None:
     if not is_packed_weight(obj):
         got = packed_class(obj) or describe(obj)
         remedy = "Pass the ScriptObject of a quantized linear, convolution or embedding."
         raise QdeqTypeError(expected(where, "a packed weight", got, remedy))
-
-
-def _check_arguments(obj: object, where: str, out: object, dtype: torch.dtype) -> None:
-    _check_packed(obj, where)
-    check_dtype(where, dtype)
-    check_out(where, out, (), dtype)
-
-
-def _deliver(weight: Tensor, where: str, out: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Hand over a weight that is float already (float16 linear)."""
-    if out is None:
-        return weight.to(dtype)
-    check_out(where, out, weight.shape, dtype)
-    return out.copy_(weight)

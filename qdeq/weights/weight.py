@@ -17,7 +17,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.errors import QdeqTypeError, expected, refuse
 from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, check_scales, check_weight, describe
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType, scheme_of
@@ -111,27 +111,21 @@ class QuantizedWeight:
 
         It is contiguous, or channels_last if ``int_repr`` is.
         """
-        kind = self.integers
-        if self.qscheme == PER_TENSOR:
+        kind, scale, zero = self.integers, self.scale, self.zero_point
+        if self.axis is None:
             q = torch._empty_affine_quantized(
-                self.shape, scale=float(self.scale), zero_point=int(self.zero_point), dtype=kind.torch_dtype
+                self.shape, scale=float(scale), zero_point=int(zero), dtype=kind.torch_dtype
             )
         else:
-            scale = self.scale.float() if self.qscheme == FLOAT_QPARAMS else self.scale
-            assert self.axis is not None  # __post_init__ saw to it
+            scale = scale.float() if self.qscheme == FLOAT_QPARAMS else scale.clone()
             q = torch._empty_per_channel_affine_quantized(
-                self.shape,
-                scales=scale.clone(),
-                zero_points=self.zero_point.clone(),
-                axis=self.axis,
-                dtype=kind.torch_dtype,
+                self.shape, scales=scale, zero_points=zero.clone(), axis=self.axis, dtype=kind.torch_dtype
             )
         if kind.bits < 8:
             packed = _alias(q, kind)
             packed.copy_(self.int_repr[: packed.numel()])
             return q
-        strides = ops.fresh_strides(self.shape, self.int_repr.stride())
-        if strides != q.stride():
+        if ops.fresh_strides(self.shape, self.int_repr.stride()) != q.stride():
             wanted = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
             q = q.contiguous(memory_format=wanted)
         _alias(q, kind).copy_(self.int_repr)
@@ -147,12 +141,7 @@ def _alias(q: Tensor, kind: IntegerType) -> Tensor:
 
 
 def explain_refusal(
-    error: RuntimeError,
-    where: str,
-    weight: QuantizedWeight,
-    out: object,
-    dtype: torch.dtype,
-    allow_bad_scales: bool,
+    error: RuntimeError, where: str, weight: QuantizedWeight, out: object, dtype: torch.dtype, allow_bad_scales: bool
 ) -> NoReturn:
     """Say why an operator refused: look at what it was given and raise the fitting QdeqError, else ``error``."""
     if not allow_bad_scales:
@@ -204,23 +193,23 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
         raise QdeqTypeError(expected(where, "a quantized tensor", describe(q), remedy))
     if q.device.type != "cpu":
         remedy = "Move it with .cpu() and the result back: CPU and GPU round differently."
-        raise QdeqValueError(expected(where, "a quantized tensor on the CPU", describe(q), remedy))
+        refuse(where, "a quantized tensor on the CPU", describe(q), remedy)
     name = _NAMES.get(q.dtype)
     if name is None:
         raise QdeqTypeError(expected(where, f"one of {list(INTEGER_TYPES)}", str(q.dtype), "This dtype is not known."))
     kind = INTEGER_TYPES[name]
     if kind.bits < 8 and (not q.is_contiguous() or q.storage_offset() != 0):
         remedy = "Dequantize the whole tensor, then take the view."
-        raise QdeqValueError(expected(where, f"a whole contiguous {name} tensor", "a view of one", remedy))
+        refuse(where, f"a whole contiguous {name} tensor", "a view of one", remedy)
     ints = _alias(q, kind)
-    scheme = scheme_of(q)
+    scheme, axis = scheme_of(q), None
     if scheme == PER_TENSOR:
-        scale = torch.tensor(q.q_scale(), dtype=torch.float64)
-        return QuantizedWeight(ints, scale, torch.tensor(q.q_zero_point()), None, scheme, name, tuple(q.shape))
-    zero_point = q.q_per_channel_zero_points().clone()
-    zero_point = zero_point.float() if scheme == FLOAT_QPARAMS else zero_point.long()
-    scale = q.q_per_channel_scales().double().clone()
-    return QuantizedWeight(ints, scale, zero_point, q.q_per_channel_axis(), scheme, name, tuple(q.shape))
+        scale, zero_point = torch.tensor(q.q_scale(), dtype=torch.float64), torch.tensor(q.q_zero_point())
+    else:
+        axis = q.q_per_channel_axis()
+        scale, zero_point = q.q_per_channel_scales().double().clone(), q.q_per_channel_zero_points().clone()
+        zero_point = zero_point.float() if scheme == FLOAT_QPARAMS else zero_point.long()
+    return QuantizedWeight(ints, scale, zero_point, axis, scheme, name, tuple(q.shape))
 
 
 def reference(weight: QuantizedWeight) -> Tensor:

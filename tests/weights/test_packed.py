@@ -22,7 +22,7 @@ Q = torch.ops.quantized
 @pytest.fixture(params=["in place", "unpack()"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "unpack()":
-        monkeypatch.setattr(packed, "_why_not", lambda: "taken away by a test")
+        monkeypatch.setattr(packed.ops, "why_not_in_place", lambda: "taken away by a test")
     return str(request.param)
 
 

@@ -69,7 +69,7 @@ def test_what_cannot_be_read_is_left_out_and_the_rest_is_read():
 
 
 def test_without_the_extension_nothing_is_read(monkeypatch):
-    monkeypatch.setattr(packed, "_why_not", lambda: "taken away by a test")
+    monkeypatch.setattr(packed.ops, "why_not_in_place", lambda: "taken away by a test")
     layer = convolution("fbgemm", 1)
     assert read([layer])[1] == [(False, None)]
     rebuilt = dequantize_model(nn.Sequential(layer))

@@ -25,10 +25,10 @@ CASES = 40
 @pytest.fixture(params=["in place", "unpack()"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "unpack()":
-        monkeypatch.setattr(packed, "_why_not", lambda: "taken away by a test")
+        monkeypatch.setattr(packed.ops, "why_not_in_place", lambda: "taken away by a test")
     else:
-        on, why_not = packed.in_place_status()
-        assert on, why_not  # this package is tested with the torch that it was built with
+        facts = qdeq.build_info()  # this package is tested with the torch that it was built with
+        assert facts["packed_in_place"], facts["packed_in_place_why_not"]
     return str(request.param)
 
 
@@ -164,7 +164,7 @@ def linear_packed() -> Callable[..., Any]:
 @pytest.mark.parametrize("blocking", [(512, 8), (512, 48), (256, 32), (512, 16), (128, 24), (64, 4), (4, 2)], ids=str)
 def test_blockings_of_other_machines(linear_packed: Any, kernel: str, blocking: tuple[int, int]) -> None:
     """(columns, rows) of a block: AVX2, AVX-512 VNNI, AVX-512, and some that no machine uses."""
-    assert packed.in_place_status()[0]
+    assert qdeq.build_info()["packed_in_place"]
     rng = random.Random(str(blocking))
     for _ in range(12):
         rows, cols = (rng.choice([rng.randint(1, 100), rng.randint(1, 1100), blocking[0] + 1]) for _ in range(2))
