@@ -21,20 +21,12 @@ _AS_INTEGERS |= {torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
 @dataclass
 class Difference:
-    """What :func:`compare` found.
+    """What :func:`compare` found."""
 
-    Attributes:
-        values: how many were compared.
-        equal: how many are equal bit for bit.
-        largest: largest absolute difference; NaN if one of the values is NaN or both are infinite.
-        total: sum of the absolute differences.
-
-    """
-
-    values: int = 0
-    equal: int = 0
-    largest: float = 0.0
-    total: float = 0.0
+    values: int = 0  # how many were compared
+    equal: int = 0  # how many are equal bit for bit
+    largest: float = 0.0  # largest absolute difference; NaN if one of the values is NaN or both are infinite
+    total: float = 0.0  # sum of the absolute differences
 
     @property
     def share(self) -> float:

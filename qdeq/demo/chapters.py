@@ -24,20 +24,12 @@ LARGEST_ACCURACY_GAP = 0.5
 
 @dataclass(frozen=True)
 class Row:
-    """One model against the int8 model on the test images.
+    """One model against the int8 model on the test images."""
 
-    Attributes:
-        name: as shown to the reader.
-        accuracy: percent of the images.
-        agreement: percent of the images where it and the int8 model choose the same class.
-        largest_difference: of a logit from the int8 model's.
-
-    """
-
-    name: str
-    accuracy: float
-    agreement: float
-    largest_difference: float
+    name: str  # as shown to the reader
+    accuracy: float  # percent of the images
+    agreement: float  # percent of the images where it and the int8 model choose the same class
+    largest_difference: float  # of a logit from the int8 model's
 
     @classmethod
     def of(cls, name: str, logits: Tensor, int8_logits: Tensor, labels: Tensor) -> Row:
@@ -53,42 +45,24 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything that a chapter may look at.
+    """Everything that a chapter may look at."""
 
-    Attributes:
-        rows: the table.
-        int8_row: the int8 model's row in it.
-        rebuilt_row: the row of the model that qdeq rebuilt.
-        int8: the int8 model.
-        rebuilt: the float model that qdeq rebuilt from it.
-        loops: the two networks that the loop wrote to.
-        copied: the names that the loop copied.
-        images: the images that the rows were measured on.
-
-    """
-
-    rows: list[Row]
-    int8_row: Row
-    rebuilt_row: Row
-    int8: nn.Module
-    rebuilt: nn.Module
-    loops: tuple[nn.Module, nn.Module]
-    copied: list[str]
-    images: Images
+    rows: list[Row]  # the table
+    int8_row: Row  # the int8 model's row in it
+    rebuilt_row: Row  # the row of the model that qdeq rebuilt
+    int8: nn.Module  # the int8 model
+    rebuilt: nn.Module  # the float model that qdeq rebuilt from it
+    loops: tuple[nn.Module, nn.Module]  # the two networks that the loop wrote to
+    copied: list[str]  # the names that the loop copied
+    images: Images  # the images that the rows were measured on
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a chapter found.
+    """What a chapter found."""
 
-    Attributes:
-        facts: for ``results.json``.
-        problems: sentences; if there is one, the demo fails.
-
-    """
-
-    facts: dict[str, Any]
-    problems: list[str]
+    facts: dict[str, Any]  # for ``results.json``
+    problems: list[str]  # sentences; if there is one, the demo fails
 
 
 def _differing(left: Tensor, right: Tensor) -> int:

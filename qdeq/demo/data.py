@@ -20,20 +20,12 @@ LARGEST_MOVES = torch.tensor([0.2, 0.1, 0.125, 0.125])  # turn in radians, zoom,
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images at the size they are stored in; batches are enlarged when they are asked for.
+    """Labelled images at the size they are stored in; batches are enlarged when they are asked for."""
 
-    Attributes:
-        pixels: float32 or uint8, (count, 3, height, width), from 0 to ``white``.
-        labels: int64, (count,), from 0 to 9.
-        white: the value of a white pixel: 1 or 255.
-        side: height and width, in pixels, of the images that the network sees.
-
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    white: float
-    side: int
+    pixels: Tensor  # float32 or uint8, (count, 3, height, width), from 0 to ``white``
+    labels: Tensor  # int64, (count,), from 0 to 9
+    white: float  # the value of a white pixel: 1 or 255
+    side: int  # height and width, in pixels, of the images that the network sees
 
     def __len__(self) -> int:
         return len(self.labels)

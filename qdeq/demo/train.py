@@ -19,28 +19,16 @@ __all__ = ["FULL", "QUICK", "Recipe", "logits_of", "train"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train and for how long.
+    """What to train and for how long."""
 
-    Attributes:
-        name: the architecture, as shown to the reader.
-        batch_norm: use ``vgg11_bn``'s features.
-        hidden: width of the classifier's hidden layer.
-        epochs: passes over the images in float.
-        learning_rate: the highest, in float: it rises and falls once.
-        qat_epochs: passes of quantization-aware training.
-        qat_learning_rate: all through quantization-aware training.
-        batch_size: images per step.
-
-    """
-
-    name: str
-    batch_norm: bool
-    hidden: int
-    epochs: int
-    learning_rate: float
-    qat_epochs: int
-    qat_learning_rate: float
-    batch_size: int = 64
+    name: str  # the architecture, as shown to the reader
+    batch_norm: bool  # use ``vgg11_bn``'s features
+    hidden: int  # width of the classifier's hidden layer
+    epochs: int  # passes over the images in float
+    learning_rate: float  # the highest, in float: it rises and falls once
+    qat_epochs: int  # passes of quantization-aware training
+    qat_learning_rate: float  # all through quantization-aware training
+    batch_size: int = 64  # images per step
 
 
 FULL = Recipe("VGG11", False, 4096, epochs=8, learning_rate=4e-4, qat_epochs=1, qat_learning_rate=2e-5)

@@ -9,21 +9,14 @@ __all__ = ["KINDS", "REBUILD", "Kind"]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding.
+    """One kind of finding."""
 
-    Attributes:
-        phrase: what is wrong, to follow "<modules>: " in the verdict.
-        remedy: a line of code; ``{module}`` is the dotted path, ``{source}`` the path in the int8 model, and
-            ``{extra}``, ``{norm}``, ``{activation}`` are from the evidence.
-        benign: the two models still count as agreeing.
-        urgency: of two findings with equal weight, the one with the higher number comes first.
-
-    """
-
-    phrase: str
+    phrase: str  # what is wrong, to follow "<modules>: " in the verdict
+    # A line of code; ``{module}`` is the dotted path, ``{source}`` the path in the int8 model, and ``{extra}``,
+    # ``{norm}``, ``{activation}`` are from the evidence.
     remedy: str
-    benign: bool = False
-    urgency: int = 1
+    benign: bool = False  # the two models still count as agreeing
+    urgency: int = 1  # of two findings with equal weight, the one with the higher number comes first
 
 
 _COPY = (

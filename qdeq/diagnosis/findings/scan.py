@@ -21,30 +21,17 @@ SAMPLE_COLUMNS = 4096
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """What one pass finds.
+    """What one pass finds."""
 
-    Attributes:
-        right: bool (channels,): every weight within half a step, or clipped at the end of the range.
-        equal: weights that are equal bit for bit.
-        clipped: weights beyond half a step whose integer is at the end of the range, on the side of the excess.
-        beyond: weights more than half a step off, the clipped ones not counted.
-        total: number of weights.
-        max_steps: largest difference in steps (units of the channel's scale).
-        correlation: Pearson correlation with the dequantized weight; 0 where either is constant.
-        relative_error: root mean square of the difference, relative to the dequantized weight's.
-        finite: whether every float weight and every dequantized one is finite.
-
-    """
-
-    right: Tensor
-    equal: int
-    clipped: int
-    beyond: int
-    total: int
-    max_steps: float
-    correlation: float
-    relative_error: float
-    finite: bool
+    right: Tensor  # bool (channels,): every weight within half a step, or clipped at the end of the range
+    equal: int  # weights that are equal bit for bit
+    clipped: int  # weights beyond half a step whose integer is at the end of the range, on the side of the excess
+    beyond: int  # weights more than half a step off, the clipped ones not counted
+    total: int  # number of weights
+    max_steps: float  # largest difference in steps (units of the channel's scale)
+    correlation: float  # Pearson correlation with the dequantized weight; 0 where either is constant
+    relative_error: float  # root mean square of the difference, relative to the dequantized weight's
+    finite: bool  # whether every float weight and every dequantized one is finite
 
     @property
     def is_right(self) -> bool:
@@ -112,30 +99,17 @@ def _summary(moments: Tensor, total: int) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A layer whose float weight is wrong, as the recognisers see it.
+    """A layer whose float weight is wrong, as the recognisers see it."""
 
-    Attributes:
-        layer: the int8 side.
-        partner: the float side.
-        ints: the integers.
-        rows: all float weights, (channels, weights per channel).
-        scan: the result of the pass over all of them.
-        channels: int64 (n,): a sample of the wrong channels.
-        columns: int64 (m,): a sample of the weights of each channel.
-        q: float64 (n, m): the integers of the sample, zero point not subtracted.
-        w: float64 (n, m): the float weights of the sample.
-
-    """
-
-    layer: IntegerLayer
-    partner: FloatLayer
-    ints: Integers
-    rows: Tensor
-    scan: Scan
-    channels: Tensor
-    columns: Tensor
-    q: Tensor
-    w: Tensor
+    layer: IntegerLayer  # the int8 side
+    partner: FloatLayer  # the float side
+    ints: Integers  # the integers
+    rows: Tensor  # all float weights, (channels, weights per channel)
+    scan: Scan  # the result of the pass over all of them
+    channels: Tensor  # int64 (n,): a sample of the wrong channels
+    columns: Tensor  # int64 (m,): a sample of the weights of each channel
+    q: Tensor  # float64 (n, m): the integers of the sample, zero point not subtracted
+    w: Tensor  # float64 (n, m): the float weights of the sample
 
     @property
     def s(self) -> Tensor:

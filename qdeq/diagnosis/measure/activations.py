@@ -30,36 +30,22 @@ DIVERGED_DB = 10.0
 
 @dataclass
 class Watch:
-    """What is kept about one pair of layers while both models run.
+    """What is kept about one pair of layers while both models run."""
 
-    Attributes:
-        pair: the layers.
-        total: over the outputs of both.
-        own: sum of squared differences between the float layer on the int8 layer's input and the int8 layer.
-        before: sum of squared differences between the float layer on its own input and on the int8 layer's.
-        split_signal: sum of the int8 layer's squares where ``own`` and ``before`` were measured.
-        limits: smallest and largest value that the int8 layer's output can represent; None where it is a float.
-        outside: values of the float layer that are half a step or more outside of ``limits``.
-        low: smallest value of the float layer.
-        high: largest value of the float layer.
-        calls: arguments and output of the int8 layer in this batch, quantized as they are.
-        next_call: which of them the float layer answers next.
-        saturation: of the first batch.
-
-    """
-
-    pair: Pair
-    total: Sums = field(default_factory=Sums)
-    own: float = 0.0
-    before: float = 0.0
-    split_signal: float = 0.0
+    pair: Pair  # the layers
+    total: Sums = field(default_factory=Sums)  # over the outputs of both
+    own: float = 0.0  # sum of squared differences between the float layer on the int8 layer's input and the int8 layer
+    before: float = 0.0  # sum of squared differences between the float layer on its own input and on the int8 layer's
+    split_signal: float = 0.0  # sum of the int8 layer's squares where ``own`` and ``before`` were measured
+    # Smallest and largest value that the int8 layer's output can represent; None where it is a float.
     limits: tuple[float, float] | None = None
-    outside: int = 0
-    low: float = float("inf")
-    high: float = float("-inf")
+    outside: int = 0  # values of the float layer that are half a step or more outside of ``limits``
+    low: float = float("inf")  # smallest value of the float layer
+    high: float = float("-inf")  # largest value of the float layer
+    # Arguments and output of the int8 layer in this batch, quantized as they are.
     calls: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
-    next_call: int = 0
-    saturation: Saturation | None = None
+    next_call: int = 0  # which of them the float layer answers next
+    saturation: Saturation | None = None  # of the first batch
 
 
 @dataclass(frozen=True)

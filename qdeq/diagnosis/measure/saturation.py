@@ -31,20 +31,12 @@ AFFECTED_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Saturation:
-    """What clamping 16-bit sums does to a sample of one layer's outputs.
+    """What clamping 16-bit sums does to a sample of one layer's outputs."""
 
-    Attributes:
-        sums: share of the 16-bit sums that are clamped.
-        outputs: share of the outputs that move by more than half a step.
-        largest: largest change of an output, in steps of its scale.
-        cpu_saturates: whether this machine's kernels do that.
-
-    """
-
-    sums: float
-    outputs: float
-    largest: float
-    cpu_saturates: bool
+    sums: float  # share of the 16-bit sums that are clamped
+    outputs: float  # share of the outputs that move by more than half a step
+    largest: float  # largest change of an output, in steps of its scale
+    cpu_saturates: bool  # whether this machine's kernels do that
 
     @property
     def matters(self) -> bool:

@@ -14,26 +14,15 @@ __all__ = ["FloatLayer", "Int8Side", "IntegerLayer", "Integers", "PlainTensor", 
 
 @dataclass(frozen=True, eq=False)
 class Integers:
-    """A quantized weight with the channel axis first.
+    """A quantized weight with the channel axis first."""
 
-    Attributes:
-        values: int8, uint8 or int32, (channels, weights per channel).
-        scale: float64, (channels,).
-        zero_point: float64, (channels,); whole numbers unless the qparams are float.
-        shape: shape of the weight as its layer holds it.
-        axis: where the channel axis is in ``shape``.
-        qscheme: torch's name of the scheme; per tensor, all scales are equal.
-        full_range: smallest and largest value of the dtype.
-
-    """
-
-    values: Tensor
-    scale: Tensor
-    zero_point: Tensor
-    shape: tuple[int, ...]
-    axis: int
-    qscheme: str
-    full_range: tuple[int, int]
+    values: Tensor  # int8, uint8 or int32, (channels, weights per channel)
+    scale: Tensor  # float64, (channels,)
+    zero_point: Tensor  # float64, (channels,); whole numbers unless the qparams are float
+    shape: tuple[int, ...]  # shape of the weight as its layer holds it
+    axis: int  # where the channel axis is in ``shape``
+    qscheme: str  # torch's name of the scheme; per tensor, all scales are equal
+    full_range: tuple[int, int]  # smallest and largest value of the dtype
 
     @classmethod
     def of(cls, weight: QuantizedWeight) -> Integers:
@@ -98,25 +87,16 @@ class _Placed:
 
 @dataclass(frozen=True, eq=False)
 class IntegerLayer(_Placed):
-    """A weight of the int8 side.
+    """A weight of the int8 side."""
 
-    Attributes:
-        path: dotted path of its module; for a module of several weights that of the float parameter that this weight
-            becomes, such as ``lstm.weight_ih_l0``.
-        class_name: class of its module; empty where the side is a state_dict.
-        ints: its integers, one byte per weight of an 8-bit layer.
-        bias: float32 (channels,), or None.
-        output: scale and zero point of the module's output; None where it is not known.
-        parameter: name of the float parameter.
-
-    """
-
+    # Dotted path of its module; for a module of several weights that of the float parameter that this weight
+    # becomes, such as ``lstm.weight_ih_l0``.
     path: str
-    class_name: str
-    ints: Integers
-    bias: Tensor | None
-    output: tuple[float, int] | None = None
-    parameter: str = "weight"
+    class_name: str  # class of its module; empty where the side is a state_dict
+    ints: Integers  # its integers, one byte per weight of an 8-bit layer
+    bias: Tensor | None  # float32 (channels,), or None
+    output: tuple[float, int] | None = None  # scale and zero point of the module's output; None where it is not known
+    parameter: str = "weight"  # name of the float parameter
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -131,38 +111,22 @@ class IntegerLayer(_Placed):
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer(_Placed):
-    """A weight and bias of the float side as it applies them: batch norm inside the module is folded in.
+    """A weight and bias of the float side as it applies them: batch norm inside the module is folded in."""
 
-    Attributes:
-        path: as in :class:`IntegerLayer`.
-        class_name: class of its module; empty where the side is a state_dict.
-        weight: two dimensions or more.
-        bias: (channels,), or None.
-        parameter: name of the weight.
-
-    """
-
-    path: str
-    class_name: str
-    weight: Tensor
-    bias: Tensor | None
-    parameter: str = "weight"
+    path: str  # as in :class:`IntegerLayer`
+    class_name: str  # class of its module; empty where the side is a state_dict
+    weight: Tensor  # two dimensions or more
+    bias: Tensor | None  # (channels,), or None
+    parameter: str = "weight"  # name of the weight
 
 
 @dataclass(frozen=True, eq=False)
 class PlainTensor:
-    """A parameter or buffer of the int8 side that is not quantized.
+    """A parameter or buffer of the int8 side that is not quantized."""
 
-    Attributes:
-        module: dotted path of its module, or of the module that it becomes.
-        name: its name there.
-        value: floating.
-
-    """
-
-    module: str
-    name: str
-    value: Tensor
+    module: str  # dotted path of its module, or of the module that it becomes
+    name: str  # its name there
+    value: Tensor  # floating
 
     @property
     def path(self) -> str:
@@ -172,20 +136,12 @@ class PlainTensor:
 
 @dataclass(frozen=True, eq=False)
 class Int8Side:
-    """What the int8 side holds.
+    """What the int8 side holds."""
 
-    Attributes:
-        layers: quantized weights, in the order of the side.
-        plain: what is not quantized.
-        unread: dotted path -> why what is quantized there cannot be read.
-        float16: dotted paths of quantized modules whose weights are no integers.
-
-    """
-
-    layers: list[IntegerLayer] = field(default_factory=list)
-    plain: list[PlainTensor] = field(default_factory=list)
-    unread: dict[str, str] = field(default_factory=dict)
-    float16: list[str] = field(default_factory=list)
+    layers: list[IntegerLayer] = field(default_factory=list)  # quantized weights, in the order of the side
+    plain: list[PlainTensor] = field(default_factory=list)  # what is not quantized
+    unread: dict[str, str] = field(default_factory=dict)  # dotted path -> why what is quantized there cannot be read
+    float16: list[str] = field(default_factory=list)  # dotted paths of quantized modules whose weights are no integers
 
     @property
     def is_quantized(self) -> bool:

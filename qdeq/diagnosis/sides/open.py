@@ -22,20 +22,12 @@ __all__ = ["Side", "open_side"]
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One side of a diagnosis.
+    """One side of a diagnosis."""
 
-    Attributes:
-        model: that can run; None where there is none.
-        state: names to tensors, where only a state_dict is known.
-        form: in which ``source`` comes; None for a state_dict.
-        source: the model as it was given, which need not be a module.
-
-    """
-
-    model: nn.Module | None
-    state: Mapping[str, Any] | None = None
-    form: Form | None = None
-    source: Any = None
+    model: nn.Module | None  # that can run; None where there is none
+    state: Mapping[str, Any] | None = None  # names to tensors, where only a state_dict is known
+    form: Form | None = None  # in which ``source`` comes; None for a state_dict
+    source: Any = None  # the model as it was given, which need not be a module
 
 
 def open_side(source: object, where: str, *, trust: bool = False) -> Side:

@@ -21,24 +21,14 @@ NEARLY_ONE = 1e-3
 
 @dataclass(eq=False)
 class Pair:
-    """A layer of both sides.
+    """A layer of both sides."""
 
-    Attributes:
-        layer: the int8 side.
-        partner: the float side.
-        norm: dotted path of the batch norm right behind the float layer; empty if there is none.
-        folded: (weight, bias) of the float layer with that batch norm folded in.
-        norm_factor: factor and shift of that batch norm per channel.
-        use_folded: the float layer is the unfolded original, so the folded values are the ones to compare.
-
-    """
-
-    layer: IntegerLayer
-    partner: FloatLayer
-    norm: str = ""
-    folded: tuple[Tensor, Tensor] | None = None
-    norm_factor: tuple[Tensor, Tensor] | None = None
-    use_folded: bool = False
+    layer: IntegerLayer  # the int8 side
+    partner: FloatLayer  # the float side
+    norm: str = ""  # dotted path of the batch norm right behind the float layer; empty if there is none
+    folded: tuple[Tensor, Tensor] | None = None  # (weight, bias) of the float layer with that batch norm folded in
+    norm_factor: tuple[Tensor, Tensor] | None = None  # factor and shift of that batch norm per channel
+    use_folded: bool = False  # the float layer is the unfolded original, so the folded values are the ones to compare
 
     @property
     def same_shape(self) -> bool:
