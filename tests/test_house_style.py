@@ -15,7 +15,7 @@ from tests.helpers.house import (
     body_lines,
     cpp_functions,
     name_of,
-    only_known,
+    none_of,
     room_of,
     tree,
     without_docstrings,
@@ -46,7 +46,7 @@ def short(path: Path) -> str:
 
 
 def test_files_are_short():
-    only_known("file lines", [
+    none_of("file lines", [
         f"{short(path)}: {lines} lines"
         for path in [*PYTHON, *CPP, *(ROOT / "tests").rglob("*.cpp"), ROOT / "setup.py"]
         if (lines := len(path.read_text().splitlines())) > MOST_LINES
@@ -64,7 +64,7 @@ def test_functions_are_short():
     assert len(python) > 300
     assert len(cpp) > 50
     found = [f"{name}: {lines} lines" for name, lines in python + cpp if lines > MOST_BODY_LINES]
-    only_known("function lines", found)
+    none_of("function lines", found)
 
 
 def _knows_forms(file: Path) -> bool:
@@ -87,7 +87,7 @@ def test_no_form_is_named_where_none_is_known(file):
             text = " ".join(f"{node.module}.{alias.name}" for alias in node.names)
         if named := FORM_WORDS.search(text):
             found.append(f"{short(file)}: line {node.lineno} names {named[0]}")
-    only_known("forms", found)
+    none_of("forms", found)
 
 
 def test_native_modules_are_named_in_one_file():
@@ -97,7 +97,7 @@ def test_native_modules_are_named_in_one_file():
         if name_of(file) != "weights.native"
         for named in NATIVE.finditer(ast.unparse(without_docstrings(file)))
     ]
-    only_known("native", found)
+    none_of("native", found)
 
 
 class _ClassNames:
@@ -153,7 +153,7 @@ def test_nothing_is_decided_on_a_part_of_a_class_name():
         if name_of(file) not in SPELLING
         for node in _ClassNames(without_docstrings(file)).decisions()
     ]
-    only_known("class names", found)
+    none_of("class names", found)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.helpers.house import (
     imports,
     name_of,
     names,
-    only_known,
+    none_of,
     room_of,
     table,
     tree,
@@ -33,8 +33,8 @@ def test_the_document_names_every_room_once_and_no_other():
     rooms = [room for rooms in ROWS for room in rooms]
     assert len(rooms) == len(set(rooms))
     there = {room_of(name) for name in MODULES}
-    only_known("rooms", [f"{room}: is in no row of docs/architecture.md" for room in there - set(rooms)])
-    only_known("rooms", [f"{room}: is in docs/architecture.md and not in qdeq/" for room in set(rooms) - there])
+    none_of("rooms", [f"{room}: is in no row of docs/architecture.md" for room in there - set(rooms)])
+    none_of("rooms", [f"{room}: is in docs/architecture.md and not in qdeq/" for room in set(rooms) - there])
 
 
 def test_there_are_at_most_eleven_rows():
@@ -49,7 +49,7 @@ def test_an_import_never_points_up(file):
         for target, line in imports(file)
         if HEIGHT[room_of(target)] > HEIGHT[here]
     ]
-    only_known("imports", up)
+    none_of("imports", up)
 
 
 def _nodes(depth: int | None):
@@ -74,7 +74,7 @@ def _folder(module: str, depth: int) -> str:
 
 @pytest.mark.parametrize(("what", "depth"), [("rooms", 1), ("folders", 2), ("files", None)])
 def test_there_are_no_circles(what, depth):
-    only_known("circles", [f"{' -> '.join(circle)}: {what} import each other" for circle in circles(_nodes(depth))])
+    none_of("circles", [f"{' -> '.join(circle)}: {what} import each other" for circle in circles(_nodes(depth))])
 
 
 def test_only_tests_import_tests():
@@ -121,7 +121,7 @@ def test_a_circle_is_found():
 def test_each_folder_of_csrc_includes_what_its_readme_allows():
     readme = CSRC / "README.md"
     if not readme.exists():
-        only_known("csrc", ["README.md: csrc/ has no page that says which folder may include what"])
+        none_of("csrc", ["README.md: csrc/ has no page that says which folder may include what"])
         return
     allowed = {names(row["folder"])[0]: row["may include"] for row in table(readme, "folder")}
     folders = set(allowed)
@@ -140,4 +140,4 @@ def test_each_folder_of_csrc_includes_what_its_readme_allows():
             target = path.resolve().relative_to(CSRC).parts[0] if path.exists() and path.parent != CSRC else "csrc"
             if target not in allowed.get(folder, ()):
                 found.append(f"{file.relative_to(CSRC)}: includes {included[1]}, {folder} may not include {target}")
-    only_known("csrc", found)
+    none_of("csrc", found)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.house import only_known
+from tests.helpers.house import none_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "csrc").glob("*.md")])
@@ -34,7 +34,7 @@ def test_files_that_are_named_exist(page):
     named = set(PATH.findall(page.read_text()))
     roots = (ROOT, ROOT / "qdeq", ROOT / "csrc", page.parent, *(ROOT / "qdeq").rglob("*/"))
     missing = {path for path in named if not any((root / path).exists() for root in roots)}
-    only_known("pages", [f"{path}: {page.name} names it" for path in missing])
+    none_of("pages", [f"{path}: {page.name} names it" for path in missing])
 
 
 def test_a_report_of_a_fault_brings_what_qdeq_says_of_itself():

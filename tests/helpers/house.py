@@ -12,54 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "qdeq"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# TEMPORARY: check -> files (or edges) that break it today. Empty it, then delete it and its use in `only_known`.
-KNOWN: dict[str, set[str]] = {
-    "rooms": {"account"},
-    "csrc": {"README.md"},
-    "file lines": {
-        "csrc/ops.cpp",
-        "qdeq/files/torch_archive/unpickler.py",
-        "qdeq/weights/packed.py",
-        "qdeq/weights/weight.py",
-        "tests/test_rebuild.py",
-        "tests/weights/test_dequant.py",
-    },
-    "function lines": {"csrc/kernels/vector_rows.inl:one_row"},
-    "forms": {"qdeq/grids/follow.py", "qdeq/grids/modules.py"},
-    "native": {"qdeq/weights/packed.py"},
-    "pages": {
-        "csrc/README.md",
-        "csrc/common/",
-        "csrc/packing/layouts.h",
-        "csrc/packing/read_rows.h",
-        "csrc/stable/",
-        "csrc/this_torch/",
-        "csrc/this_torch/packed_weight.cpp",
-        "grids/grid.py",
-        "layers/make.py",
-        "layers/names.py",
-        "qdeq/call_trace.py",
-        "qdeq/mappings.py",
-        "qdeq/sources/form.py",
-        "qdeq/weights/packed_state.py",
-        "weights/packed_state.py",
-    },
-    "class names": {
-        "qdeq/diagnosis/compare.py",
-        "qdeq/diagnosis/findings/stubs.py",
-        "qdeq/diagnosis/sides/graph.py",
-        "qdeq/diagnosis/sides/int8_side.py",
-        "qdeq/layers/batch_norm.py",
-        "qdeq/sources/eager/recognise.py",
-        "qdeq/weights/packed.py",
-    },
-}
 
-
-def only_known(check: str, found: Iterable[str]) -> None:
-    """Fail for every line of ``found`` ("what: why") whose first word :data:`KNOWN` does not hold for ``check``."""
-    new = sorted({line for line in found if line.partition(": ")[0] not in KNOWN.get(check, ())})
-    assert not new, f"{check}:\n" + "\n".join(new)
+def none_of(check: str, found: Iterable[str]) -> None:
+    """Fail with every line of ``found``, each of which says what breaks a rule of the house."""
+    lines = sorted(set(found))
+    assert not lines, f"{check}:\n" + "\n".join(lines)
 
 
 def table(page: Path, head: str) -> list[dict[str, str]]:
