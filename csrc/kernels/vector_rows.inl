@@ -64,6 +64,30 @@ inline void masked_part(const Math& math, const T* src, float* dst, int64_t begi
     W::storeu(dst + begin, math.many(src, begin, first), first);
 }
 
+// Every whole vector from value i on, four at a time; returns where they end.
+template <bool kStream, typename Math, typename T>
+inline int64_t whole_vectors(const Math& math, const T* src, float* dst, int64_t i, int64_t n) {
+    constexpr int64_t kLanes = V::kLanes;
+    const auto put = [dst](int64_t at, typename V::F values) {
+        if constexpr (kStream)
+            V::stream(dst + at, values);
+        else
+            V::storeu(dst + at, values);
+    };
+    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+        const auto a = math.many(src, i);
+        const auto b = math.many(src, i + kLanes);
+        const auto c = math.many(src, i + 2 * kLanes);
+        const auto d = math.many(src, i + 3 * kLanes);
+        put(i, a);
+        put(i + kLanes, b);
+        put(i + 2 * kLanes, c);
+        put(i + 3 * kLanes, d);
+    }
+    for (; i + kLanes <= n; i += kLanes) put(i, math.many(src, i));
+    return i;
+}
+
 template <typename T, Formula kFormula, bool kPerElement>
 inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaTypes<kFormula>::Scale* scale,
                     const typename FormulaTypes<kFormula>::Zero* zero_point, bool stream) {
@@ -86,32 +110,10 @@ inline void one_row(const T* src, float* dst, int64_t n, const typename FormulaT
         // A row that can never be aligned is written in parts.
         const int64_t head = floats_until_aligned<kLanes * 4>(dst, n);
         for (; i < head; i += kLanes) part(i, std::min(head, i + kLanes));
-        i = head;
-        for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-            const auto a = math.many(src, i);
-            const auto b = math.many(src, i + kLanes);
-            const auto c = math.many(src, i + 2 * kLanes);
-            const auto d = math.many(src, i + 3 * kLanes);
-            V::stream(dst + i, a);
-            V::stream(dst + i + kLanes, b);
-            V::stream(dst + i + 2 * kLanes, c);
-            V::stream(dst + i + 3 * kLanes, d);
-        }
-        for (; i + kLanes <= n; i += kLanes) V::stream(dst + i, math.many(src, i));
-        part(i, n);
+        part(whole_vectors<true>(math, src, dst, head, n), n);
         return;
     }
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-        const auto a = math.many(src, i);
-        const auto b = math.many(src, i + kLanes);
-        const auto c = math.many(src, i + 2 * kLanes);
-        const auto d = math.many(src, i + 3 * kLanes);
-        V::storeu(dst + i, a);
-        V::storeu(dst + i + kLanes, b);
-        V::storeu(dst + i + 2 * kLanes, c);
-        V::storeu(dst + i + 3 * kLanes, d);
-    }
-    for (; i + kLanes <= n; i += kLanes) V::storeu(dst + i, math.many(src, i));
+    i = whole_vectors<false>(math, src, dst, i, n);
     if (!V::kHasMasks && i < n && n >= kLanes) {
         // A whole vector that ends with the row: some of its values are computed twice, to the same bits.
         V::storeu(dst + n - kLanes, math.many(src, n - kLanes));

@@ -48,7 +48,7 @@ Layout layout(const ScriptObject& object) {
 }
 
 // The C++ class of a packed weight, such as PackedConvWeightsOnednn<2>; empty for one of another kind.
-std::string class_name(const ScriptObject& object) {
+std::string packed_by(const ScriptObject& object) {
     const auto packed = packed_of(object);
     if (!packed) return {};
     const Packed& held = *packed;
@@ -128,7 +128,7 @@ std::vector<std::tuple<bool, std::optional<at::Tensor>>> read_all_objects(const 
 bool add_packed(PyObject* module) try {
     auto m = py::reinterpret_borrow<py::module_>(module);
     m.def("layout", &layout);
-    m.def("class_name", &class_name);
+    m.def("packed_by", &packed_by);
     m.def("qparams", &qparams);
     m.def("bias", &bias);
     m.def("dequantize", &dequantize);

@@ -110,6 +110,20 @@ void run(const void* src, IntType type, float* dst, const int64_t (&sizes)[3], c
                        channels.scales(), channels.zero_points()});
 }
 
+// The scales of q, and its sizes before the channel axis, along it and after it; empty for what is not plain.
+std::optional<Channels> channels_of(const at::Tensor& q, IntType type, int64_t (&sizes)[3]) {
+    const at::QuantizerPtr quantizer = at::get_qtensorimpl(q)->quantizer();
+    if (quantizer->qscheme() == at::kPerTensorAffine)
+        return per_tensor(static_cast<const at::PerTensorAffineQuantizer&>(*quantizer), type);
+    if (quantizer->qscheme() != at::kPerChannelAffine) return std::nullopt;
+    const auto& by_channel = static_cast<const at::PerChannelAffineQuantizer&>(*quantizer);
+    const int64_t axis = by_channel.axis();
+    if (axis < 0 || axis >= q.dim()) return std::nullopt;
+    sizes[2] = 1;
+    for (int64_t d = 0; d < q.dim(); ++d) sizes[d < axis ? 0 : d == axis ? 1 : 2] *= q.size(d);
+    return per_channel(by_channel, sizes[1], type);
+}
+
 // A new reference to the result, or null where the operators must decide.
 PyObject* try_small(PyObject* q_object, PyObject* out_object) {
     if (!THPVariable_CheckExact(q_object) || at::tracer::impl::is_dispatch_enabled() ||
@@ -123,19 +137,8 @@ PyObject* try_small(PyObject* q_object, PyObject* out_object) {
     // The rule by which torch chooses the result's memory format.
     if (!q.is_contiguous() || q.suggest_memory_format() != at::MemoryFormat::Contiguous) return nullptr;
 
-    const at::QuantizerPtr quantizer = at::get_qtensorimpl(q)->quantizer();
-    int64_t sizes[3] = {1, 1, numel};  // before the channel axis, the axis, after it
-    std::optional<Channels> channels;
-    if (quantizer->qscheme() == at::kPerChannelAffine) {
-        const auto& by_channel = static_cast<const at::PerChannelAffineQuantizer&>(*quantizer);
-        const int64_t axis = by_channel.axis();
-        if (axis < 0 || axis >= q.dim()) return nullptr;
-        sizes[2] = 1;
-        for (int64_t d = 0; d < q.dim(); ++d) sizes[d < axis ? 0 : d == axis ? 1 : 2] *= q.size(d);
-        channels = per_channel(by_channel, sizes[1], *type);
-    } else if (quantizer->qscheme() == at::kPerTensorAffine) {
-        channels = per_tensor(static_cast<const at::PerTensorAffineQuantizer&>(*quantizer), *type);
-    }
+    int64_t sizes[3] = {1, 1, numel};
+    const std::optional<Channels> channels = channels_of(q, *type, sizes);
     if (!channels || !channels->good()) return nullptr;
 
     const bool fresh = out_object == Py_None;

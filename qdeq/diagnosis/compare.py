@@ -15,8 +15,8 @@ from qdeq.diagnosis.measure.activations import own_activation
 from qdeq.diagnosis.measure.running import OutputSums, Sums, as_float, batches, forward
 from qdeq.diagnosis.results import Layer
 from qdeq.diagnosis.say.explanation import Comparison
-from qdeq.diagnosis.sides.batch_norm import norms_behind
 from qdeq.diagnosis.sides.graph import light_copy
+from qdeq.diagnosis.sides.pairs import norms_behind
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.modules import Clamp, FakeQuantize
 from qdeq.sources.eager.mappings import owned_activation

@@ -12,12 +12,11 @@ from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
 from qdeq.diagnosis.findings.structure import structure_findings
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
-from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.measure.activations import fill_table, run_side_by_side, runtime_findings
 from qdeq.diagnosis.measure.attribution import Attribution, attribute
 from qdeq.diagnosis.measure.repair import Repairs
 from qdeq.diagnosis.measure.running import batches
-from qdeq.diagnosis.results import Finding, Layer, Outcome
+from qdeq.diagnosis.results import Finding, Layer, Outcome, make_finding
 from qdeq.diagnosis.say.explanation import Explanation
 from qdeq.diagnosis.sides.float_side import float_tensors
 from qdeq.diagnosis.sides.int8_side import read_int8_side
@@ -70,16 +69,16 @@ def explain(
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
     pairs, alone = match_layers(quantized, theirs)
-    total = sum(layer.numel for layer in quantized)
-    findings, table, histograms = weight_findings(pairs, total)
+    total = max(1, sum(layer.numel for layer in quantized))
+    findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
     findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
-        findings += structure_findings(ours.model, theirs.model, pairs, right, total)
+        findings += structure_findings(ours.model, theirs.model, pairs, right)
     outcome, first, repaired = None, None, Attribution()
     if data is not None:
-        outcome, first, repaired = _run(ours, held, theirs, pairs, table, findings, data, total)
+        outcome, first, repaired = _run(ours, held, theirs, pairs, table, findings, data)
     findings = order(findings, repaired.groups)
     return Explanation(
         findings,
@@ -102,17 +101,16 @@ def _run(
     table: dict[str, Layer],
     findings: list[Finding],
     data: Data,
-    total: int,
 ) -> tuple[Outcome, str | None, Attribution]:
     if ours.model is None:
         remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
     float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
-    runnable = [pair for pair in same_shape if pair.layer.alone and pair.partner.alone]
+    runnable = [pair for pair in same_shape if pair.alone]
     watches, outputs, answers = run_side_by_side(ours.model, float_model, runnable, batches(data), MOST_REPAIR_SAMPLES)
     first = fill_table(watches, table)
-    findings += runtime_findings(watches, total)
+    findings += runtime_findings(watches)
     sides = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
     return outputs.outcome(), first, attribute(findings, sides, float_model, answers)
 
@@ -139,7 +137,4 @@ def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.
 
 def _no_partner(layer: IntegerLayer, total: int) -> Finding:
     text = f"{layer.path}: no module of the float model has this name, and none that is left has its shape"
-    evidence = {"shape": list(layer.shape)}
-    return Finding(
-        layer.path, "no_partner", text, evidence, layer.numel / max(1, total), None, KINDS["no_partner"].remedy
-    )
+    return make_finding(layer.path, "no_partner", text, {"shape": list(layer.shape)}, layer.numel / total)

@@ -7,7 +7,7 @@ from typing import Any
 
 from qdeq.diagnosis.kinds import KINDS
 
-__all__ = ["ComparisonData", "ExplanationData", "Finding", "Layer", "Outcome"]
+__all__ = ["ExplanationData", "Finding", "Layer", "Outcome", "make_finding"]
 
 
 @dataclass
@@ -38,6 +38,12 @@ class Finding:
     def is_fault(self) -> bool:
         """False for rounding and clipping, which every int8 model has."""
         return not KINDS[self.kind].benign
+
+
+def make_finding(module: str, kind: str, message: str, evidence: dict[str, Any], share: float = 0.0) -> Finding:
+    """Return a finding with the remedy of its kind."""
+    remedy = KINDS[kind].remedy.format(module=module, **evidence)
+    return Finding(module, kind, message, evidence, share, None, remedy)
 
 
 @dataclass
@@ -111,15 +117,6 @@ class Outcome:
     top1_agreement: float | None = None
     accuracy_a: float | None = None
     accuracy_b: float | None = None
-
-
-@dataclass
-class ComparisonData:
-    """The fields of :class:`qdeq.diagnosis.say.explanation.Comparison`, which says what they are."""
-
-    layers: list[Layer]
-    outcome: Outcome
-    unmatched: list[str] = field(default_factory=list)
 
 
 @dataclass

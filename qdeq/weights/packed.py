@@ -133,7 +133,7 @@ def is_onednn(obj: object) -> bool:
     The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
     """
     native = _native()
-    return native is not None and native.class_name(obj) in _ONEDNN
+    return native is not None and native.packed_by(obj) in _ONEDNN
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

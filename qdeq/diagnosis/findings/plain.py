@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.results import Finding
+from qdeq.diagnosis.results import Finding, make_finding
 from qdeq.diagnosis.sides.float_side import float_tensors
 from qdeq.diagnosis.sides.integers import PlainTensor
 from qdeq.diagnosis.sides.open import Side
@@ -42,24 +41,14 @@ def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -
     for module, errors in wrong.items():
         names = ", ".join(f"{name} (by up to {error:.3g})" for name, error in errors.items())
         text = f"{module or 'the model'}: not quantized, and other values than in the int8 model: {names}"
-        share = min(1.0, count[module] / max(1, total_weights))
-        remedy = KINDS["parameter_wrong"].remedy
-        found.append(Finding(module, "parameter_wrong", text, {"max_error": errors}, share, None, remedy))
+        share = min(1.0, count[module] / total_weights)
+        found.append(make_finding(module, "parameter_wrong", text, {"max_error": errors}, share))
     return found + unread_findings(missing)
 
 
 def unread_findings(unread: dict[str, str]) -> list[Finding]:
     """Say what nothing is known about: such a model does not count as agreeing."""
-    remedy = KINDS["not_compared"].remedy
     return [
-        Finding(
-            path,
-            "not_compared",
-            f"{path or 'the model'}: not compared: {reason}",
-            {"reason": reason},
-            0.0,
-            None,
-            remedy,
-        )
+        make_finding(path, "not_compared", f"{path or 'the model'}: not compared: {reason}", {"reason": reason})
         for path, reason in unread.items()
     ]

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from qdeq.diagnosis.findings.scan import Case
 
-__all__ = ["FROM_INTEGERS", "Verdict", "channels_permuted", "weight_partly_copied", "weight_transposed"]
+__all__ = ["FROM_INTEGERS", "Fault", "Verdict"]
 
-Verdict: TypeAlias = "tuple[str, str, dict[str, Any]] | None"
+Fault: TypeAlias = tuple[str, str, dict[str, Any]]
+Verdict: TypeAlias = "Fault | None"
 
 # Two float64 scales that are equal to this much are the same scale.
 SAME_SCALE = 1e-6

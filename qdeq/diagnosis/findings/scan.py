@@ -132,8 +132,9 @@ class Case:
         return bool(((self.w - candidate).abs() <= self.tolerance * size + 1e-30).all())
 
 
-def open_case(layer: IntegerLayer, partner: FloatLayer, ints: Integers, rows: Tensor, scan: Scan) -> Case:
+def open_case(layer: IntegerLayer, partner: FloatLayer, rows: Tensor, scan: Scan) -> Case:
     """Draw the sample, the same one every time."""
+    ints = layer.ints
     generator = torch.Generator().manual_seed(0)
     wrong = (~scan.right).nonzero().flatten()
     channels = wrong[torch.randperm(len(wrong), generator=generator)[:SAMPLE_ROWS]].sort().values

@@ -8,9 +8,9 @@ from torch import nn
 
 from qdeq.diagnosis.findings.stubs import stub_findings
 from qdeq.diagnosis.findings.weights import finding
-from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.results import Finding
-from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind
+from qdeq.diagnosis.results import Finding, make_finding
+from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind, trace_modules
+>>>>>>> thin-d
 from qdeq.diagnosis.sides.pairs import Pair
 from qdeq.tree.tracing import Traces
 
@@ -21,25 +21,17 @@ _IDEMPOTENT = ("ReLU", "ReLU6", "Hardtanh")
 
 
 def structure_findings(
-    int8_model: nn.Module | None, float_model: nn.Module, pairs: list[Pair], right: set[str], total_weights: int
+    int8_model: nn.Module | None, float_model: nn.Module, pairs: list[Pair], right: set[str]
 ) -> list[Finding]:
-    """Compare what happens behind each pair of layers.
+    """Compare what happens behind each pair of layers; activations are not where only the int8 state_dict is known.
 
-    Args:
-        int8_model: None where only its state_dict is known; then activations are not compared.
-        float_model: the model under question.
-        pairs: the layers.
-        right: paths of the layers whose weights are right.
-        total_weights: number of weights of the int8 model.
-
+    ``right`` holds the paths of the layers whose weights are right.
     """
     findings = _training_mode(float_model)
-    findings += [
-        found for pair in pairs if (found := _norm_twice(pair, pair.layer.path in right, total_weights)) is not None
-    ]
+    findings += [found for pair in pairs if pair.layer.path in right and (found := _norm_twice(pair)) is not None]
     if int8_model is not None:
         findings += stub_findings(int8_model, float_model)
-        findings += _activations(int8_model, float_model, pairs, total_weights)
+        findings += _activations(int8_model, float_model, pairs)
     return findings
 
 
@@ -53,19 +45,20 @@ def _training_mode(model: nn.Module) -> list[Finding]:
             effect = "drops values at random" if drops else "uses the batch's own statistics"
             text = f"{path}: {name} is in training mode, it {effect}"
             evidence = {"class": name, "p": module.p} if drops else {"class": name}
-            found.append(Finding(path, "training_mode", text, evidence, 0.0, None, KINDS["training_mode"].remedy))
+            found.append(make_finding(path, "training_mode", text, evidence))
     return found
 
 
-def _norm_twice(pair: Pair, weight_is_right: bool, total_weights: int) -> Finding | None:
-    if pair.norm_factor is None or pair.use_folded or pair.norm_is_identity or not weight_is_right:
+def _norm_twice(pair: Pair) -> Finding | None:
+    if pair.norm_factor is None or pair.use_folded or pair.norm_is_identity:
         return None
     factor = pair.norm_factor[0]
     text = f"the weight contains its batch norm already, and {pair.norm} applies it again"
     evidence = {"norm": pair.norm, "smallest_factor": float(factor.min()), "largest_factor": float(factor.max())}
-    return finding(pair, "bn_applied_twice", text, evidence, pair.layer.numel / max(1, total_weights))
+    return finding(pair, "bn_applied_twice", text, evidence)
 
 
+<<<<<<< HEAD
 def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], total: int) -> list[Finding]:
     ours, theirs = Traces(int8_model).whole, Traces(float_model).whole
     findings = []
@@ -73,14 +66,14 @@ def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair
     for pair in pairs:
         if ours is None or theirs is None:
             break
-        if not (pair.layer.alone and pair.partner.alone):
+        if not pair.alone:
             continue
         wanted = activations_behind(ours, int8_model, pair.layer.path)
         actual = activations_behind(theirs, float_model, pair.partner.path)
         if wanted is None or actual is None:
             continue
         handled.update(item.path for item in wanted)
-        found = _compare(pair, _collapse(wanted), _collapse(actual), pair.layer.numel / max(1, total))
+        found = _compare(pair, _collapse(wanted), _collapse(actual))
         if found is not None:
             findings.append(found)
     return findings + _lost_in_place(int8_model, float_model, handled)
@@ -93,7 +86,7 @@ def _collapse(chain: list[Activation]) -> list[Activation]:
     ]
 
 
-def _compare(pair: Pair, wanted: list[Activation], actual: list[Activation], share: float) -> Finding | None:
+def _compare(pair: Pair, wanted: list[Activation], actual: list[Activation]) -> Finding | None:
     names, got = [item.name for item in wanted], [item.name for item in actual]
     if names == got:
         return None
@@ -104,7 +97,7 @@ def _compare(pair: Pair, wanted: list[Activation], actual: list[Activation], sha
         doubled = position > 0 and extra.name == got[position - 1]
         kind = "activation_doubled" if doubled else "activation_added"
         text = f"the float model applies {extra.name} {'twice' if doubled else 'where the int8 model has none'}"
-        found = finding(pair, kind, text, {**evidence, "extra": extra.path}, share)
+        found = finding(pair, kind, text, {**evidence, "extra": extra.path})
         if doubled and wanted[position - 1].path:
             found.module = wanted[position - 1].path
         return found
@@ -115,7 +108,7 @@ def _compare(pair: Pair, wanted: list[Activation], actual: list[Activation], sha
     else:
         text = f"the int8 model applies {lost.name} ({owner}), the float model has none there"
     evidence |= {"activation": lost.name, "layer": pair.layer.path}
-    found = finding(pair, "activation_lost", text, evidence, share)
+    found = finding(pair, "activation_lost", text, evidence)
     found.module = owner
     return found
 
@@ -129,6 +122,5 @@ def _lost_in_place(int8_model: nn.Module, float_model: nn.Module, handled: set[s
         if not name or path in handled or type(others.get(path)) is not nn.Identity:
             continue
         text = f"{path}: the int8 model applies {name} here, the float model has an Identity"
-        remedy = KINDS["activation_lost"].remedy.format(module=path, activation=name)
-        found.append(Finding(path, "activation_lost", text, {"activation": name}, 0.0, None, remedy))
+        found.append(make_finding(path, "activation_lost", text, {"activation": name}))
     return found

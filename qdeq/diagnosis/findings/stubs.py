@@ -10,8 +10,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 from torch.ao.quantization import DeQuantStub, FakeQuantize, FusedMovingAvgObsFakeQuantize, QuantStub
 
-from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.results import Finding
+from qdeq.diagnosis.results import Finding, make_finding
 from qdeq.grids.grid import RANGES
 from qdeq.words import dtype_name
 
@@ -42,8 +41,7 @@ def stub_findings(int8_model: nn.Module, float_model: nn.Module) -> list[Finding
         name, class_b = type(stub).__name__, type(theirs[path]).__name__
         text = f"{path}: the int8 model has {name} here, an identity but for rounding; the float model has {class_b}"
         evidence = {"class": class_b, "largest_change": change, "step": step}
-        remedy = KINDS["quant_stub_lost"].remedy.format(module=path)
-        found.append(Finding(path, "quant_stub_lost", f"{text} ({known})", evidence, 0.0, None, remedy))
+        found.append(make_finding(path, "quant_stub_lost", f"{text} ({known})", evidence))
     return found
 
 

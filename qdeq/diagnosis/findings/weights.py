@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeq.diagnosis.findings.recognise import FROM_INTEGERS, Verdict
+from qdeq.diagnosis.findings.recognise import FROM_INTEGERS, Fault, Verdict
 from qdeq.diagnosis.findings.scan import Case, Scan, open_case, scan_weight
 from qdeq.diagnosis.kinds import KINDS, REBUILD
 from qdeq.diagnosis.results import Finding, Layer
@@ -26,16 +26,16 @@ _GATES = {"torch.nn.LSTM": 4, "torch.nn.LSTMCell": 4, "torch.nn.GRU": 3, "torch.
 _GATES |= {"torch.nn.RNN": 1, "torch.nn.RNNCell": 1}
 
 
-def finding(
-    pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], share: float, *, remedy_of: str = ""
-) -> Finding:
-    """Return a finding at a pair, with the remedy of its kind, or of the kind ``remedy_of``."""
-    names = {"module": pair.partner.path, "source": pair.layer.path, **evidence}
-    remedy = (KINDS[remedy_of or kind].remedy if pair.layer.alone and pair.partner.alone else REBUILD).format_map(names)
-    return Finding(pair.layer.path, kind, f"{pair.layer.path}: {sentence}", evidence, share, None, remedy)
+def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], *, of_bias: bool = False) -> Finding:
+    """Return a finding at a pair, about its weight or its bias, with the remedy of its kind."""
+    path, numel = pair.layer.path, pair.layer.ints.scale.numel() if of_bias else pair.layer.numel
+    # Whatever is wrong with a bias, its remedy is the same.
+    remedy = KINDS["bias_wrong" if of_bias else kind].remedy if pair.alone else REBUILD
+    remedy = remedy.format_map({"module": pair.partner.path, "source": path, **evidence})
+    return Finding(path, kind, f"{path}: {sentence}", evidence, numel / pair.total, None, remedy)
 
 
-def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding], dict[str, Layer], dict[str, Any]]:
+def weight_findings(pairs: list[Pair]) -> tuple[list[Finding], dict[str, Layer], dict[str, Any]]:
     """Judge every pair's weight and bias.
 
     Returns:
@@ -46,23 +46,20 @@ def weight_findings(pairs: list[Pair], total_weights: int) -> tuple[list[Finding
     table: dict[str, Layer] = {}
     histograms: dict[str, Any] = {}
     for pair in pairs:
-        share = pair.layer.numel / max(1, total_weights)
-        row = Layer(pair.layer.path, pair.partner.path, pair.layer.class_name, pair.partner.class_name)
-        row.weights = pair.layer.numel
-        table[pair.layer.path] = row
+        path, ints = pair.layer.path, pair.layer.ints
+        row = Layer(path, pair.partner.path, pair.layer.class_name, pair.partner.class_name, pair.layer.numel)
+        table[path] = row
         if not pair.same_shape:
             text = f"the weight is {tuple(pair.partner.weight.shape)}, the int8 model has {pair.layer.shape}"
-            findings.append(finding(pair, "shape_mismatch", text, {}, share))
+            findings.append(finding(pair, "shape_mismatch", text, {}))
             continue
-        ints = pair.layer.ints
         rows, scan = _best_scan(pair, ints)
         row.weight_equal = scan.equal / max(1, scan.total)
         row.weight_error_steps = scan.max_steps
-        histograms[pair.layer.path] = _histogram(ints, rows)
-        findings.append(_judge_weight(pair, ints, rows, scan, pairs, share))
-        bias = _judge_bias(pair, pairs, pair.layer.ints.scale.numel() / max(1, total_weights))
-        if bias is not None:
-            findings.append(bias)
+        histograms[path] = _histogram(ints, rows)
+        findings.append(finding(pair, *_judge_weight(pair, rows, scan, pairs)))
+        if bias := _judge_bias(pair, pairs):
+            findings.append(finding(pair, *bias, of_bias=True))
     _find_swaps(findings)
     _find_other_checkpoint(findings)
     return findings, table, histograms
@@ -76,47 +73,34 @@ def _best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
         return rows, scan
     folded = ints.as_rows(pair.folded[0])
     folded_scan = scan_weight(ints, folded)
-    better = folded_scan.is_right or folded_scan.correlation > scan.correlation + 0.01
-    if better:
-        pair.use_folded = True
-        return folded, folded_scan
-    return rows, scan
+    pair.use_folded = folded_scan.is_right or folded_scan.correlation > scan.correlation + 0.01
+    return (folded, folded_scan) if pair.use_folded else (rows, scan)
 
 
-def _judge_weight(pair: Pair, ints: Integers, rows: Tensor, scan: Scan, pairs: list[Pair], share: float) -> Finding:
-    evidence: dict[str, Any] = {
-        "correlation": scan.correlation,
-        "relative_error": scan.relative_error,
-        "equal_share": scan.equal / max(1, scan.total),
-    }
+def _judge_weight(pair: Pair, rows: Tensor, scan: Scan, pairs: list[Pair]) -> Fault:
+    evidence: dict[str, Any] = {"correlation": scan.correlation, "relative_error": scan.relative_error}
+    evidence["equal_share"] = scan.equal / max(1, scan.total)
     if scan.is_right:
         evidence["max_steps"] = scan.max_steps
         if scan.clipped:
             evidence["clipped_weights"] = scan.clipped
         text = "bit-equal" if scan.equal == scan.total else f"at most {scan.max_steps:.2f} steps off"
-        return finding(pair, "rounding", f"these weights are right ({text})", evidence, share)
+        return "rounding", f"these weights are right ({text})", evidence
     if not scan.finite:
         count = int((~torch.isfinite(rows)).sum())
-        return finding(pair, "not_finite", f"{count} weights are NaN or infinite", {"count": count}, share)
-    case = open_case(pair.layer, pair.partner, ints, rows, scan)
-    kind, sentence, more = _name_fault(case, pairs)
-    return finding(pair, kind, sentence, {**evidence, **more}, share)
-
-
-def _name_fault(case: Case, pairs: list[Pair]) -> tuple[str, str, dict[str, Any]]:
-    for recognise in FROM_INTEGERS:
-        found = recognise(case)
-        if found is not None:
-            return found
-    return _of_other_layer(case, pairs) or _never_copied(case) or _other_values(case)
+        return "not_finite", f"{count} weights are NaN or infinite", {"count": count}
+    case = open_case(pair.layer, pair.partner, rows, scan)
+    from_integers = next((found for recognise in FROM_INTEGERS if (found := recognise(case))), None)
+    found = from_integers or _of_other_layer(case, pairs) or _never_copied(case) or _other_values(case)
+    kind, sentence, more = found
+    return kind, sentence, {**evidence, **more}
 
 
 def _of_other_layer(case: Case, pairs: list[Pair]) -> Verdict:
     for other in pairs:
-        if other.layer.path == case.layer.path or other.layer.shape != case.layer.shape:
-            continue
         theirs = other.layer.ints
-        if theirs.values.shape != case.ints.values.shape:
+        same_form = other.layer.shape == case.layer.shape and theirs.values.shape == case.ints.values.shape
+        if other.layer.path == case.layer.path or not same_form:
             continue
         rows = theirs.rows(case.channels).double()[:, case.columns]
         if bool(((case.w - rows).abs() <= 0.5001 * theirs.scale[case.channels].unsqueeze(1)).double().mean() > 0.99):
@@ -131,19 +115,16 @@ def _never_copied(case: Case) -> Verdict:
     # curve alone says nothing.
     if initial is None or (abs(case.scan.correlation) >= CORRELATED and not initial.startswith("uniform")):
         return None
-    text = (
-        f"the weight was never copied: it is still {initial}, correlation with the source {case.scan.correlation:.2f}"
-    )
-    return "weight_not_copied", text, {"distribution": initial}
+    text = f"the weight was never copied: it is still {initial}, correlation with the source"
+    return "weight_not_copied", f"{text} {case.scan.correlation:.2f}", {"distribution": initial}
 
 
-def _other_values(case: Case) -> tuple[str, str, dict[str, Any]]:
+def _other_values(case: Case) -> Fault:
     if abs(case.scan.correlation) >= CORRELATED:
-        text = (
-            f"the weight was changed: {100 * case.scan.beyond / case.scan.total:.0f} % of its values are more than "
-            f"half a step off, correlation {case.scan.correlation:.3f}"
-        )
-        return "weight_altered", text, {"beyond_half_step": case.scan.beyond / case.scan.total}
+        share = case.scan.beyond / case.scan.total
+        text = f"the weight was changed: {100 * case.scan.beyond / case.scan.total:.0f} % of its values are more than"
+        text += f" half a step off, correlation {case.scan.correlation:.3f}"
+        return "weight_altered", text, {"beyond_half_step": share}
     text = f"the weight is that of another training run: correlation {case.scan.correlation:.2f}, not an initial value"
     return "other_checkpoint", text, {}
 
@@ -160,12 +141,8 @@ def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | 
     """Name the initialisation whose distribution ``weight`` still has; None for trained weights.
 
     Tested are a constant, torch's default (uniform, bound 1 / sqrt(fan_in)), and the uniform and normal forms of
-    Kaiming's and Xavier's rules, and the normal ones of torchvision, by Kolmogorov's distance.
-
-    Args:
-        weight: of any shape.
-        bounds: other bounds of a uniform distribution to test.
-
+    Kaiming's and Xavier's rules, and the normal ones of torchvision, by Kolmogorov's distance; and, as uniform,
+    ``bounds``.
     """
     if weight.numel() < 2:
         return None
@@ -177,16 +154,14 @@ def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | 
     values = _sorted_sample(weight)
     field = math.prod(weight.shape[2:])
     fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field
-    # Distance that a sample of the right distribution exceeds once in about 2000 tries.
-    limit = 2.0 / len(values) ** 0.5
     bound = max(-low, high)
     kaiming = (1 / fan_in**0.5, (6 / fan_in) ** 0.5, (6 / fan_out) ** 0.5, (6 / (fan_in + fan_out)) ** 0.5)
     for size in (*bounds, *kaiming):
-        if 0.5 * size < bound <= size * (1 + 1e-6) and _distance(values, (values / size + 1) / 2) < limit:
+        if 0.5 * size < bound and _is_uniform(values, bound, size):
             return f"uniform within {size:.3g}, as initialised"
     normal = (0.01, 0.02, (2 / fan_out) ** 0.5, (2 / fan_in) ** 0.5, fan_in**-0.5, (2 / (fan_in + fan_out)) ** 0.5, 1.0)
     for std in normal:
-        if _distance(values, 0.5 * (1 + torch.erf(values / (std * 2**0.5)))) < limit:
+        if _fits(values, 0.5 * (1 + torch.erf(values / (std * 2**0.5)))):
             return f"normal with standard deviation {std:.3g}, as initialised"
     return None
 
@@ -198,59 +173,46 @@ def _sorted_sample(weight: Tensor) -> Tensor:
     return flat.double().sort().values
 
 
-def _distance(values: Tensor, cumulative: Tensor) -> float:
+def _fits(values: Tensor, cumulative: Tensor) -> bool:
     steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
-    return float(torch.maximum((steps[1:] - cumulative).abs(), (cumulative - steps[:-1]).abs()).max())
+    distance = float(torch.maximum((steps[1:] - cumulative).abs(), (cumulative - steps[:-1]).abs()).max())
+    # Distance that a sample of the right distribution exceeds once in about 2000 tries.
+    return distance < 2.0 / math.sqrt(len(values))
 
 
-def _judge_bias(pair: Pair, pairs: list[Pair], share: float) -> Finding | None:
+def _is_uniform(values: Tensor, largest: float, bound: float) -> bool:
+    return largest <= bound * (1 + 1e-6) and _fits(values, (values / bound + 1) / 2)
+
+
+def _judge_bias(pair: Pair, pairs: list[Pair]) -> Verdict:
     source, bias = pair.layer.bias, pair.bias
     if source is None or float(source.abs().max()) == 0:
         if bias is None or float(bias.abs().max()) == 0:
             return None
         source = torch.zeros_like(bias) if source is None else source
-    if bias is None:
-        size = float(source.abs().max())
-        text = f"the bias is missing (up to {size:.3g}{_folded_note(pair)})"
-        return finding(pair, "bias_missing", text, {"largest": size}, share)
-    if bias.shape != source.shape:
-        text = f"the bias is {tuple(bias.shape)}, the int8 model has {tuple(source.shape)}"
-        return finding(pair, "bias_wrong", text, {}, share)
-    error = float((bias.float() - source).abs().max())
     size = float(source.abs().max())
-    evidence = {"max_error": error, "largest": size}
+    note = ", the shift of the folded batch norm is in it" if pair.norm else ""
+    if bias is None:
+        return "bias_missing", f"the bias is missing (up to {size:.3g}{note})", {"largest": size}
+    if bias.shape != source.shape:
+        return "bias_wrong", f"the bias is {tuple(bias.shape)}, the int8 model has {tuple(source.shape)}", {}
+    error = float((bias.float() - source).abs().max())
+    evidence: dict[str, Any] = {"max_error": error, "largest": size}
     if not math.isfinite(error):
-        text = "the bias holds NaN or infinite values"
-        return finding(pair, "not_finite", text, {**evidence, "part": "bias"}, share, remedy_of="bias_wrong")
+        return "not_finite", "the bias holds NaN or infinite values", {**evidence, "part": "bias"}
     # Bias is not quantized, yet folding a batch norm rounds it.
     if error <= 1e-4 * size + 1e-7:
         return None
     if float(bias.abs().max()) == 0:
-        text = f"the bias is zero, in the int8 model up to {size:.3g}{_folded_note(pair)}"
-        return finding(pair, "bias_zeroed", text, evidence, share)
+        return "bias_zeroed", f"the bias is zero, in the int8 model up to {size:.3g}{note}", evidence
     for other in pairs:
         theirs = other.layer.bias
         if theirs is not None and other is not pair and torch.equal(theirs, bias.float()):
-            text = f"the bias is the one of {other.layer.path}"
-            return finding(pair, "bias_wrong", text, {**evidence, "holds": other.layer.path}, share)
-    if _initial_bias(bias, pair):
-        text = "the bias was never copied: it is still uniform, as initialised"
-        return finding(pair, "bias_not_copied", text, evidence, share)
-    text = f"the bias differs by up to {error:.3g} (largest value {size:.3g})"
-    return finding(pair, "bias_wrong", text, evidence, share)
-
-
-def _folded_note(pair: Pair) -> str:
-    return ", the shift of the folded batch norm is in it" if pair.norm else ""
-
-
-def _initial_bias(bias: Tensor, pair: Pair) -> bool:
-    values, largest = bias.double().sort().values, float(bias.abs().max())
+            return "bias_wrong", f"the bias is the one of {other.layer.path}", {**evidence, "holds": other.layer.path}
     bounds = rnn_bounds(pair.partner) or [math.prod(pair.partner.weight.shape[1:]) ** -0.5]
-    return any(
-        largest <= bound * (1 + 1e-6) and _distance(values, (values / bound + 1) / 2) < 2.0 / len(values) ** 0.5
-        for bound in bounds
-    )
+    if any(_is_uniform(bias.double().sort().values, float(bias.abs().max()), bound) for bound in bounds):
+        return "bias_not_copied", "the bias was never copied: it is still uniform, as initialised", evidence
+    return "bias_wrong", f"the bias differs by up to {error:.3g} (largest value {size:.3g})", evidence
 
 
 def _find_swaps(findings: list[Finding]) -> None:
@@ -271,10 +233,8 @@ def _find_other_checkpoint(findings: list[Finding]) -> None:
         return
     for item in altered:
         item.kind = "other_checkpoint"
-        item.message = (
-            f"{item.module}: the weights are those of a different checkpoint, as in every other layer "
-            f"(correlation {item.evidence['correlation']:.3f})"
-        )
+        text = f"{item.module}: the weights are those of a different checkpoint, as in every other layer"
+        item.message = f"{text} (correlation {item.evidence['correlation']:.3f})"
         item.remedy = KINDS["other_checkpoint"].remedy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -62,15 +62,8 @@ def run_side_by_side(
 ) -> tuple[list[Watch], OutputSums, list[Answer]]:
     """Run both models once on all data, and in every second batch each float layer once more on the int8 one's input.
 
-    Both are run as copies that share their parameters.
-
-    Args:
-        int8_model: the model with quantized modules.
-        float_model: the float model.
-        pairs: layers to watch, each a module of its own.
-        data: batches.
-        keep: how many samples' answers to return.
-
+    Both are run as copies that share their parameters. The layers of ``pairs`` are watched, each a module of its own;
+    the answers to the first ``keep`` samples are returned.
     """
     watches = [Watch(pair) for pair in pairs]
     outputs = OutputSums()
@@ -202,21 +195,15 @@ def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
     return first
 
 
-def runtime_findings(watches: list[Watch], total_weights: int) -> list[Finding]:
+def runtime_findings(watches: list[Watch]) -> list[Finding]:
     """Clipping and saturation."""
     found = []
     for watch in watches:
-        pair, count = watch.pair, max(1, watch.total.count)
-        share = pair.layer.numel / max(1, total_weights)
-        clipped = watch.outside / count
-        limits = watch.limits
+        clipped, limits = watch.outside / max(1, watch.total.count), watch.limits
         if clipped > CLIPPED_SHARE and limits is not None:
-            text = (
-                f"{100 * clipped:.2g} % of the float values are outside {limits[0]:.3g} .. {limits[1]:.3g}, "
-                f"which is what int8 represents"
-            )
+            text = f"{100 * clipped:.2g} % of the float values are outside {limits[0]:.3g} .. {limits[1]:.3g}, which is"
             evidence = {"clipped_share": clipped, "low": watch.low, "high": watch.high}
-            found.append(finding(pair, "clipping", text, evidence, share))
+            found.append(finding(watch.pair, "clipping", f"{text} what int8 represents", evidence))
         if watch.saturation is not None and watch.saturation.matters:
-            found.append(finding(pair, "saturation", watch.saturation.sentence(), watch.saturation.evidence(), share))
+            found.append(finding(watch.pair, "saturation", watch.saturation.sentence(), asdict(watch.saturation)))
     return found

@@ -33,45 +33,29 @@ AFFECTED_SHARE = 0.01
 class Saturation:
     """What clamping 16-bit sums does to a sample of one layer's outputs."""
 
-    sums: float  # share of the 16-bit sums that are clamped
-    outputs: float  # share of the outputs that move by more than half a step
-    largest: float  # largest change of an output, in steps of its scale
+    saturated_sums: float  # share of the 16-bit sums that are clamped
+    wrong_outputs: float  # share of the outputs that move by more than half a step
+    largest_steps: float  # largest change of an output, in steps of its scale
     cpu_saturates: bool  # whether this machine's kernels do that
 
     @property
     def matters(self) -> bool:
         """Whether enough outputs move for a finding."""
-        return self.outputs > AFFECTED_SHARE
+        return self.wrong_outputs > AFFECTED_SHARE
 
     def sentence(self) -> str:
         """Return the finding in words."""
         here = "this CPU" if self.cpu_saturates else "a CPU without VNNI (not this one)"
-        return (
-            f"on {here} {100 * self.outputs:.0f} % of the int8 outputs are wrong by up to {self.largest:.0f} steps, "
-            f"because sums of two products exceed int16; the float model is right"
+        wrong = (
+            f"{100 * self.wrong_outputs:.0f} % of the int8 outputs are wrong by up to {self.largest_steps:.0f} steps"
         )
-
-    def evidence(self) -> dict[str, Any]:
-        """Return the numbers."""
-        return {
-            "saturated_sums": self.sums,
-            "wrong_outputs": self.outputs,
-            "largest_steps": self.largest,
-            "cpu_saturates": self.cpu_saturates,
-        }
+        return f"on {here} {wrong}, because sums of two products exceed int16; the float model is right"
 
 
 def measure_saturation(module: nn.Module, inputs: Tensor, layer: IntegerLayer) -> Saturation | None:
     """Recompute a sample of a quantized Linear's or Conv2d's outputs in integers, with and without the clamp.
 
-    Args:
-        module: the quantized module; a convolution gives its stride, padding and dilation.
-        inputs: the module's input, quint8.
-        layer: its integers and output scale.
-
-    Returns:
-        None where nothing can saturate or the layer is of another kind.
-
+    None where nothing can saturate or the layer is of another kind. The inputs are quint8.
     """
     if not inputs.is_quantized or inputs.dtype != torch.quint8 or layer.output is None:
         return None
@@ -97,9 +81,7 @@ def measure_saturation(module: nn.Module, inputs: Tensor, layer: IntegerLayer) -
 def pair_sums(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, float]:
     """Integer products of uint8 rows (n, k) and int8 weights (channels, k), exact and with every pair clamped.
 
-    Returns:
-        int64 (n, channels) exact, the same clamped, and the share of the pairs that were clamped.
-
+    Both are int64 (n, channels); the third value is the share of the pairs that were clamped.
     """
     if rows.shape[1] % 2:
         rows, weights = nn.functional.pad(rows, (0, 1)), nn.functional.pad(weights, (0, 1))

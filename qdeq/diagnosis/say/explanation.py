@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qdeq.diagnosis.results import ComparisonData, ExplanationData
+from qdeq.diagnosis.results import ExplanationData, Layer, Outcome
 from qdeq.diagnosis.say.html import explanation_html
 from qdeq.diagnosis.say.plot import picture
 from qdeq.diagnosis.say.text import comparison_text, explanation_text
@@ -45,7 +45,7 @@ class _Result:
 
 
 @dataclass
-class Comparison(_Result, ComparisonData):
+class Comparison(_Result):
     """The table of :func:`qdeq.compare`.
 
     Attributes:
@@ -55,12 +55,16 @@ class Comparison(_Result, ComparisonData):
 
     """
 
+    layers: list[Layer]
+    outcome: Outcome
+    unmatched: list[str] = field(default_factory=list)
+
     def to_dict(self) -> dict[str, Any]:
         """Return schema: ``schema``, ``layers`` (fields of Layer), ``outcome`` (fields of Outcome), ``unmatched``."""
         return {"schema": f"qdeq.comparison/{SCHEMA_VERSION}", **asdict(self)}
 
     def __str__(self) -> str:
-        return comparison_text(self)
+        return comparison_text(self.layers, self.outcome, self.unmatched)
 
 
 @dataclass

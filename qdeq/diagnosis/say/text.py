@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.results import ComparisonData, ExplanationData, Finding, Layer, Outcome
+from qdeq.diagnosis.results import ExplanationData, Finding, Layer, Outcome
 from qdeq.diagnosis.say.wording import join_names, percent
 from qdeq.words import clip
 
@@ -93,9 +93,9 @@ def _cell(value: float | None, form: Callable[[float], str]) -> str:
     return "-" if value is None else form(value)
 
 
-def comparison_text(comparison: ComparisonData) -> str:
+def comparison_text(layers: list[Layer], outcome: Outcome, unmatched: list[str]) -> str:
     """Return the table of a comparison."""
-    lines = [*_outcome_lines(comparison.outcome), "", *_layer_table(comparison.layers)]
-    if comparison.unmatched:
-        lines += ["", *textwrap.wrap(f"Only in one model: {join_names(comparison.unmatched, 8)}", COLUMNS)]
+    lines = [*_outcome_lines(outcome), "", *_layer_table(layers)]
+    if unmatched:
+        lines += ["", *textwrap.wrap(f"Only in one model: {join_names(unmatched, 8)}", COLUMNS)]
     return "\n".join(line.rstrip() for line in lines)
