@@ -9,8 +9,7 @@ from torch import nn
 from qdeq.diagnosis.findings.stubs import stub_findings
 from qdeq.diagnosis.findings.weights import finding
 from qdeq.diagnosis.results import Finding, make_finding
-from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind, trace_modules
->>>>>>> thin-d
+from qdeq.diagnosis.sides.graph import Activation, activation_name, activations_behind
 from qdeq.diagnosis.sides.pairs import Pair
 from qdeq.tree.tracing import Traces
 
@@ -58,8 +57,7 @@ def _norm_twice(pair: Pair) -> Finding | None:
     return finding(pair, "bn_applied_twice", text, evidence)
 
 
-<<<<<<< HEAD
-def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair], total: int) -> list[Finding]:
+def _activations(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair]) -> list[Finding]:
     ours, theirs = Traces(int8_model).whole, Traces(float_model).whole
     findings = []
     handled: set[str] = set()
