@@ -12,29 +12,27 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.layers.layer import Layer, Source
+from qdeq.layers.names import PROJECTIONS, UNUSED_PROJECTIONS, UNUSED_PROJECTIONS_REASON, projection_weights
 from qdeq.sources.eager.describe import Context, Rule, add_biases, begin, drop_inner_qparams, read_linear
 from qdeq.words import class_name, join
 
 __all__ = ["RULES"]
 
-# What the float base class declares and the quantizable one never computes with.
-_UNUSED = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _NAMES = ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", "batch_first")
-_LINEARS = ("linear_Q", "linear_K", "linear_V", "out_proj")
 
 
 def describe_attention(module: Any, path: str, context: Context) -> Layer:
     """Describe ``linear_Q``, ``linear_K``, ``linear_V`` and ``out_proj``; bias_k and bias_v where they exist."""
-    read = [read_linear(getattr(module, name), join(path, name)) for name in _LINEARS]
-    layer = begin(module, path, nn.MultiheadAttention, *_NAMES)
+    read = [read_linear(getattr(module, name), join(path, name)) for name in (*PROJECTIONS, "out_proj")]
+    layer = begin(nn.MultiheadAttention, module, path, *_NAMES)
     layer.args |= {"bias": read[0][1] is not None, "add_bias_kv": module.bias_k is not None}
     _add_projections(layer, module, read)
     for name in ("bias_k", "bias_v"):
         if getattr(module, name) is not None:
             layer.add_tensor(name, getattr(module, name))
-    for name in _UNUSED:
+    for name in UNUSED_PROJECTIONS:
         if module._parameters.get(name) is not None:
-            layer.drop(name, "never used: linear_Q, linear_K and linear_V hold the projections")
+            layer.drop(name, UNUSED_PROJECTIONS_REASON)
     drop_inner_qparams(layer, module)
     if module.batch_first and module.num_heads > 1:
         layer.notes.append("torch's quantized forward mixes the heads when batch_first; the float one does not")
@@ -43,22 +41,19 @@ def describe_attention(module: Any, path: str, context: Context) -> Layer:
 
 def _add_projections(layer: Layer, module: Any, read: list[tuple[Source, Source | None]]) -> None:
     has_bias = layer.args["bias"]
-    if module.kdim == module.vdim == module.embed_dim:
-        layer.add("in_proj_weight", *(weight for weight, _ in read[:3]))
-    else:
-        for letter, (weight, _) in zip("qkv", read, strict=False):
-            layer.add(f"{letter}_proj_weight", weight)
+    names = projection_weights(one_width=module.kdim == module.vdim == module.embed_dim)
+    for name in dict.fromkeys(names):
+        layer.add(name, *(weight for own, (weight, _) in zip(names, read[:3], strict=True) if own == name))
     add_biases(layer, "in_proj_bias", [bias for _, bias in read[:3]], declared=has_bias)
     weight, bias = read[3]
     layer.add("out_proj.weight", weight, source_class=class_name(module.out_proj))
     add_biases(layer, "out_proj.bias", [bias], declared=has_bias, source_class=class_name(module.out_proj))
 
 
+_LINEARS = "with float or quantized Linears inside"
 _NOTE = "torch's quantized forward is wrong with batch_first and several heads"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.MultiheadAttention: Rule(describe_attention, "nn.MultiheadAttention", _NOTE),
-    nnqa.MultiheadAttention: Rule(
-        describe_attention, "nn.MultiheadAttention", "with float or quantized Linears inside"
-    ),
+    nnqa.MultiheadAttention: Rule(describe_attention, "nn.MultiheadAttention", _LINEARS),
 }

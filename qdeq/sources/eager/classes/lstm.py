@@ -9,25 +9,20 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.layers.layer import Layer
-from qdeq.sources.eager.classes.rnn import begin_cell, begin_rnn, suffixes
+from qdeq.layers.names import GATE_PARTS, GATES, lstm_cells, rnn_suffixes
+from qdeq.sources.eager.classes.rnn import begin_cell, begin_rnn
 from qdeq.sources.eager.describe import Context, Rule, add_biases, drop_inner_qparams, read_linear
 from qdeq.words import join
 
 __all__ = ["RULES"]
 
-_GATES = ("input", "forget", "cell", "output")
-
 
 def describe_lstm(module: Any, path: str, context: Context) -> Layer:
     """Describe an LSTM whose gates are Linears, joined or one per gate."""
     layer = begin_rnn(nn.LSTM, module, path)
-    cells = [
-        (f"layers.{index}.{direction}.cell", getattr(part, direction).cell)
-        for index, part in enumerate(module.layers)
-        for direction in (("layer_fw", "layer_bw") if module.bidirectional else ("layer_fw",))
-    ]
-    for suffix, (name, cell) in zip(suffixes(module), cells, strict=True):
-        _add_gates(layer, cell, name, f"_{suffix}", declared=module.bias)
+    size = module.num_layers, module.bidirectional
+    for name, suffix in zip(lstm_cells(*size), rnn_suffixes(*size), strict=True):
+        _add_gates(layer, module.get_submodule(name), name, f"_{suffix}", declared=module.bias)
     drop_inner_qparams(layer, module)
     if module.dropout:
         layer.notes.append("the quantized LSTM ignored its dropout; the float one drops in training mode")
@@ -43,10 +38,10 @@ def describe_lstm_cell(module: Any, path: str, context: Context) -> Layer:
 
 
 def _add_gates(layer: Layer, cell: Any, name: str, suffix: str, *, declared: bool) -> None:
-    for kind, gates in (("ih", "igates"), ("hh", "hgates")):
+    for gates, kind in GATE_PARTS.items():
         linears, at = getattr(cell, gates), join(layer.path, join(name, gates))
         # Split gates are a ModuleDict in the order in which nn.LSTM stacks its rows.
-        parts = [(join(at, gate), linears[gate]) for gate in _GATES] if cell.split_gates else [(at, linears)]
+        parts = [(join(at, gate), linears[gate]) for gate in GATES] if cell.split_gates else [(at, linears)]
         read = [read_linear(part, label) for label, part in parts]
         layer.add(f"weight_{kind}{suffix}", *(weight for weight, _ in read))
         add_biases(layer, f"bias_{kind}{suffix}", [bias for _, bias in read], declared=declared)

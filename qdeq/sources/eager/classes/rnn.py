@@ -9,15 +9,16 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from qdeq.layers.layer import Layer, Role
+from qdeq.layers.names import rnn_suffixes
 from qdeq.sources.eager.describe import Context, Describe, Rule, add_biases, begin, packed_sources
 
-__all__ = ["RULES", "begin_cell", "begin_rnn", "suffixes"]
+__all__ = ["RULES", "begin_cell", "begin_rnn"]
 
 
-def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
+def begin_rnn(kind: Any, module: Any, path: str) -> Layer:
     """An ``nn.LSTM`` or ``nn.GRU`` with the arguments of ``module``."""
     names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
-    layer = begin(module, path, kind, *names, **args)
+    layer = begin(kind, module, path, *names, *(("proj_size",) if getattr(module, "proj_size", 0) else ()))
     # Set afterwards: torch warns about a dropout that one layer alone never applies.
     layer.attributes["dropout"] = module.dropout
     return layer
@@ -26,13 +27,7 @@ def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
 def begin_cell(kind: Any, module: Any, path: str) -> Layer:
     """An ``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell`` with the arguments of ``module``."""
     names = ("input_size", "hidden_size", "bias", *(("nonlinearity",) if kind is nn.RNNCell else ()))
-    return begin(module, path, kind, *names)
-
-
-def suffixes(module: Any) -> list[str]:
-    """What the parameter names of each layer and direction end with, in torch's order: ``l0``, ``l0_reverse``, ..."""
-    directions = ("", "_reverse") if module.bidirectional else ("",)
-    return [f"l{layer}{direction}" for layer in range(module.num_layers) for direction in directions]
+    return begin(kind, module, path, *names)
 
 
 def _add_linear(layer: Layer, packed: Any, held: str, dtype: torch.dtype, tail: str) -> None:
@@ -45,7 +40,8 @@ def _rnn(kind: Any) -> Describe:
     def describe_rnn(module: Any, path: str, context: Context) -> Layer:
         layer = begin_rnn(kind, module, path)
         layer.role = Role.DYNAMIC
-        for index, (suffix, parameters) in enumerate(zip(suffixes(module), module._all_weight_values, strict=True)):
+        suffixes = rnn_suffixes(module.num_layers, module.bidirectional)
+        for index, (suffix, parameters) in enumerate(zip(suffixes, module._all_weight_values, strict=True)):
             # The state is (kind, biases, doubles, integers, packed weights); the packed weights hold the biases, too.
             packed_weights = parameters.param.__getstate__()[0][4]
             for part, packed in zip(("ih", "hh"), packed_weights, strict=True):
