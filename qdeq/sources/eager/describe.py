@@ -28,8 +28,10 @@ __all__ = [
     "add_biases",
     "add_output",
     "add_packed",
+    "add_pair",
     "begin",
     "drop_inner_qparams",
+    "owning",
     "packed_sources",
     "read_linear",
 ]
@@ -73,7 +75,21 @@ class Rule:
     activation: Activation | None = None
 
 
-def begin(module: Any, path: str, kind: Callable[..., nn.Module], *names: str, **args: Any) -> Layer:
+def owning(
+    describe: Describe,
+    kind: type[nn.Module],
+    holder: type[nn.Module],
+    applies: type[nn.Module] = nn.ReLU,
+    *,
+    note: str = "",
+    places: int = 1,
+) -> Rule:
+    """The rule of a class that applies an activation after its layer, which is of the float class ``kind``."""
+    becomes = f"nn.{kind.__name__} and nn.{applies.__name__}, or {holder.__name__}"
+    return Rule(describe, becomes, note, Activation(applies, holder, places))
+
+
+def begin(kind: Callable[..., nn.Module], module: Any, path: str, *names: str, **args: Any) -> Layer:
     """A layer without parts yet; ``names`` are arguments of ``kind`` that the module has as attributes."""
     return Layer(path, class_name(module), kind, {name: getattr(module, name) for name in names} | args)
 
@@ -103,8 +119,12 @@ def packed_sources(
 
 
 def add_packed(layer: Layer, packed: Any, held: str, dtype: torch.dtype = torch.qint8) -> None:
-    """Add the weight and the bias of a packed weight; the float module has a bias where there is one."""
-    weight, bias = packed_sources(packed, layer.path, held, dtype)
+    """Add the weight and the bias of a packed weight."""
+    add_pair(layer, *packed_sources(packed, layer.path, held, dtype))
+
+
+def add_pair(layer: Layer, weight: Source, bias: Source | None) -> None:
+    """Add a weight and a bias; the float module has a bias where there is one."""
     layer.args["bias"] = bias is not None
     layer.add("weight", weight)
     if bias is not None:

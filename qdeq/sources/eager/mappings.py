@@ -17,7 +17,6 @@ from qdeq.sources.eager.classes import (
     attention,
     conv,
     conv_transpose,
-    dropout,
     embedding,
     functional,
     linear,
@@ -34,7 +33,7 @@ from qdeq.words import class_name
 __all__ = ["NOT_REBUILT", "RULES", "find_rule", "float_class", "owned_activation", "register", "why_not_rebuilt"]
 
 _FAMILIES = (
-    *(linear, conv, conv_transpose, norm, activation, dropout, functional, embedding),
+    *(linear, conv, conv_transpose, norm, activation, functional, embedding),
     *(rnn, lstm, attention, reference, stubs),
 )
 
@@ -83,10 +82,10 @@ def float_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 # Classes that apply an activation themselves, beside the layer: quantized, held by qdeq, fused, and prepared ones.
 _OWNED: dict[type[nn.Module], type[nn.Module]] = {
-    kind: activation.kind
-    for source, activation in ((cls, rule.activation) for cls, rule in RULES.items())
-    if activation is not None
-    for kind in (source, activation.holder)
+    kind: rule.activation.kind
+    for source, rule in RULES.items()
+    if rule.activation is not None
+    for kind in (source, rule.activation.holder)
 }
 _OWNED |= dict.fromkeys((nniq.ConvAddReLU2d, ConvAddReLU2d, nni.ConvAddReLU2d), nn.ReLU)
 _OWNED |= dict.fromkeys((nni.ConvReLU1d, nni.ConvReLU2d, nni.ConvReLU3d), nn.ReLU)

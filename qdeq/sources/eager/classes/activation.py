@@ -1,4 +1,4 @@
-"""Quantized activations -> their ``nn`` classes."""
+"""Quantized activations and Dropout -> their ``nn`` classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _describe(kind: type[nn.Module], *names: str, prefix: str = "") -> Describe:
     """Describe an activation whose float class has the arguments ``names``."""
 
     def describe_activation(module: Any, path: str, context: Context) -> Layer:
-        layer = begin(module, path, kind, *names)
+        layer = begin(kind, module, path, *names)
         add_output(layer, module, prefix)
         return layer
 
@@ -26,7 +26,7 @@ def _describe(kind: type[nn.Module], *names: str, prefix: str = "") -> Describe:
 
 def describe_relu6(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.ReLU6``, a subclass of ``nn.ReLU`` that keeps the scale and zero point of its input."""
-    return begin(module, path, nn.ReLU6, "inplace")
+    return begin(nn.ReLU6, module, path, "inplace")
 
 
 def describe_prelu(module: Any, path: str, context: Context) -> Layer:
@@ -36,8 +36,16 @@ def describe_prelu(module: Any, path: str, context: Context) -> Layer:
     return layer
 
 
+def describe_dropout(module: Any, path: str, context: Context) -> Layer:
+    """Describe ``nnq.Dropout``, whose forward does nothing in either mode; the float one drops in training mode."""
+    layer = begin(nn.Dropout, module, path, "p", "inplace")
+    layer.notes.append("quantized Dropout did nothing; the float Dropout is active in training mode")
+    return layer
+
+
 _SIGMOID = "qnnpack runs it with scale 1/256 only"
 _PRELU = "its weight is in no state_dict: only a live module has it"
+_DROPOUT = "the quantized one does nothing, the float one drops in training"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.ReLU6: Rule(describe_relu6, "nn.ReLU6"),
@@ -47,4 +55,5 @@ RULES: dict[type[nn.Module], Rule] = {
     nnq.Sigmoid: Rule(_describe(nn.Sigmoid, prefix="output_"), "nn.Sigmoid", _SIGMOID),
     nnq.Softmax: Rule(_describe(nn.Softmax, "dim"), "nn.Softmax"),
     nnq.PReLU: Rule(describe_prelu, "nn.PReLU", _PRELU),
+    nnq.Dropout: Rule(describe_dropout, "nn.Dropout", _DROPOUT),
 }

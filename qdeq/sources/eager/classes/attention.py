@@ -24,7 +24,7 @@ _NAMES = ("embed_dim", "num_heads", "dropout", "add_zero_attn", "kdim", "vdim", 
 def describe_attention(module: Any, path: str, context: Context) -> Layer:
     """Describe ``linear_Q``, ``linear_K``, ``linear_V`` and ``out_proj``; bias_k and bias_v where they exist."""
     read = [read_linear(getattr(module, name), join(path, name)) for name in (*PROJECTIONS, "out_proj")]
-    layer = begin(module, path, nn.MultiheadAttention, *_NAMES)
+    layer = begin(nn.MultiheadAttention, module, path, *_NAMES)
     layer.args |= {"bias": read[0][1] is not None, "add_bias_kv": module.bias_k is not None}
     _add_projections(layer, module, read)
     for name in ("bias_k", "bias_v"):
@@ -43,18 +43,17 @@ def _add_projections(layer: Layer, module: Any, read: list[tuple[Source, Source 
     has_bias = layer.args["bias"]
     names = projection_weights(one_width=module.kdim == module.vdim == module.embed_dim)
     for name in dict.fromkeys(names):
-        layer.add(name, *(weight for own, (weight, _) in zip(names, read, strict=False) if own == name))
+        layer.add(name, *(weight for own, (weight, _) in zip(names, read[:3], strict=True) if own == name))
     add_biases(layer, "in_proj_bias", [bias for _, bias in read[:3]], declared=has_bias)
     weight, bias = read[3]
     layer.add("out_proj.weight", weight, source_class=class_name(module.out_proj))
     add_biases(layer, "out_proj.bias", [bias], declared=has_bias, source_class=class_name(module.out_proj))
 
 
+_LINEARS = "with float or quantized Linears inside"
 _NOTE = "torch's quantized forward is wrong with batch_first and several heads"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.MultiheadAttention: Rule(describe_attention, "nn.MultiheadAttention", _NOTE),
-    nnqa.MultiheadAttention: Rule(
-        describe_attention, "nn.MultiheadAttention", "with float or quantized Linears inside"
-    ),
+    nnqa.MultiheadAttention: Rule(describe_attention, "nn.MultiheadAttention", _LINEARS),
 }

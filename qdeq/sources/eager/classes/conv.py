@@ -10,8 +10,8 @@ import torch.ao.nn.quantized.dynamic as nnqd
 from torch import nn
 
 from qdeq.layers.fused import ConvAdd2d, ConvAddReLU2d, ConvReLU1d, ConvReLU2d, ConvReLU3d
-from qdeq.layers.layer import Activation, Layer
-from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, add_packed, begin
+from qdeq.layers.layer import Layer
+from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, add_packed, begin, owning
 
 __all__ = ["RULES", "begin_conv"]
 
@@ -22,7 +22,7 @@ _GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", 
 def begin_conv(kind: Any, module: Any, path: str) -> Layer:
     """A float convolution with the geometry of a quantized or reference one, transposed or not."""
     names = (*_GEOMETRY, "output_padding") if module.transposed else _GEOMETRY
-    return begin(module, path, kind, *names)
+    return begin(kind, module, path, *names)
 
 
 def _conv(kind: Any, *, dynamic: bool = False) -> Describe:
@@ -37,8 +37,7 @@ def _conv(kind: Any, *, dynamic: bool = False) -> Describe:
 
 def _conv_relu(kind: Any, holder: type[nn.Module]) -> Rule:
     # Fusing Conv + BatchNorm + ReLU leaves two places behind the conv, Conv + ReLU leaves one.
-    becomes, activation = f"nn.{kind.__name__} and nn.ReLU, or {holder.__name__}", Activation(nn.ReLU, holder, places=2)
-    return Rule(_conv(kind), becomes, activation=activation)
+    return owning(_conv(kind), kind, holder, places=2)
 
 
 _TWO_INPUTS = "takes two inputs; torch runs it on onednn only"

@@ -14,9 +14,11 @@ from qdeq.sources.eager.describe import Context, Rule, begin, packed_sources
 __all__ = ["RULES"]
 
 
-def _add_weight(layer: Layer, module: Any) -> None:
+def _begin(kind: Any, module: Any, path: str, *names: str) -> Layer:
+    layer = begin(kind, module, path, "num_embeddings", "embedding_dim", *names)
     packed = module._packed_params._packed_weight
-    layer.add("weight", packed_sources(packed, layer.path, "_packed_params._packed_weight")[0])
+    layer.add("weight", packed_sources(packed, path, "_packed_params._packed_weight")[0])
+    return layer
 
 
 def describe_embedding(module: Any, path: str, context: Context) -> Layer:
@@ -24,9 +26,7 @@ def describe_embedding(module: Any, path: str, context: Context) -> Layer:
 
     torch's quantized class keeps neither ``padding_idx`` nor ``max_norm``: the padding row is in the weight.
     """
-    layer = begin(module, path, nn.Embedding, "num_embeddings", "embedding_dim")
-    _add_weight(layer, module)
-    return layer
+    return _begin(nn.Embedding, module, path)
 
 
 def describe_embedding_bag(module: Any, path: str, context: Context) -> Layer:
@@ -34,9 +34,7 @@ def describe_embedding_bag(module: Any, path: str, context: Context) -> Layer:
     if module.pruned_weights:
         remedy = "Expand the pruned rows, then convert the model again."
         raise QdeqValueError(expected(path, "an EmbeddingBag with all its rows", "one with pruned weights", remedy))
-    names = ("num_embeddings", "embedding_dim", "mode", "include_last_offset")
-    layer = begin(module, path, nn.EmbeddingBag, *names)
-    _add_weight(layer, module)
+    layer = _begin(nn.EmbeddingBag, module, path, "mode", "include_last_offset")
     if module.mode != "sum":
         layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {module.mode}")
     return layer

@@ -16,7 +16,7 @@ __all__ = ["RULES"]
 
 def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
-    layer = begin(module, path, nnq.FloatFunctional)
+    layer = begin(nnq.FloatFunctional, module, path)
     add_output(layer, module)
     layer.attributes["activation_post_process"] = copy.deepcopy(module.activation_post_process)
     return layer
@@ -24,7 +24,7 @@ def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
 
 def describe_fx_functional(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.FXFloatFunctional``, float already, as the class a user would have written."""
-    return begin(module, path, nnq.FloatFunctional)
+    return begin(nnq.FloatFunctional, module, path)
 
 
 RULES: dict[type[nn.Module], Rule] = {

@@ -14,7 +14,7 @@ from torch import nn
 
 from qdeq.layers.fused import LinearLeakyReLU, LinearReLU, LinearTanh
 from qdeq.layers.layer import Activation, Layer, Role, Source
-from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed, begin, note_zero_bias
+from qdeq.sources.eager.describe import BIAS, Context, Describe, Rule, add_output, add_packed, add_pair, begin, owning
 from qdeq.words import join
 
 __all__ = ["RULES"]
@@ -26,7 +26,7 @@ def _linear(*, dynamic: bool = False) -> Describe:
     """Describe a packed Linear, int8 or float16; weight (out_features, in_features), bias (out_features,) or None."""
 
     def describe_linear(module: Any, path: str, context: Context) -> Layer:
-        layer = begin(module, path, nn.Linear, "in_features", "out_features")
+        layer = begin(nn.Linear, module, path, "in_features", "out_features")
         packed = module._packed_params
         add_packed(layer, packed._packed_params, _HELD, packed.dtype)
         add_output(layer, module, packed=packed._packed_params, dynamic=dynamic)
@@ -43,6 +43,17 @@ def describe_linear_leaky_relu(module: Any, path: str, context: Context) -> Laye
     return layer
 
 
+def describe_dynamic_sparse_linear(module: Any, path: str, context: Context) -> Layer:
+    """Describe a block-sparse dynamic Linear as a dense ``nn.Linear``."""
+    weight, bias, rows, columns = module._weight_bias()
+    layer, held = begin(nn.Linear, module, path, "in_features", "out_features"), join(path, _HELD)
+    source = None if bias is None else Source(join(path, "bias"), bias, held + BIAS)
+    add_pair(layer, Source(join(path, "weight"), weight, held), source)
+    layer.role = Role.DYNAMIC
+    layer.notes.append(f"was stored in sparse blocks of {rows} x {columns}; the float weight is dense")
+    return layer
+
+
 def describe_sparse_linear(module: Any, path: str, context: Context) -> Layer:
     """Describe a block-sparse static Linear as a dense ``nn.Linear``."""
     layer = describe_dynamic_sparse_linear(module, path, context)
@@ -51,41 +62,18 @@ def describe_sparse_linear(module: Any, path: str, context: Context) -> Layer:
     return layer
 
 
-def describe_dynamic_sparse_linear(module: Any, path: str, context: Context) -> Layer:
-    """Describe a block-sparse dynamic Linear as a dense ``nn.Linear``."""
-    weight, bias, row_block_size, col_block_size = module._weight_bias()
-    layer, held = begin(module, path, nn.Linear, "in_features", "out_features"), join(path, _HELD)
-    layer.args["bias"] = bias is not None
-    layer.role = Role.DYNAMIC
-    layer.add("weight", Source(join(path, "weight"), weight, held))
-    if bias is not None:
-        source = Source(join(path, "bias"), bias, held + BIAS)
-        layer.add("bias", source)
-        note_zero_bias(layer, source)
-    blocks = f"{row_block_size} x {col_block_size}"
-    layer.notes.append(f"was stored in sparse blocks of {blocks}; the float weight is dense")
-    return layer
-
-
-_RELU = "nn.Linear and nn.ReLU, or LinearReLU"
+_DENSE = "dense; packed by fbgemm and qnnpack, run"
 _ONEDNN_ONLY = "torch runs it on onednn only"
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.Linear: Rule(_linear(), "nn.Linear"),
-    nniq.LinearReLU: Rule(_linear(), _RELU, activation=Activation(nn.ReLU, LinearReLU)),
-    nniq.LinearLeakyReLU: Rule(
-        describe_linear_leaky_relu,
-        "nn.Linear and nn.LeakyReLU, or LinearLeakyReLU",
-        _ONEDNN_ONLY,
-        Activation(nn.LeakyReLU, LinearLeakyReLU),
+    nniq.LinearReLU: owning(_linear(), nn.Linear, LinearReLU),
+    nniq.LinearLeakyReLU: owning(
+        describe_linear_leaky_relu, nn.Linear, LinearLeakyReLU, nn.LeakyReLU, note=_ONEDNN_ONLY
     ),
-    nniq.LinearTanh: Rule(
-        _linear(), "nn.Linear and nn.Tanh, or LinearTanh", _ONEDNN_ONLY, Activation(nn.Tanh, LinearTanh)
-    ),
+    nniq.LinearTanh: owning(_linear(), nn.Linear, LinearTanh, nn.Tanh, note=_ONEDNN_ONLY),
     nnqd.Linear: Rule(_linear(dynamic=True), "nn.Linear", "int8 on every engine, float16 on fbgemm and x86"),
-    nniqd.LinearReLU: Rule(_linear(dynamic=True), _RELU, activation=Activation(nn.ReLU, LinearReLU)),
-    nnsq.Linear: Rule(describe_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by fbgemm"),
-    nnsqd.Linear: Rule(
-        describe_dynamic_sparse_linear, "nn.Linear", "dense; packed by fbgemm and qnnpack, run by qnnpack"
-    ),
+    nniqd.LinearReLU: owning(_linear(dynamic=True), nn.Linear, LinearReLU),
+    nnsq.Linear: Rule(describe_sparse_linear, "nn.Linear", f"{_DENSE} by fbgemm"),
+    nnsqd.Linear: Rule(describe_dynamic_sparse_linear, "nn.Linear", f"{_DENSE} by qnnpack"),
 }

@@ -20,8 +20,8 @@ __all__ = ["RULES"]
 def describe_lstm(module: Any, path: str, context: Context) -> Layer:
     """Describe an LSTM whose gates are Linears, joined or one per gate."""
     layer = begin_rnn(nn.LSTM, module, path)
-    names = lstm_cells(module.num_layers, module.bidirectional)
-    for suffix, name in zip(rnn_suffixes(module.num_layers, module.bidirectional), names, strict=True):
+    size = module.num_layers, module.bidirectional
+    for name, suffix in zip(lstm_cells(*size), rnn_suffixes(*size), strict=True):
         _add_gates(layer, module.get_submodule(name), name, f"_{suffix}", declared=module.bias)
     drop_inner_qparams(layer, module)
     if module.dropout:

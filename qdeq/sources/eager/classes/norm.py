@@ -9,8 +9,8 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.layers.fused import BNReLU2d, BNReLU3d
-from qdeq.layers.layer import Activation, Layer
-from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, begin
+from qdeq.layers.layer import Layer
+from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, begin, owning
 
 __all__ = ["RULES"]
 
@@ -27,48 +27,38 @@ def _add_state(layer: Layer, module: Any, *names: str) -> Layer:
 
 def _batch_norm(kind: Any) -> Describe:
     def describe_batch_norm(module: Any, path: str, context: Context) -> Layer:
-        layer = begin(module, path, kind, "num_features", "eps", "momentum")
+        layer = begin(kind, module, path, "num_features", "eps", "momentum")
         return _add_state(layer, module, "weight", "bias", *_STATISTICS)
 
     return describe_batch_norm
 
 
-def _bn_relu(kind: Any, holder: type[nn.Module]) -> Rule:
-    becomes = f"nn.{kind.__name__} and nn.ReLU, or {holder.__name__}"
-    return Rule(_batch_norm(kind), becomes, activation=Activation(nn.ReLU, holder))
+def _affine_norm(kind: Any, *names: str) -> Describe:
+    """Describe a norm whose float class has the arguments ``names``, eps and affine; weight and bias may be missing."""
 
-
-def _instance_norm(kind: Any) -> Describe:
-    def describe_instance_norm(module: Any, path: str, context: Context) -> Layer:
+    def describe_affine_norm(module: Any, path: str, context: Context) -> Layer:
         # torch's from_float passes affine where momentum belongs: the parameters, not the flag, tell.
-        layer = begin(module, path, kind, "num_features", "eps", affine=module.weight is not None)
+        layer = begin(kind, module, path, *names, "eps", affine=module.weight is not None)
         return _add_state(layer, module, "weight", "bias")
 
-    return describe_instance_norm
+    return describe_affine_norm
 
 
 def describe_layer_norm(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.LayerNorm``; weight and bias of normalized_shape, either may be missing."""
     parts = {"elementwise_affine": module.weight is not None, "bias": module.bias is not None}
-    layer = begin(module, path, nn.LayerNorm, "normalized_shape", "eps", **parts)
-    return _add_state(layer, module, "weight", "bias")
-
-
-def describe_group_norm(module: Any, path: str, context: Context) -> Layer:
-    """Describe ``nnq.GroupNorm``; weight and bias (num_channels,) or missing."""
-    names = ("num_groups", "num_channels", "eps")
-    layer = begin(module, path, nn.GroupNorm, *names, affine=module.weight is not None)
+    layer = begin(nn.LayerNorm, module, path, "normalized_shape", "eps", **parts)
     return _add_state(layer, module, "weight", "bias")
 
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.BatchNorm2d: Rule(_batch_norm(nn.BatchNorm2d), "nn.BatchNorm2d"),
     nnq.BatchNorm3d: Rule(_batch_norm(nn.BatchNorm3d), "nn.BatchNorm3d"),
-    nniq.BNReLU2d: _bn_relu(nn.BatchNorm2d, BNReLU2d),
-    nniq.BNReLU3d: _bn_relu(nn.BatchNorm3d, BNReLU3d),
+    nniq.BNReLU2d: owning(_batch_norm(nn.BatchNorm2d), nn.BatchNorm2d, BNReLU2d),
+    nniq.BNReLU3d: owning(_batch_norm(nn.BatchNorm3d), nn.BatchNorm3d, BNReLU3d),
     nnq.LayerNorm: Rule(describe_layer_norm, "nn.LayerNorm"),
-    nnq.GroupNorm: Rule(describe_group_norm, "nn.GroupNorm"),
-    nnq.InstanceNorm1d: Rule(_instance_norm(nn.InstanceNorm1d), "nn.InstanceNorm1d"),
-    nnq.InstanceNorm2d: Rule(_instance_norm(nn.InstanceNorm2d), "nn.InstanceNorm2d"),
-    nnq.InstanceNorm3d: Rule(_instance_norm(nn.InstanceNorm3d), "nn.InstanceNorm3d"),
+    nnq.GroupNorm: Rule(_affine_norm(nn.GroupNorm, "num_groups", "num_channels"), "nn.GroupNorm"),
+    nnq.InstanceNorm1d: Rule(_affine_norm(nn.InstanceNorm1d, "num_features"), "nn.InstanceNorm1d"),
+    nnq.InstanceNorm2d: Rule(_affine_norm(nn.InstanceNorm2d, "num_features"), "nn.InstanceNorm2d"),
+    nnq.InstanceNorm3d: Rule(_affine_norm(nn.InstanceNorm3d, "num_features"), "nn.InstanceNorm3d"),
 }

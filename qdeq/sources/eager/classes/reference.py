@@ -6,6 +6,7 @@ The result holds the quantized-and-dequantized weight, which is what the module 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,8 +38,21 @@ def _weight(module: Any, name: str) -> Tensor:
     return value
 
 
-def _fill(layer: Layer, module: Any) -> Layer:
+def _reference(start: Callable[..., Layer], kind: Any, *names: str) -> Describe:
+    """Describe a reference module by a layer that ``start(kind, module, path, *names)`` begins."""
+
+    def describe_reference(module: Any, path: str, context: Context) -> Layer:
+        layer = start(kind, module, path, *names)
+        _fill(layer, module)
+        return layer
+
+    return describe_reference
+
+
+def _fill(layer: Layer, module: Any) -> None:
     """Add every parameter of a reference module, which are those of the float one; its weights are quantized."""
+    if "bias" in module._parameters:
+        layer.args["bias"] = module.bias is not None
     for name, value in module._parameters.items():
         if value is None:
             continue
@@ -49,59 +63,25 @@ def _fill(layer: Layer, module: Any) -> Layer:
         for suffix in ("scale", "zero_point", "axis"):
             if f"{name}_{suffix}" in module._buffers:
                 layer.drop(f"{name}_{suffix}", "quantization of the weight, applied to it")
-    return layer
 
 
 _TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-
-
-def _plain(kind: Any, *names: str, has_bias: bool = False) -> Describe:
-    """Describe a reference module whose float class has the arguments ``names``."""
-
-    def describe_plain(module: Any, path: str, context: Context) -> Layer:
-        args = {"bias": module.bias is not None} if has_bias else {}
-        return _fill(begin(module, path, kind, *names, **args), module)
-
-    return describe_plain
-
-
-def _conv(kind: Any) -> Describe:
-    def describe_conv(module: Any, path: str, context: Context) -> Layer:
-        layer = begin_conv(kind, module, path)
-        layer.args["bias"] = module.bias is not None
-        return _fill(layer, module)
-
-    return describe_conv
-
-
-def _rnn(kind: Any) -> Describe:
-    def describe_rnn(module: Any, path: str, context: Context) -> Layer:
-        args = {"proj_size": module.proj_size} if module.proj_size else {}
-        return _fill(begin_rnn(kind, module, path, **args), module)
-
-    return describe_rnn
-
-
-def _cell(kind: Any) -> Describe:
-    def describe_cell(module: Any, path: str, context: Context) -> Layer:
-        return _fill(begin_cell(kind, module, path), module)
-
-    return describe_cell
+_BAG = ("mode", "include_last_offset")
 
 
 RULES: dict[type[nn.Module], Rule] = {
-    nnqr.Linear: Rule(_plain(nn.Linear, "in_features", "out_features", has_bias=True), "nn.Linear"),
-    nnqr.Conv1d: Rule(_conv(nn.Conv1d), "nn.Conv1d"),
-    nnqr.Conv2d: Rule(_conv(nn.Conv2d), "nn.Conv2d"),
-    nnqr.Conv3d: Rule(_conv(nn.Conv3d), "nn.Conv3d"),
-    nnqr.ConvTranspose1d: Rule(_conv(nn.ConvTranspose1d), "nn.ConvTranspose1d"),
-    nnqr.ConvTranspose2d: Rule(_conv(nn.ConvTranspose2d), "nn.ConvTranspose2d"),
-    nnqr.ConvTranspose3d: Rule(_conv(nn.ConvTranspose3d), "nn.ConvTranspose3d"),
-    nnqr.Embedding: Rule(_plain(nn.Embedding, *_TABLE), "nn.Embedding"),
-    nnqr.EmbeddingBag: Rule(_plain(nn.EmbeddingBag, *_TABLE, "mode", "include_last_offset"), "nn.EmbeddingBag"),
-    nnqr.LSTM: Rule(_rnn(nn.LSTM), "nn.LSTM"),
-    nnqr.GRU: Rule(_rnn(nn.GRU), "nn.GRU"),
-    nnqr.LSTMCell: Rule(_cell(nn.LSTMCell), "nn.LSTMCell"),
-    nnqr.GRUCell: Rule(_cell(nn.GRUCell), "nn.GRUCell"),
-    nnqr.RNNCell: Rule(_cell(nn.RNNCell), "nn.RNNCell"),
+    nnqr.Linear: Rule(_reference(begin, nn.Linear, "in_features", "out_features"), "nn.Linear"),
+    nnqr.Conv1d: Rule(_reference(begin_conv, nn.Conv1d), "nn.Conv1d"),
+    nnqr.Conv2d: Rule(_reference(begin_conv, nn.Conv2d), "nn.Conv2d"),
+    nnqr.Conv3d: Rule(_reference(begin_conv, nn.Conv3d), "nn.Conv3d"),
+    nnqr.ConvTranspose1d: Rule(_reference(begin_conv, nn.ConvTranspose1d), "nn.ConvTranspose1d"),
+    nnqr.ConvTranspose2d: Rule(_reference(begin_conv, nn.ConvTranspose2d), "nn.ConvTranspose2d"),
+    nnqr.ConvTranspose3d: Rule(_reference(begin_conv, nn.ConvTranspose3d), "nn.ConvTranspose3d"),
+    nnqr.Embedding: Rule(_reference(begin, nn.Embedding, *_TABLE), "nn.Embedding"),
+    nnqr.EmbeddingBag: Rule(_reference(begin, nn.EmbeddingBag, *_TABLE, *_BAG), "nn.EmbeddingBag"),
+    nnqr.LSTM: Rule(_reference(begin_rnn, nn.LSTM), "nn.LSTM"),
+    nnqr.GRU: Rule(_reference(begin_rnn, nn.GRU), "nn.GRU"),
+    nnqr.LSTMCell: Rule(_reference(begin_cell, nn.LSTMCell), "nn.LSTMCell"),
+    nnqr.GRUCell: Rule(_reference(begin_cell, nn.GRUCell), "nn.GRUCell"),
+    nnqr.RNNCell: Rule(_reference(begin_cell, nn.RNNCell), "nn.RNNCell"),
 }

@@ -16,10 +16,10 @@ from qdeq.weights.packed_state import cell_parts
 __all__ = ["RULES", "begin_cell", "begin_rnn"]
 
 
-def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
+def begin_rnn(kind: Any, module: Any, path: str) -> Layer:
     """An ``nn.LSTM`` or ``nn.GRU`` with the arguments of ``module``."""
     names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
-    layer = begin(module, path, kind, *names, **args)
+    layer = begin(kind, module, path, *names, *(("proj_size",) if getattr(module, "proj_size", 0) else ()))
     # Set afterwards: torch warns about a dropout that one layer alone never applies.
     layer.attributes["dropout"] = module.dropout
     return layer
@@ -28,7 +28,7 @@ def begin_rnn(kind: Any, module: Any, path: str, **args: Any) -> Layer:
 def begin_cell(kind: Any, module: Any, path: str) -> Layer:
     """An ``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell`` with the arguments of ``module``."""
     names = ("input_size", "hidden_size", "bias", *(("nonlinearity",) if kind is nn.RNNCell else ()))
-    return begin(module, path, kind, *names)
+    return begin(kind, module, path, *names)
 
 
 def _add_linear(layer: Layer, packed: Any, held: str, dtype: torch.dtype, tail: str) -> None:

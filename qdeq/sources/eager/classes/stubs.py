@@ -10,39 +10,35 @@ from torch import nn
 from torch.ao.quantization import DeQuantStub, QuantStub
 
 from qdeq.layers.layer import Layer, Role
-from qdeq.sources.eager.describe import Context, Rule, add_output, begin
+from qdeq.sources.eager.describe import Context, Describe, Rule, add_output, begin
 from qdeq.words import dtype_name
 
 __all__ = ["RULES"]
 
 
+def _identity(role: Role) -> Describe:
+    """Describe a module that the float model has no use for."""
+
+    def describe_identity(module: Any, path: str, context: Context) -> Layer:
+        layer = begin(nn.Identity, module, path)
+        layer.role = role
+        return layer
+
+    return describe_identity
+
+
 def describe_quantize(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.Quantize``: the float model takes its input as it is."""
-    layer = begin(module, path, nn.Identity)
+    layer = _identity(Role.QUANTIZE)(module, path, context)
     add_output(layer, module)
     assert layer.output is not None  # add_output saw to it
     layer.output = dataclasses.replace(layer.output, dtype=dtype_name(module.dtype), zero_point_first=True)
-    layer.role = Role.QUANTIZE
-    return layer
-
-
-def describe_dequantize(module: Any, path: str, context: Context) -> Layer:
-    """Describe ``nnq.DeQuantize``, which holds nothing."""
-    layer = describe_stub(module, path, context)
-    layer.role = Role.DEQUANTIZE
-    return layer
-
-
-def describe_stub(module: Any, path: str, context: Context) -> Layer:
-    """Describe a stub that holds nothing and does nothing."""
-    layer = begin(module, path, nn.Identity)
-    layer.role = Role.STUB
     return layer
 
 
 RULES: dict[type[nn.Module], Rule] = {
     nnq.Quantize: Rule(describe_quantize, "nn.Identity"),
-    nnq.DeQuantize: Rule(describe_dequantize, "nn.Identity"),
-    QuantStub: Rule(describe_stub, "nn.Identity"),
-    DeQuantStub: Rule(describe_stub, "nn.Identity"),
+    nnq.DeQuantize: Rule(_identity(Role.DEQUANTIZE), "nn.Identity"),
+    QuantStub: Rule(_identity(Role.STUB), "nn.Identity"),
+    DeQuantStub: Rule(_identity(Role.STUB), "nn.Identity"),
 }
