@@ -17,7 +17,7 @@ from qdeq.tree.walk import children, every_module, shallow_copy
 from qdeq.weights import native
 from qdeq.weights.dequant import dequantize_source, unpack_source
 from qdeq.weights.packed import read_convolutions
-from qdeq.weights.weight import QuantizedWeight
+from qdeq.weights.weight import report_facts
 from qdeq.words import class_name, dtype_name, join
 
 __all__ = ["Made", "hold", "make", "part_value"]
@@ -174,7 +174,8 @@ class _Maker:
             return {"dtype": dtype_name(job.value.dtype)}
         if not self.detailed:
             return {"dtype": "", "qscheme": ""}
-        return _weight_details(unpack_source(job.value, where=job.where))
+        weight = unpack_source(job.value, where=job.where)
+        return {**report_facts(weight), "saturated_share": weight.saturated_share()}
 
     def _account(self, layer: Layer, module: nn.Module) -> None:
         for name, value in layer.attributes.items():
@@ -261,18 +262,3 @@ def _shape_of(value: Any, where: str) -> tuple[int, ...] | None:
         return tuple(unpack_source(value, where=where).shape)
     except QdeqError:
         return None
-
-
-def _weight_details(weight: QuantizedWeight) -> dict[str, Any]:
-    """What a report says about the integers, scales and zero points of a weight."""
-    scales, zero_points = weight.scale, weight.zero_point
-    some = scales.numel() > 0
-    return {
-        "dtype": weight.dtype,
-        "qscheme": weight.qscheme,
-        "scale_min": float(scales.min()) if some else None,
-        "scale_max": float(scales.max()) if some else None,
-        "zero_point_min": float(zero_points.min()) if some else None,
-        "zero_point_max": float(zero_points.max()) if some else None,
-        "saturated_share": weight.saturated_share(),
-    }

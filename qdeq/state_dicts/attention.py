@@ -24,14 +24,7 @@ def keeps_projections(model: nn.Module | None) -> bool:
 
 
 def name_attentions(plan: Plan, keys: Iterable[str], shape_of: ShapeOf) -> None:
-    """Give the projections of every multi-head attention in ``plan`` their float names.
-
-    Args:
-        plan: is changed: its targets have float names but for the attentions.
-        keys: all keys of the checkpoint.
-        shape_of: shape of a source.
-
-    """
+    """Give the projections of every multi-head attention among a checkpoint's keys their float names in ``plan``."""
     paths = {key[: key.index(_WITNESS)].rstrip(".") for key in keys if f".{_WITNESS}." in f".{key}"}
     for path in paths:
         weights = [join(path, f"{part}.weight") for part in PROJECTIONS]
@@ -61,14 +54,10 @@ def _rename(plan: Plan, path: str, renamed: dict[str, str]) -> None:
     groups: dict[str, list[str]] = {}
     for old in plan.targets:
         groups.setdefault(renamed.get(old, old), []).append(old)
-    plan.targets = {
-        name: _stack([plan.targets[old] for old in sorted(found, key=order.index)])
-        if len(found) > 1
-        else plan.targets[found[0]]
-        for name, found in groups.items()
-    }
-
-
-def _stack(found: list[Target]) -> Target:
-    sources = tuple(target.source for target in found)
-    return Target(Stack(tuple(target.value for target in found), sources), ", ".join(sources))
+    targets, plan.targets = plan.targets, {}
+    for name, names in groups.items():
+        plan.targets[name] = targets[names[0]]
+        if len(names) > 1:
+            found = [targets[old] for old in sorted(names, key=order.index)]
+            sources = tuple(target.source for target in found)
+            plan.targets[name] = Target(Stack(tuple(target.value for target in found), sources), ", ".join(sources))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from qdeq.state_dicts.parts import Fold, Plan, Stack
 from qdeq.weights.direct_conv import ConvGeometry, saved_weight_doubt
 from qdeq.words import join
 
-__all__ = ["Constants", "check_constants", "doubts", "lost_names", "remedy_for"]
+__all__ = ["constants_of", "doubts", "lost_names", "remedy_for"]
 
 _CLASSES: dict[type[nn.Module], tuple[str, bool]] = {nn.ELU: ("alpha", True), nn.LeakyReLU: ("negative_slope", False)}
 """Activation -> its constant, and whether a load must not go on without it."""
@@ -21,11 +20,9 @@ assert {name for name, _ in _CLASSES.values()} == set(CONSTANTS)
 
 
 def doubts(
-    plan: Plan,
-    stride_of: Callable[[Any], tuple[Sequence[int], str | None]],
-    geometries: Mapping[str, ConvGeometry],
+    plan: Plan, stride_of: Callable[[Any], tuple[Sequence[int], str | None]], geometries: Mapping[str, ConvGeometry]
 ) -> dict[str, str]:
-    """Weights that may be uninitialized memory: float name -> why.
+    """Weights in ``plan`` that may be uninitialized memory: float name -> why.
 
     Args:
         plan: what there is.
@@ -44,15 +41,12 @@ def doubts(
 
 
 def lost_names(model: nn.Module, names: Mapping[str, str], doubtful: Mapping[str, str]) -> dict[str, str]:
-    """The doubts that remain when the float class is known.
+    """The doubts that remain when the float class is known: name in the model -> why.
 
     Args:
         model: the float model.
         names: name in the model -> float name of its source.
         doubtful: float name of a source -> why its weight may be wrong.
-
-    Returns:
-        Name in the model -> why.
 
     """
     modules = dict(model.named_modules())
@@ -65,34 +59,13 @@ def lost_names(model: nn.Module, names: Mapping[str, str], doubtful: Mapping[str
     return found
 
 
-@dataclass(frozen=True)
-class Constants:
-    """Constants of a float model's activations, by dotted name, beside what a source says of them.
-
-    Attributes:
-        needed: the source does not hold them, and a load must not go on without: name -> the class's value.
-        noted: the source does not hold them: name -> the class's value.
-        differing: name -> the source's value and the class's.
-
-    """
-
-    needed: dict[str, float]
-    noted: dict[str, float]
-    differing: dict[str, tuple[float, float]]
-
-
-def check_constants(model: nn.Module, known: Mapping[str, float]) -> Constants:
-    """Compare the constants of the activations of ``model`` with those that a source holds (dotted name -> value)."""
-    found = Constants({}, {}, {})
+def constants_of(model: nn.Module) -> dict[str, tuple[float, bool]]:
+    """Constants of a float model's activations by dotted name, and whether a load must not go on without each."""
+    found = {}
     for path, module in model.named_modules():
-        if type(module) not in _CLASSES:
-            continue
-        attribute, must = _CLASSES[type(module)]
-        name, own = join(path, attribute), float(getattr(module, attribute))
-        if name not in known:
-            (found.needed if must else found.noted)[name] = own
-        elif known[name] != own:
-            found.differing[name] = (known[name], own)
+        if type(module) in _CLASSES:
+            attribute, must = _CLASSES[type(module)]
+            found[join(path, attribute)] = (float(getattr(module, attribute)), must)
     return found
 
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import QdeqValueError, expected, refuse
 from qdeq.layers.batch_norm import identity_values
 from qdeq.report import DroppedSource, Report
-from qdeq.state_dicts.lost import check_constants, lost_names, remedy_for
+from qdeq.state_dicts.lost import constants_of, lost_names, remedy_for
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
-__all__ = ["WHERE", "Match", "match"]
+__all__ = ["INTO", "Match", "match"]
 
-WHERE = "dequantize_state_dict: into"
+INTO = "dequantize_state_dict: into"
 _DYNAMIC = (1.0, 0)  # what dynamic layers save for an output that they do not quantize
 _NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
 
@@ -32,6 +33,7 @@ class Match:
         how: how the two were matched, if not by equal names.
         target_class: class of the module that holds it.
         value: a constant for a folded batch norm.
+        tied: an earlier name in the model of the same tensor, which has a source of its own.
 
     """
 
@@ -40,24 +42,11 @@ class Match:
     how: str
     target_class: str
     value: float | None = None
+    tied: str = ""
 
 
-def match(
-    plan: Plan,
-    model: nn.Module,
-    report: Report,
-    shape_of: ShapeOf,
-    *,
-    strict: bool,
-) -> list[Match]:
-    """Find the source of every tensor in ``model.state_dict()``.
-
-    Args:
-        plan: what there is, by float names.
-        model: the float model.
-        report: gets what is unused or missing.
-        shape_of: shape of a source.
-        strict: raise where the report would say that something is missing, unused or lost.
+def match(plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf, *, strict: bool) -> list[Match]:
+    """Find the source of every tensor in ``model.state_dict()``; ``report`` gets what is unused or missing.
 
     Raises:
         QdeqValueError: a shape or a constant that differs, and with ``strict`` an unused source, a parameter without
@@ -87,8 +76,7 @@ class _Matcher:
         self._fold_norms()
         self._check_shapes()
         self._drop_zero_biases()
-        missing = [name for name in self.targets if name not in self.matches]
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+        missing = [n for n in self.targets if n not in self.matches and not n.endswith("num_batches_tracked")]
         unused = [source for source in self.unused if not source.endswith("num_batches_tracked")]
         missing += self._missing_constants(prefix, strict)
         if strict and (missing or unused):
@@ -107,22 +95,25 @@ class _Matcher:
         static = any(qparams != _DYNAMIC for qparams in self.report.activation_qparams.values())
         if not static and not known:
             return []  # activations were not quantized: their classes are the user's own
-        found = check_constants(self.model, known)
-        for name, (theirs, own) in found.differing.items():
-            if strict:
-                remedy = "Pass a model whose activation was made with that value."
-                raise QdeqValueError(expected(f"{WHERE}: {name}", f"{theirs}, as in the source", str(own), remedy))
-            self.report.note(name, f"{own} of the float class kept; the source says {theirs}")
-        for name, own in {**found.needed, **found.noted}.items():
-            self.report.note(name, f"{own} of the float class kept: torch's state dict does not hold it")
-        return list(found.needed)
+        constants = constants_of(self.model)
+        for name, (own, _) in constants.items():
+            if name in known and known[name] != own:
+                if strict:
+                    remedy = "Pass a model whose activation was made with that value."
+                    refuse(f"{INTO}: {name}", f"{known[name]}, as in the source", str(own), remedy)
+                self.report.note(name, f"{own} of the float class kept; the source says {known[name]}")
+        needed = [name for name, (_, must) in constants.items() if must and name not in known]
+        noted = [name for name, (_, must) in constants.items() if not must and name not in known]
+        for name in needed + noted:
+            self.report.note(name, f"{constants[name][0]} of the float class kept: torch's state dict does not hold it")
+        return needed
 
     def _check_doubtful(self, strict: bool) -> None:
         names = {name: found.source for name, found in self.matches.items()}
         for name, why in lost_names(self.model, names, self.plan.doubtful).items():
             if strict:
                 remedy = "With strict=False it is loaded as it is."
-                raise QdeqValueError(expected(f"{WHERE}: {name}", "a weight that torch saves right", why, remedy))
+                refuse(f"{INTO}: {name}", "a weight that torch saves right", why, remedy)
             self.report.note(name, why)
 
     def _drop_zero_biases(self) -> None:
@@ -141,8 +132,8 @@ class _Matcher:
         module = self.modules.get(name.rpartition(".")[0])
         return f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "Tensor"
 
-    def _take(self, name: str, source: str, how: str, value: float | None = None) -> None:
-        self.matches[name] = Match(name, source, how, self._class_of(name), value)
+    def _take(self, name: str, source: str, how: str, value: float | None = None, tied: str = "") -> None:
+        self.matches[name] = Match(name, source, how, self._class_of(name), value, tied)
         self.unused.pop(source, None)
 
     def _prefix(self) -> tuple[str, str]:
@@ -178,24 +169,20 @@ class _Matcher:
 
     def _match_tied(self) -> None:
         """A tensor that the model holds under two names needs one source; two sources must be the same."""
-        by_id: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-        for name, tensor in self.targets.items():
-            if name in self.matches and tensor.numel():
-                key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-                if tensor.device.type != "meta":
-                    by_id.setdefault(key, name)
-        for name, tensor in self.targets.items():
-            first = (
-                by_id.get((tensor.data_ptr(), tensor.shape, tensor.stride())) if tensor.device.type != "meta" else None
-            )
-            if first is None or first == name:
-                continue
-            if name not in self.matches:
-                self._take(name, self.matches[first].source, f"tied to {first}")
-            else:
-                self.matches[name] = Match(
-                    name, self.matches[name].source, f"tied to {first}", self._class_of(name), None
-                )
+        memory = {
+            name: (tensor.data_ptr(), tensor.shape, tensor.stride())
+            for name, tensor in self.targets.items()
+            if tensor.numel() and tensor.device.type != "meta"
+        }
+        owner: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
+        for name, place in memory.items():
+            if name in self.matches:
+                owner.setdefault(place, name)
+        for name, place in memory.items():
+            first = owner.get(place, name)
+            if first != name:
+                source = self.matches.get(name, self.matches[first]).source
+                self._take(name, source, f"tied to {first}", tied=first)
 
     def _fold_norms(self) -> None:
         """A batch norm without sources was folded into the layer before it: make it an exact identity."""
@@ -211,8 +198,7 @@ class _Matcher:
             how = f"batch norm folded into {owner}: an exact identity"
             eps = float(module.eps)
             if eps > 1:
-                remedy = "Remove the batch norm: it is folded."
-                raise QdeqValueError(expected(f"{WHERE}: eps", "an eps below 1", str(eps), remedy))
+                refuse(f"{INTO}: eps", "an eps below 1", str(eps), "Remove the batch norm: it is folded.")
             variance, weight = identity_values(eps)
             values = {"weight": weight, "bias": 0.0, "running_mean": 0.0, "running_var": variance}
             for part, value in values.items():
@@ -224,12 +210,9 @@ class _Matcher:
 
     def _layer_before(self, order: list[str], norm: str, module: nn.Module) -> str | None:
         """The last layer before ``norm``, in order of registration, that has a source and as many output channels."""
-        layers = (
-            nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-        )
         for name in reversed(order[: order.index(norm)]):
             layer = self.modules[name]
-            if isinstance(layer, layers):
+            if isinstance(layer, _ConvNd | nn.Linear):
                 channels = getattr(layer, "out_channels", getattr(layer, "out_features", None))
                 fits = channels == getattr(module, "num_features", None) and f"{name}.weight" in self.matches
                 return name if fits else None
@@ -237,12 +220,11 @@ class _Matcher:
 
     def _check_shapes(self) -> None:
         for name, found in self.matches.items():
-            if found.value is None and self.shapes[found.source] != tuple(self.targets[name].shape):
+            wanted = tuple(self.targets[name].shape)
+            if found.value is None and self.shapes[found.source] != wanted:
                 got = f"{self.shapes[found.source]} from {self.plan.targets[found.source].source}"
                 remedy = "Pass the float class of the model that was saved."
-                raise QdeqValueError(
-                    expected(f"{WHERE}: {name}", f"shape {tuple(self.targets[name].shape)}", got, remedy)
-                )
+                refuse(f"{INTO}: {name}", f"shape {wanted}", got, remedy)
 
     def _complaint(self, missing: list[str], unused: list[str]) -> str:
         parts = []
@@ -252,4 +234,4 @@ class _Matcher:
             parts.append(f"sources that nothing uses: {', '.join(self.plan.targets[s].source for s in unused)}")
         remedy = "Pass the float class of the model that was saved, or strict=False to load the rest."
         remedy = remedy_for(self.model, missing) or remedy
-        return expected(WHERE, "a source for every parameter and a use for every source", "; ".join(parts), remedy)
+        return expected(INTO, "a source for every parameter and a use for every source", "; ".join(parts), remedy)

@@ -1,4 +1,4 @@
-"""The layers of a state dict or an opened file: each tensor with its module, its bias and the scale of its output."""
+"""State dicts and opened files by float names: the plan of each, and its tensors with bias and scale of the output."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from qdeq.errors import QdeqTypeError, expected, refuse
 from qdeq.layers.names import bias_name
-from qdeq.state_dicts.live import plan_state
-from qdeq.state_dicts.values import value_of
+from qdeq.state_dicts.lost import doubts
+from qdeq.state_dicts.naming import plan_names
+from qdeq.state_dicts.parts import Cell, Packed, Plan
+from qdeq.state_dicts.values import as_weight, shape_of, value_of
+from qdeq.state_dicts.weight_file import WeightFile
+from qdeq.weights import packed
+from qdeq.weights.checks import describe
+from qdeq.weights.integer_types import scheme_of
+from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import join
 
-__all__ = ["NamedTensor", "named_tensors"]
+__all__ = ["NamedTensor", "named_tensors", "plan_state"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +59,7 @@ class NamedTensor:
 def named_tensors(where: str, sd: Mapping[str, Any]) -> Iterator[NamedTensor]:
     """Read a state dict or an opened file, one float name after the other; tensors are not copied where that can be.
 
-    Args:
-        where: argument, for errors.
-        sd: as for :func:`~qdeq.state_dicts.live.plan_state`.
-
-    Raises:
-        QdeqError: keys that cannot be understood, or a damaged tensor.
-
+    Args and errors are those of :func:`plan_state`.
     """
     plan = plan_state(where, sd)
     for name, target in plan.targets.items():
@@ -71,3 +74,71 @@ def named_tensors(where: str, sd: Mapping[str, Any]) -> Iterator[NamedTensor]:
             shift.detach() if isinstance(shift, Tensor) else None,
             None if qparams is None else (float(qparams[0]), int(qparams[1])),
         )
+
+
+def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None) -> Plan:
+    """Give everything in a state dict or an opened file its float name.
+
+    Args:
+        where: argument, for errors.
+        sd: a state dict, nested ones (names joined by dots), or a file, whose tensors are mapped.
+        like: the float model, where it is known: it tells what keys do not.
+
+    Returns:
+        A plan whose targets hold tensors and quantized weights; the numbers of its activations may be tensors.
+
+    Raises:
+        QdeqTypeError: packed parameters of an unknown class.
+        QdeqValueError: keys that cannot be understood, or a damaged tensor.
+
+    """
+    if isinstance(sd, WeightFile):
+        return sd.plan_for(like)
+    plan = plan_names(where, _sources(where, sd), shape_of, like)
+    plan.doubtful = doubts(plan, _stride, {})
+    return plan
+
+
+def _stride(value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
+    if isinstance(value, QuantizedWeight):
+        return value.int_repr.stride(), value.qscheme
+    return value.stride(), scheme_of(value) if value.is_quantized else None
+
+
+def _sources(where: str, sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    sources: dict[str, Any] = {}
+    for key, value in sd.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            sources.update(_sources(where, value, f"{name}."))
+        else:
+            sources[name] = _source(f"{where}: {name}", name, value)
+    return sources
+
+
+def _source(where: str, name: str, value: Any) -> Any:
+    """What :func:`qdeq.state_dicts.naming.plan_names` takes: tensors, pairs and cells; packed objects are unpacked."""
+    if isinstance(value, tuple | list) and name.endswith("_packed_params._packed_params"):
+        parts = linear_parts(value)
+        if parts is None or not isinstance(parts[0], Tensor):
+            refuse(where, "a weight and a bias", describe(value), "The checkpoint is damaged.")
+        return Packed(*parts)
+    if packed.is_packed_weight(value):
+        return _opened(where, value)
+    if not isinstance(value, torch.ScriptObject):
+        return value
+    cell = cell_parts(value.__getstate__()[0]) if packed_kind(value) == CELL else None  # type: ignore[attr-defined]
+    if cell is None:
+        remedy = "Dequantize the model instead: qdeq.dequantize_model."
+        raise QdeqTypeError(expected(where, "packed parameters", str(packed_class(value)), remedy))
+    return Cell(_opened(where, cell[0]), _opened(where, cell[1]))
+
+
+def _opened(where: str, obj: Any) -> Packed:
+    weight, bias = packed.open_packed(obj, where=where)
+    if weight is obj:
+        try:
+            weight = packed.unpack_packed(obj, where=where)
+        except QdeqTypeError:  # float16 values, no integers
+            weight = packed.dequantize_packed(obj, where=where)
+    return Packed(as_weight(where, weight), bias)

@@ -28,10 +28,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from qdeq.layers.names import lstm_name
-from qdeq.state_dicts.attention import name_attentions
-from qdeq.state_dicts.parts import Fold, Packed, Plan, ShapeOf, Target, add_target
-from qdeq.state_dicts.rnn import RnnShape, take_rnns
+from qdeq.state_dicts.attention import keeps_projections, name_attentions
+from qdeq.state_dicts.parts import Fold, Packed, Plan, ShapeOf, Target
+from qdeq.state_dicts.rnn import RnnShape, rnn_shapes_of, take_rnns
 from qdeq.words import join
 
 __all__ = ["CONSTANTS", "plan_names"]
@@ -40,7 +42,7 @@ _REFERENCE = re.compile(r"(?P<weight>.*weight(_[ih]h.*)?)_(scale|zero_point|axis
 _OBSERVER = re.compile(r"(^|\.)(activation_post_process(_\d+)?|weight_fake_quant|fake_quant|observer)\.")
 _ZERO_POINT = re.compile(r"(?P<before>.*(^|[._]))zero_point(?P<number>_\d+)?")
 _OBSERVED = "an observer or fake quantization of the prepared model: its weights are the float ones"
-_SUFFIX = "._packed_params"
+_FOLDED = "batch norm folded in with eps 1e-5, the default: the file does not hold it"
 CONSTANTS = ("alpha", "negative_slope")
 """Attributes of activations that a model saved whole has; torch's state dicts never do."""
 
@@ -49,9 +51,8 @@ def plan_names(
     where: str,
     sources: Mapping[str, Any],
     shape_of: ShapeOf,
+    like: nn.Module | None = None,
     rnn_shapes: Mapping[str, RnnShape] | None = None,
-    *,
-    attentions: bool = True,
 ) -> Plan:
     """Give every source key its float names.
 
@@ -59,8 +60,9 @@ def plan_names(
         where: file or argument, for errors.
         sources: key -> tensor (of any kind), :class:`Packed`, :class:`Cell`, None, or a number of an activation.
         shape_of: shape of a tensor; None for what is no tensor.
-        rnn_shapes: RNN path -> its layers and directions, where they are known.
-        attentions: give the projections of multi-head attention the names of ``nn.MultiheadAttention``.
+        like: the float model, where it is known: it tells layers and directions of RNNs, which keys do not, and whether
+            the projections of attentions keep their names.
+        rnn_shapes: RNN path -> its layers and directions, where the source itself tells.
 
     Raises:
         QdeqValueError: two keys with one float name, or an RNN that the keys do not tell apart.
@@ -69,12 +71,10 @@ def plan_names(
     plan = Plan()
     rest = dict(sources)
     _take_activations(plan, rest, shape_of)
-    take_rnns(where, plan, rest, shape_of, rnn_shapes or {})
-    folded = _take_folds(where, plan, rest)
+    take_rnns(where, plan, rest, shape_of, {**(rnn_shapes or {}), **rnn_shapes_of(like)})
+    _take_folds(where, plan, rest)
     fused = _fused_paths(rest)
     for key, value in rest.items():
-        if key in folded:
-            continue
         cell = re.fullmatch(r"(.*?)(?:weight|bias)_([ih]h)", key)
         if cell and isinstance(rest.get(f"{cell[1]}_packed_weight_{cell[2]}"), Packed):
             plan.dropped[key] = "repeated in the packed weight"
@@ -88,61 +88,54 @@ def plan_names(
         elif value is None:
             continue  # a layer without bias
         elif shape_of(value) is not None:
-            add_target(where, plan, _float_name(key, fused), Target(value, key))
+            plan.add(where, _float_name(key, fused), Target(value, key))
         elif key.rsplit(".", 1)[-1] in ("dtype", "qscheme", "ch_axis", "axis"):
             continue  # repeated in the tensors themselves
-        elif key.rsplit(".", 1)[-1] in CONSTANTS and isinstance(value, int | float) and not isinstance(value, bool):
+        elif key.rsplit(".", 1)[-1] in CONSTANTS and _is_number(value):
             plan.constants[key] = float(value)
         else:
             plan.dropped[key] = f"no tensor but a {type(value).__name__}"
-    if attentions:
+    if not keeps_projections(like):
         name_attentions(plan, sources, shape_of)
     return plan
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _take_activations(plan: Plan, rest: dict[str, Any], shape_of: ShapeOf) -> None:
     def is_scalar(value: Any) -> bool:
         shape = shape_of(value)
-        if shape is None:
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        return shape in ((), (1,))
+        return _is_number(value) if shape is None else shape in ((), (1,))
 
     for key in list(rest):
         match = _ZERO_POINT.fullmatch(key)
         if match is None or _OBSERVER.search(key) or key.endswith(("weight_zero_point", "_hh_zero_point")):
             continue
-        scale_key = match["before"] + "scale" + (match["number"] or "")
-        if scale_key not in rest or not is_scalar(rest[key]) or not is_scalar(rest[scale_key]):
-            continue
         before, number = match["before"], match["number"] or ""
-        path = before[:-1] if before.endswith(".") and not number else before.rstrip("_") + number
-        plan.activations[path] = (rest.pop(scale_key), rest.pop(key))
+        scale_key = f"{before}scale{number}"
+        if scale_key in rest and is_scalar(rest[key]) and is_scalar(rest[scale_key]):
+            path = before[:-1] if before.endswith(".") and not number else before.rstrip("_") + number
+            plan.activations[path] = (rest.pop(scale_key), rest.pop(key))
 
 
-_BN_PARTS = ("weight", "bias", "running_mean", "running_var")
-
-
-def _take_folds(where: str, plan: Plan, rest: dict[str, Any]) -> set[str]:
+def _take_folds(where: str, plan: Plan, rest: dict[str, Any]) -> None:
     """Fold the batch norm that a prepared ConvBn or LinearBn module holds as its child ``bn``."""
-    folded: set[str] = set()
-    for key in list(rest):
-        if not key.endswith(".bn.running_var"):
-            continue
-        path = key.removesuffix(".bn.running_var")
-        prepared = any(k.startswith(f"{path}.weight_fake_quant.") for k in rest)
+    for path in [key.removesuffix(".bn.running_var") for key in rest if key.endswith(".bn.running_var")]:
+        prepared = any(key.startswith(f"{path}.weight_fake_quant.") for key in rest)
         weight, bias = f"{path}.weight", f"{path}.bias"
-        parts = [f"{path}.bn.{part}" for part in _BN_PARTS]
-        if not prepared or weight not in rest or not all(part in rest for part in parts):
+        norm = [f"{path}.bn.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+        if not prepared or any(key not in rest for key in (weight, *norm)):
             continue
-        values = (rest[weight], rest.get(bias), *(rest[part] for part in parts))
-        note = "batch norm folded in with eps 1e-5, the default: the file does not hold it"
-        add_target(where, plan, weight, Target(Fold("weight", values), weight, note))
-        add_target(where, plan, bias, Target(Fold("bias", values), bias if bias in rest else parts[1], note))
-        folded |= {weight, bias, *parts, f"{path}.bn.num_batches_tracked"}
-        for part in (*parts, f"{path}.bn.num_batches_tracked"):
-            if part in rest:
-                plan.dropped[part] = f"folded into {weight}"
-    return folded
+        values = (rest.pop(weight), rest.get(bias), *(rest[key] for key in norm))
+        plan.add(where, weight, Target(Fold("weight", values), weight, _FOLDED))
+        plan.add(where, bias, Target(Fold("bias", values), bias if bias in rest else norm[1], _FOLDED))
+        rest.pop(bias, None)
+        for key in (*norm, f"{path}.bn.num_batches_tracked"):
+            if key in rest:
+                del rest[key]
+                plan.dropped[key] = f"folded into {weight}"
 
 
 def _fused_paths(rest: Mapping[str, Any]) -> set[str]:
@@ -153,9 +146,9 @@ def _fused_paths(rest: Mapping[str, Any]) -> set[str]:
 
 def _float_name(key: str, fused: set[str]) -> str:
     path, _, name = key.rpartition(".")
-    if path.endswith(_SUFFIX) or path == "_packed_params":
-        owner = path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else ""
-        return join(owner, {"_packed_weight": "weight"}.get(name, name))
+    owner, _, child = path.rpartition(".")
+    if child == "_packed_params":
+        return join(owner, "weight" if name == "_packed_weight" else name)
     if path.endswith(".0") and path[:-2] in fused:
         return f"{path[:-2]}.{name}"
     return lstm_name(key)
@@ -163,15 +156,12 @@ def _float_name(key: str, fused: set[str]) -> str:
 
 def _add_packed(where: str, plan: Plan, key: str, packed: Packed) -> None:
     path, _, name = key.rpartition(".")
-    weight, bias = "weight", "bias"
-    if (name == "_packed_params" and (path.endswith(_SUFFIX) or path == "_packed_params")) or (
-        name == "_packed_weight" and (path.endswith(_SUFFIX) or path == "_packed_params")
-    ):
-        path = path[: -len(_SUFFIX)] if path.endswith(_SUFFIX) else ""
-    elif name.startswith("_packed_weight_") and name[15:] in ("ih", "hh"):
-        weight, bias = f"weight_{name[15:]}", f"bias_{name[15:]}"
+    owner, _, child = path.rpartition(".")
+    weight = "weight"
+    if child == "_packed_params" and name in ("_packed_params", "_packed_weight"):
+        path = owner
+    elif name in ("_packed_weight_ih", "_packed_weight_hh"):
+        weight = name.removeprefix("_packed_")
     elif name != "_packed_params":
         path = key  # an FX function call's weight, or a constant of a frozen script
-    add_target(where, plan, lstm_name(join(path, weight)), Target(packed.weight, key))
-    if packed.bias is not None:
-        add_target(where, plan, lstm_name(join(path, bias)), Target(packed.bias, key))
+    plan.add_packed(where, lstm_name(join(path, weight)), packed, key)

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import refuse
+from qdeq.layers.names import bias_name
+from qdeq.words import join
 
-__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "add_target", "map_tensors", "target_shape"]
+__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "map_tensors", "target_shape"]
 
 ShapeOf = Callable[[Any], "tuple[int, ...] | None"]
 """Gives the shape of a tensor of any kind; None for what is no tensor."""
@@ -82,19 +84,19 @@ class Plan:
     dropped: dict[str, str] = field(default_factory=dict)
     doubtful: dict[str, str] = field(default_factory=dict)
 
+    def add(self, where: str, name: str, target: Target) -> None:
+        """Put in a tensor; refuse one whose float name another key has."""
+        if name in self.targets:
+            got = f"{self.targets[name].source!a} and {target.source!a}"
+            refuse(f"{where}: {name}", "one source", got, "The checkpoint holds two versions of one layer: remove one.")
+        self.targets[name] = target
 
-def add_target(where: str, plan: Plan, name: str, target: Target) -> None:
-    """Put a tensor into the plan.
-
-    Raises:
-        QdeqValueError: another key has this float name.
-
-    """
-    if name in plan.targets:
-        got = f"{plan.targets[name].source!a} and {target.source!a}"
-        remedy = "The checkpoint holds two versions of one layer: remove one."
-        raise QdeqValueError(expected(f"{where}: {name}", "one source", got, remedy))
-    plan.targets[name] = target
+    def add_packed(self, where: str, name: str, packed: Packed, key: str) -> None:
+        """Put in what one key holds: the weight ``name`` and its bias, if there is one."""
+        self.add(where, name, Target(packed.weight, key))
+        if packed.bias is not None:
+            path, _, weight = name.rpartition(".")
+            self.add(where, join(path, bias_name(weight)), Target(packed.bias, key))
 
 
 def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from qdeq.errors import QdeqValueError, expected
+from qdeq.errors import refuse
 from qdeq.layers.names import rnn_suffixes
-from qdeq.state_dicts.parts import Cell, Plan, ShapeOf, Target, add_target
+from qdeq.state_dicts.parts import Cell, Plan, ShapeOf
 from qdeq.words import join
 
 __all__ = ["RnnShape", "rnn_shapes_of", "take_rnns"]
@@ -34,21 +34,8 @@ def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
 _RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
 
 
-def take_rnns(
-    where: str,
-    plan: Plan,
-    rest: dict[str, Any],
-    shape_of: ShapeOf,
-    known: Mapping[str, RnnShape],
-) -> None:
-    """Move the packed cells of dynamic RNNs from ``rest`` into ``plan``.
-
-    Args:
-        where: for errors.
-        plan: gets the weights.
-        rest: the sources; the cells are removed.
-        shape_of: shape of a tensor.
-        known: RNN path -> what the keys may not tell.
+def take_rnns(where: str, plan: Plan, rest: dict[str, Any], shape_of: ShapeOf, known: Mapping[str, RnnShape]) -> None:
+    """Move the packed cells of dynamic RNNs from ``rest`` into ``plan``; ``known`` tells what keys may not, by path.
 
     Raises:
         QdeqValueError: layers are missing, or directions cannot be told from layers.
@@ -61,17 +48,14 @@ def take_rnns(
             rnns.setdefault(match["path"], {})[int(match["at"])] = key
     for path, keys in rnns.items():
         if sorted(keys) != list(range(len(keys))):
-            remedy = "The checkpoint is not complete."
-            raise QdeqValueError(expected(f"{where}: {path}", "layers counted from 0", str(sorted(keys)), remedy))
+            refuse(f"{where}: {path}", "layers counted from 0", str(sorted(keys)), "The checkpoint is not complete.")
         cells = [rest[keys[at]] for at in range(len(keys))]
         shape = known.get(path) or _rnn_shape(where, path, cells, shape_of)
         suffixes = rnn_suffixes(len(cells), shape.bidirectional)
         for at, (cell, suffix) in enumerate(zip(cells, suffixes, strict=False)):
             del rest[keys[at]]
-            for part, packed in (("ih", cell.ih), ("hh", cell.hh)):
-                add_target(where, plan, join(path, f"weight_{part}_{suffix}"), Target(packed.weight, keys[at]))
-                if packed.bias is not None:
-                    add_target(where, plan, join(path, f"bias_{part}_{suffix}"), Target(packed.bias, keys[at]))
+            plan.add_packed(where, join(path, f"weight_ih_{suffix}"), cell.ih, keys[at])
+            plan.add_packed(where, join(path, f"weight_hh_{suffix}"), cell.hh, keys[at])
 
 
 def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: ShapeOf) -> RnnShape:
@@ -85,8 +69,8 @@ def _rnn_shape(where: str, path: str, cells: list[Cell], shape_of: ShapeOf) -> R
         what = "keys that tell one bidirectional layer from two forward ones"
         got = f"input and hidden size {hidden} both"
         remedy = "Pass a float model that holds this RNN: dequantize_state_dict(into=...), qdeq.open(like=...)."
-        raise QdeqValueError(expected(f"{where}: {path}", what, got, remedy))
+        refuse(f"{where}: {path}", what, got, remedy)
     if not forward and not both:
         got = f"input sizes {inputs} with hidden size {hidden}"
-        raise QdeqValueError(expected(f"{where}: {path}", "the layers of one RNN", got, "The file is damaged."))
+        refuse(f"{where}: {path}", "the layers of one RNN", got, "The file is damaged.")
     return RnnShape(count // 2 if both else count, both)

@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeq.errors import QdeqTypeError, QdeqValueError, expected
+from qdeq.errors import QdeqTypeError, QdeqValueError, expected, refuse
 from qdeq.report import DroppedSource, Report, ReportEntry
-from qdeq.state_dicts.live import plan_state
-from qdeq.state_dicts.loading import load
-from qdeq.state_dicts.matching import Match, match
+from qdeq.state_dicts.matching import INTO, Match, match
+from qdeq.state_dicts.named import plan_state
 from qdeq.state_dicts.parts import Fold, Plan, Stack, Target
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.checks import describe
 from qdeq.weights.dequant import dequantize_source
-from qdeq.weights.weight import QuantizedWeight
+from qdeq.weights.weight import QuantizedWeight, report_facts
 from qdeq.words import dtype_name
 
 __all__ = ["dequantize_state_dict"]
@@ -65,7 +64,7 @@ def dequantize_state_dict(
     plan = plan_state(_WHERE, sd, into)
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."
-        raise QdeqValueError(expected(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy))
+        refuse(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy)
     report = Report(activation_qparams={n: (float(s), int(z)) for n, (s, z) in plan.activations.items()})
     report.dropped.extend(DroppedSource(source, reason) for source, reason in plan.dropped.items())
     if into is None:
@@ -78,9 +77,7 @@ def dequantize_state_dict(
     _fill_report(report, plan, matches)
     for text in sd.unchecked if isinstance(sd, WeightFile) else ():
         report.note("", text)
-    if into is None:
-        return tensors, report
-    return load(into, matches, tensors), report
+    return (tensors if into is None else _load(into, matches, tensors)), report
 
 
 def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
@@ -119,22 +116,54 @@ def _fill_report(report: Report, plan: Plan, matches: list[Match]) -> None:
 def _entry(found: Match, value: Any, source: str, note: str) -> ReportEntry:
     source_class = type(value).__name__
     value = as_weight(f"{_WHERE}: {source}", value)
+    facts = report_facts(value) if isinstance(value, QuantizedWeight) else {"dtype": dtype_name(value.dtype)}
     shape = tuple(value.shape)
-    if not isinstance(value, QuantizedWeight):
-        dtype = dtype_name(value.dtype)
-        return ReportEntry(found.target, source, source_class, found.target_class, shape, dtype, note=note)
-    some = value.scale.numel() > 0
-    return ReportEntry(
-        target=found.target,
-        source=source,
-        source_class=source_class,
-        target_class=found.target_class,
-        shape=shape,
-        dtype=value.dtype,
-        qscheme=value.qscheme,
-        scale_min=float(value.scale.min()) if some else None,
-        scale_max=float(value.scale.max()) if some else None,
-        zero_point_min=float(value.zero_point.min()) if some else None,
-        zero_point_max=float(value.zero_point.max()) if some else None,
-        note=note,
-    )
+    return ReportEntry(found.target, source, source_class, found.target_class, shape, **facts, note=note)
+
+
+def _load(model: nn.Module, matches: list[Match], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write everything into a float model, or, if one write fails, put back what was there.
+
+    ``tensors`` are by the float names of sources, the result by the names in the model.
+    """
+    targets = model.state_dict(keep_vars=True)
+    values: dict[str, Tensor] = {}
+    for found in matches:
+        target = targets[found.target]
+        if target.device.type == "meta":
+            remedy = "Call to_empty(device='cpu') on it first."
+            refuse(f"{INTO}: {found.target}", "a tensor with memory", "a meta tensor", remedy)
+        if found.value is None:
+            value = tensors[found.source]
+        else:
+            value = torch.full(target.shape, found.value, dtype=target.dtype)
+        earlier = values.get(found.tied)
+        if earlier is not None and not _equal(earlier, value):
+            remedy = "The model ties two parameters that differ: untie them."
+            refuse(f"{INTO}: {found.target}", "equal tied values", "different ones", remedy)
+        values[found.target] = value
+    _write(targets, values)
+    return values
+
+
+@torch.no_grad()
+def _write(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    before = {name: targets[name].detach().clone() for name in values}
+    begun: list[str] = []
+    try:
+        for name, value in values.items():
+            begun.append(name)
+            targets[name].detach().copy_(value)
+    except BaseException as error:
+        refused = isinstance(error, RuntimeError)  # an expanded tensor, one made in inference mode, no memory
+        for name in begun[:-1] if refused else begun:
+            targets[name].detach().copy_(before[name])
+        if refused:
+            what, reason = "a tensor that can be written to", str(error).splitlines()[0].rstrip(".")
+            remedy = "Nothing was changed. Load into a model whose parameters have memory of their own."
+            raise QdeqValueError(expected(f"{INTO}: {begun[-1]}", what, f"{reason!r}", remedy)) from error
+        raise
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from qdeq.report import DroppedSource, Report, ReportEntry
-from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Plan
-from qdeq.state_dicts.rnn import rnn_shapes_of
 from qdeq.state_dicts.values import shape_of
 from qdeq.weights.weight import QuantizedWeight
 
@@ -131,8 +129,7 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
             like: the float model, where it is known; it tells what keys do not.
 
         """
-        shapes, attentions = rnn_shapes_of(like), not keeps_projections(like)
-        plan = plan_names(self.path, dict(self), shape_of, shapes, attentions=attentions)
+        plan = plan_names(self.path, dict(self), shape_of, like)
         plan.activations |= self.activation_qparams
         plan.constants |= self.constants
         plan.dropped |= self.dropped

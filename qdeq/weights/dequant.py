@@ -100,5 +100,4 @@ def unpack_source(x: object, *, where: str) -> QuantizedWeight:
     if packed.is_packed_weight(x):
         return packed.unpack_packed(x, where=where)
     what = "a quantized tensor, a packed weight or a QuantizedWeight"
-    remedy = "For a whole model use qdeq.dequantize_model."
-    raise QdeqTypeError(expected(where, what, describe(x), remedy))
+    raise QdeqTypeError(expected(where, what, describe(x), "For a whole model use qdeq.dequantize_model."))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, check_scales, check_weight, describe
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType, scheme_of
 
-__all__ = ["QuantizedWeight", "dequantize_weight", "explain_refusal", "reference", "weight_from_tensor"]
+__all__ = ["QuantizedWeight", "dequantize_weight", "explain_refusal", "reference", "report_facts", "weight_from_tensor"]
 
 _NAMES = {kind.torch_dtype: name for name, kind in INTEGER_TYPES.items()}
 
@@ -210,6 +210,15 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
         scale, zero_point = q.q_per_channel_scales().double().clone(), q.q_per_channel_zero_points().clone()
         zero_point = zero_point.float() if scheme == FLOAT_QPARAMS else zero_point.long()
     return QuantizedWeight(ints, scale, zero_point, axis, scheme, name, tuple(q.shape))
+
+
+def report_facts(weight: QuantizedWeight) -> dict[str, Any]:
+    """Return what a :class:`~qdeq.ReportEntry` says about the dtype, scales and zero points of a weight."""
+    facts: dict[str, Any] = {"dtype": weight.dtype, "qscheme": weight.qscheme}
+    if weight.scale.numel():
+        for name, values in (("scale", weight.scale), ("zero_point", weight.zero_point)):
+            facts |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}
+    return facts
 
 
 def reference(weight: QuantizedWeight) -> Tensor:

@@ -22,13 +22,11 @@ from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
-from qdeq.state_dicts.attention import keeps_projections
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Stack, map_tensors, target_shape
 from qdeq.state_dicts.rnn import rnn_shapes_of
-from qdeq.state_dicts.stacking import stacked_kind
-from qdeq.state_dicts.values import value_of
+from qdeq.state_dicts.values import stacked_kind, value_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 
@@ -60,8 +58,7 @@ class Archive(WeightFile):
     def _names_for(self, path: str, like: nn.Module | None) -> Plan:
         """The file's keys under the names of a float model."""
         contents = self._contents
-        shapes = {**contents.rnn_shapes, **rnn_shapes_of(like)}
-        plan = plan_names(path, contents.sources, _shape_of, shapes, attentions=not keeps_projections(like))
+        plan = plan_names(path, contents.sources, _shape_of, like, contents.rnn_shapes)
         plan.dropped = {**contents.dropped, **plan.dropped}
         plan.doubtful = doubts(plan, lambda tensor: (tensor.stride, tensor.qscheme), contents.geometries)
         return plan

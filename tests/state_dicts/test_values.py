@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq.state_dicts.stacking import stack_weights, stacked_kind
+from qdeq.state_dicts.values import stack_weights, stacked_kind
 from qdeq.weights.weight import QuantizedWeight
 from tests.helpers.models import assert_same_bits
 
