@@ -1,6 +1,7 @@
 // Which kernel sets run here and which one is used: the only file that asks which CPU this is.
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "kernels/kernels.h"
 
@@ -8,8 +9,7 @@ namespace qdeq {
 namespace {
 
 struct Sets {
-    const KernelSet* sets[4] = {};
-    int count = 0;
+    std::vector<const KernelSet*> sets;
     Sets() {
 #if defined(__x86_64__)
         __builtin_cpu_init();
@@ -17,12 +17,12 @@ struct Sets {
         const bool avx2 = __builtin_cpu_supports("avx2");
         if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512vl"))
-            sets[count++] = &kAvx512Kernels;
-        if (avx2) sets[count++] = &kAvx2Kernels;
+            sets.push_back(&kAvx512Kernels);
+        if (avx2) sets.push_back(&kAvx2Kernels);
 #elif defined(__aarch64__)
-        sets[count++] = &kNeonKernels;
+        sets.push_back(&kNeonKernels);
 #endif
-        sets[count++] = &kScalarKernels;
+        sets.push_back(&kScalarKernels);
     }
 };
 
@@ -35,9 +35,9 @@ std::atomic<const KernelSet*> forced{nullptr};
 
 }  // namespace
 
-int num_kernel_sets() { return available().count; }
+int num_kernel_sets() { return static_cast<int>(available().sets.size()); }
 
-const KernelSet& kernel_set(int index) { return *available().sets[index]; }
+const KernelSet& kernel_set(int index) { return *available().sets[static_cast<size_t>(index)]; }
 
 const KernelSet& current_kernels() {
     const KernelSet* set = forced.load(std::memory_order_relaxed);
