@@ -58,13 +58,7 @@ def compare(a: Weight, b: Weight, names: tuple[str, str]) -> Difference:
     """Compare two weights of one shape; quantized ones as the float32 values that they stand for.
 
     Tensors of up to 32 bits of floating point are compared as float32, which holds all their values; others as they
-    are if both have one dtype, otherwise as float64.
-
-    Args:
-        a: a weight.
-        b: the other.
-        names: what errors call them.
-
+    are if both have one dtype, otherwise as float64. ``names`` are what errors call them.
     """
     dtypes = {_wide(a), _wide(b)}
     dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64

@@ -76,11 +76,7 @@ def print_item(target: Console, text: str) -> None:
 def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column gives way, by folding, where the terminal is narrow.
 
-    Args:
-        target: from :func:`console`.
-        columns: headings; one that begins with ``>`` is for numbers, which end at the right.
-        rows: as many texts each.
-
+    A heading that begins with ``>`` is for numbers, which end at the right.
     """
     gap = 2 if target.width >= WIDE_COLUMNS else 1
     table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
@@ -104,14 +100,9 @@ def print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence
 def progress(
     title: str, total: int, *, columns: Sequence[type[bars.ProgressColumn]] = BYTES, on: Console | None = None
 ) -> Iterator[Advance]:
-    """Show a bar while the block runs, if that is on a terminal.
+    """Show a bar while the block runs, on stderr by default, if that is a terminal.
 
-    Args:
-        title: what is done.
-        total: how much there is to do.
-        columns: what the total counts: :data:`BYTES` or :data:`COUNTS`.
-        on: where to show it; stderr by default.
-
+    ``columns`` say what the total counts: :data:`BYTES` or :data:`COUNTS`.
     """
     on = console(sys.stderr) if on is None else on
     if not on.is_terminal:

@@ -32,16 +32,12 @@ def selection_options(function: Function) -> Function:
 
 
 class Selection(WeightFile):
-    """Part of an open file under other names.
+    """Part of an open file (``source``) under other names; ``left_out`` are the names that no pattern matches.
 
     Args:
         source: from :func:`qdeq.open`.
         only: patterns of names in ``source``; all if there are none.
         renames: ``OLD=NEW`` each, for whole names or leading parts of them up to a dot.
-
-    Attributes:
-        source: the file.
-        left_out: names that no pattern matches.
 
     Raises:
         QdeqValueError: a pattern or a name that fits nothing, or two weights that would have one name.

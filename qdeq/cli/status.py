@@ -15,14 +15,7 @@ STOPPED, TERMINATED = 130, 143  # 128 and the number of SIGINT, of SIGTERM
 
 
 def lacks_packages(program: str, extra: str, needed: Sequence[str]) -> bool:
-    """Whether packages are missing; then stderr says which extra of qdeq installs them.
-
-    Args:
-        program: what the message begins with.
-        extra: of qdeq.
-        needed: what the packages are imported as.
-
-    """
+    """Whether any of the packages cannot be imported; then stderr says which extra of qdeq installs them."""
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         remedy = f'Install them: pip install "qdeq[{extra}]"'

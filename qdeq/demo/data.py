@@ -31,15 +31,9 @@ class Images:
         return len(self.labels)
 
     def batch(self, rows: Tensor, random: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Enlarge some images.
+        """Enlarge some images, ``rows`` int64 (n,); turned, scaled and shifted a little, as drawn from ``random``.
 
-        Args:
-            rows: int64, (n,).
-            random: turn, scale and shift each image a little, as drawn from here; ``None``: as they are.
-
-        Returns:
-            float32 images (n, 3, side, side) from -1 to 1, in channels_last order, and int64 labels (n,).
-
+        They are float32 (n, 3, side, side) from -1 to 1, in channels_last order; the labels are int64 (n,).
         """
         images = self.pixels[rows].float() / self.white
         size = (self.side, self.side)
@@ -51,13 +45,7 @@ class Images:
         return ((images - 0.5) / 0.5).contiguous(memory_format=torch.channels_last), self.labels[rows]
 
     def batches(self, size: int, random: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images once, in batches of at most ``size``: as they are, or in another order and moved a little.
-
-        Args:
-            size: images per batch.
-            random: where order and moves are drawn from.
-
-        """
+        """Yield all images once, in batches of at most ``size``: as they are, or in order and moved by ``random``."""
         order = torch.arange(len(self)) if random is None else torch.randperm(len(self), generator=random)
         for rows in order.split(size):  # type: ignore[no-untyped-call]
             yield self.batch(rows, random)
@@ -73,9 +61,7 @@ def _small_moves(count: int, random: torch.Generator) -> Tensor:
 def load_digits() -> tuple[Images, Images]:
     """Read the 1797 handwritten digits that ship with scikit-learn (8 x 8 pixels); the network sees 32 x 32.
 
-    Returns:
-        1437 images to train on and 360 to test on, split by class and always the same way.
-
+    1437 are to train on and 360 to test on, split by class and always the same way.
     """
     from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
     from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
@@ -95,14 +81,9 @@ def load_digits() -> tuple[Images, Images]:
 
 
 def load_cifar10(folder: Path, download: bool = False) -> tuple[Images, Images]:
-    """Read CIFAR10 through torchvision (32 x 32 pixels); the network sees 224 x 224.
+    """Read CIFAR10 through torchvision (32 x 32 pixels), to train and to test on; the network sees 224 x 224.
 
-    Args:
-        folder: the folder that holds ``cifar-10-batches-py``.
-        download: let torchvision fetch the 170 MB archive into ``folder`` if it is not there.
-
-    Returns:
-        The images to train on and those to test on.
+    It lies in ``folder`` as ``cifar-10-batches-py``; with ``download`` torchvision fetches it (170 MB) if it does not.
 
     Raises:
         QdeqValueError: the files are missing or differ from the published ones.

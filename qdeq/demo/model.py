@@ -67,13 +67,7 @@ def to_int8(prepared: VGG11) -> VGG11:
 
 
 def load_int8(path: Path, like: VGG11) -> VGG11:
-    """Read an int8 model back: quantize an untrained network the same way, then load the file's state dict.
-
-    Args:
-        path: what ``torch.save(int8.state_dict(), path)`` wrote.
-        like: an untrained float network of the same architecture.
-
-    """
+    """Read an int8 state dict back into an untrained float network of its architecture, quantized the same way."""
     model = to_int8(prepare(like))
     model.load_state_dict(torch.load(path, weights_only=True))
     return model

@@ -20,12 +20,7 @@ def _by_hand(weight: Tensor) -> Tensor:
 
 
 def copy_through_state_dict(int8: nn.Module, fresh: nn.Module) -> list[str]:
-    """Run the loop with its own arithmetic, ``(q - zero_point) * scale``, and ``load_state_dict``.
-
-    Returns:
-        The names that it copied.
-
-    """
+    """Run the loop with its own arithmetic, ``(q - zero_point) * scale``; return the names that it copied."""
     state = fresh.state_dict()
     copied = [name for name in int8.state_dict() if "weight" in name]
     for name in copied:
@@ -35,12 +30,7 @@ def copy_through_state_dict(int8: nn.Module, fresh: nn.Module) -> list[str]:
 
 
 def copy_in_place(int8: nn.Module, fresh: nn.Module) -> list[str]:
-    """Run the loop with ``dequantize()``, written into the parameters where they are.
-
-    Returns:
-        The names that it copied.
-
-    """
+    """Run the loop with ``dequantize()``, into the parameters where they are; return the names that it copied."""
     copied = []
     for name, value in int8.state_dict().items():
         if "weight" in name:

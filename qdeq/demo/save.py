@@ -14,11 +14,7 @@ FILES = ("float.pt", "int8.pt", "dequantized.pt", "report.json", "results.json")
 
 
 class Folder:
-    """A folder for :data:`FILES`, made if it is not there.
-
-    Args:
-        path: the folder.
-        force: replace files of these names that are there already.
+    """A folder for :data:`FILES`, made if it is not there; ``force`` replaces files of these names.
 
     Raises:
         QdeqValueError: the folder cannot be made, or a file is in the way and ``force`` is false.
@@ -45,16 +41,7 @@ class Folder:
         return target
 
     def write(self, name: str, writer: Callable[[Path], object]) -> Path:
-        """Write one file; readers see all of it or nothing.
-
-        Args:
-            name: one of :data:`FILES`.
-            writer: called with the path to write to.
-
-        Returns:
-            The file's path.
-
-        """
+        """Let ``writer`` write one of :data:`FILES` and return its path; readers see all of it or nothing."""
         target = self._free(name)
         with NewFiles([target], force=self.force, size=0) as new:
             writer(new.unfinished(target))

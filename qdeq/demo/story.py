@@ -56,14 +56,7 @@ class Options:
 
 
 def tell(options: Options, console: Console) -> int:
-    """Run everything and print it.
-
-    Args:
-        options: what to do.
-        console: where to print.
-
-    Returns:
-        0, or 1 if the run does not bear out what it should: the problems are printed.
+    """Run everything and print it; return 0, or 1 if it does not bear out what it should: the problems are printed.
 
     Raises:
         QdeqValueError: data, folder or engine cannot be used (found before anything is trained), or a file did not

@@ -47,24 +47,11 @@ def train(
     seed: int,
     console: Console,
 ) -> float:
-    """Train a model where it is and show how it goes: a bar on a terminal, a line per epoch anywhere.
+    """Train a float or prepared model where it is and return the seconds that it took.
 
-    Adam, on images that are moved a little each time.
-
-    Args:
-        model: float or prepared; its weights are changed.
-        images: what to learn.
-        title: the name of this stage.
-        epochs: passes over the images.
-        learning_rate: Adam's; the highest of the cycle.
-        one_cycle: let the learning rate rise and fall once; otherwise it stays.
-        batch_size: images per step.
-        seed: of the images' order and moves.
-        console: where to write.
-
-    Returns:
-        Seconds that it took.
-
+    Adam, on images that are moved a little each time; ``seed`` is that of their order and moves. With ``one_cycle``
+    the learning rate rises to ``learning_rate`` and falls once; otherwise it stays. It shows how it goes, by the name
+    ``title``: a bar on a terminal, a line per epoch anywhere.
     """
     start = time.perf_counter()
     model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]

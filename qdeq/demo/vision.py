@@ -14,14 +14,11 @@ _stubs: list[torch.library.Library] = []  # a library's operators live as long a
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision.
+    """Import torchvision, with its ``models`` and ``datasets``.
 
     A torchvision built for CUDA does not load its own operators beside a CPU build of torch, and then stops at the
     first one it describes, ``torchvision::nms``. Its models and data sets use none of them, so declaring their
     signatures is enough. That is done only if the plain import fails.
-
-    Returns:
-        The module ``torchvision``, with ``models`` and ``datasets`` imported.
 
     Raises:
         ImportError: torchvision is not installed.

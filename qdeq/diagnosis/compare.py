@@ -70,7 +70,11 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
             one = _run(a, hooks_a, "a", batch.inputs, keep)
             two = _run(b, hooks_b, "b", batch.inputs, judge)
             outputs.add(one, two, batch.labels)
-    rows = [_row(path, ours[path], theirs[path], sums[path]) for path in paths if sums[path].count]
+    rows = [
+        Layer(path, path, class_name(ours[path]), class_name(theirs[path]), **sums[path].numbers())
+        for path in paths
+        if sums[path].count
+    ]
     unmatched = [path for path in [*ours, *theirs] if path not in sums]
     return Comparison(rows, outputs.outcome(), unmatched)
 
@@ -112,10 +116,3 @@ def _comparable(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if path and (whole or leaf) and type(module) is not nn.Identity and not isinstance(module, _POST_PROCESS):
             found.append((path, module))
     return found
-
-
-def _row(path: str, a: nn.Module, b: nn.Module, sums: Sums) -> Layer:
-    row = Layer(path, path, class_name(a), class_name(b))
-    row.sqnr_db, row.cosine, row.max_abs = sums.sqnr_db, sums.cosine, sums.largest
-    row.mean_abs = sums.absolute / max(1, sums.count)
-    return row

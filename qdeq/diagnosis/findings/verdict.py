@@ -46,15 +46,7 @@ def order(findings: list[Finding], group_repair: dict[str, float]) -> list[Findi
 def verdict(
     findings: list[Finding], group_repair: dict[str, float], lost: dict[str, float], outcome: Outcome | None
 ) -> str:
-    """One sentence.
-
-    Args:
-        findings: in order.
-        group_repair: kind -> share of the error that is gone when all findings of the kind are put right.
-        lost: kind -> share of the lost accuracy (or top-1 agreement) that comes back with it; empty if none was lost.
-        outcome: the outputs of both models; None without data.
-
-    """
+    """One sentence about findings in order; ``group_repair`` and ``lost`` are an attribution's."""
     groups = group_by_kind(findings)
     if not groups:
         return _agreement(findings, outcome)

@@ -182,8 +182,8 @@ def fill_table(watches: list[Watch], table: dict[str, Layer]) -> str | None:
             continue
         row = table[watch.pair.layer.path]
         total = watch.total
-        row.sqnr_db, row.cosine, row.max_abs = total.sqnr_db, total.cosine, total.largest
-        row.mean_abs = total.absolute / total.count
+        for name, number in total.numbers().items():
+            setattr(row, name, number)
         row.introduced = _relative(watch.own, watch.split_signal)
         row.inherited = _relative(watch.before, watch.split_signal)
         row.clipped = watch.outside / total.count

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qdeq.diagnosis.findings.verdict import group_by_kind, order
 from qdeq.diagnosis.kinds import KINDS
@@ -31,35 +32,24 @@ CHEAP_WEIGHTS = 1_000_000_000
 LEAST_SAMPLES = 4
 
 
+@dataclass
 class Attribution:
-    """Which repair brings what.
+    """Which repair brings what."""
 
-    Attributes:
-        groups: kind -> share of the mean squared error of the output that is gone with all its findings repaired.
-        lost: kind -> share of the lost accuracy, or of the lost top-1 agreement where the data has no labels, that
-            comes back with it; empty where none was lost.
-        cumulative: (name of the finding, share of the error that is gone) while findings are repaired in order.
-
-    """
-
-    def __init__(self) -> None:
-        self.groups: dict[str, float] = {}
-        self.lost: dict[str, float] = {}
-        self.cumulative: list[tuple[str, float]] = []
+    # Kind -> share of the mean squared error of the output that is gone with all its findings repaired.
+    groups: dict[str, float] = field(default_factory=dict)
+    # Kind -> share of the lost accuracy, or of the lost top-1 agreement where the data has no labels, that comes back
+    # with it; empty where none was lost.
+    lost: dict[str, float] = field(default_factory=dict)
+    # (name of the finding, share of the error that is gone) while findings are repaired in order.
+    cumulative: list[tuple[str, float]] = field(default_factory=list)
 
 
 def attribute(findings: list[Finding], repairs: Repairs, float_model: nn.Module, answers: list[Answer]) -> Attribution:
     """Repair findings on copies of the float model and measure.
 
     Sets ``repair`` of each finding that can be repaired, in the order of the findings, as far as the number of
-    forwards allows. Each measurement runs the first part of the data.
-
-    Args:
-        findings: in any order.
-        repairs: what puts each of them right.
-        float_model: left untouched.
-        answers: what both models made of the data.
-
+    forwards allows. Each measurement runs the first part of the data. The float model is left untouched.
     """
     result = Attribution()
     repairable = [item for item in findings if item.is_fault and repairs.of(item) is not None]
@@ -126,35 +116,29 @@ class _Bench:
 
     def _as_it_was(self) -> OutputSums:
         sums = OutputSums()
-        for answer, count in self._parts():
-            sums.add(answer.ours[:count], answer.theirs[:count], _first(answer.batch.labels, count))
+        for answer in self._parts():
+            sums.add(answer.ours, answer.theirs, answer.batch.labels)
         return sums
 
-    def _parts(self) -> Iterator[tuple[Answer, int]]:
+    def _parts(self) -> Iterator[Answer]:
         left = self.samples
         for answer in self.answers:
             if left > 0:
-                yield answer, min(left, len(answer.batch))
+                yield Answer(answer.batch.part(0, left), answer.ours[:left], answer.theirs[:left])
             left -= len(answer.batch)
 
     def _measure(self, items: list[Finding]) -> OutputSums:
         self.left -= self.samples
         model = light_copy(self.float_model)
         for item in items:
-            repair = self.repairs.of(item)
-            if repair is not None:
+            if (repair := self.repairs.of(item)) is not None:
                 repair(model)
         sums = OutputSums()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            for answer, count in self._parts():
-                output = forward(model, answer.batch.inputs[:count], "float_model")
-                sums.add(answer.ours[:count], output, _first(answer.batch.labels, count))
+            for answer in self._parts():
+                sums.add(answer.ours, forward(model, answer.batch.inputs, "float_model"), answer.batch.labels)
         return sums
-
-
-def _first(labels: Tensor | None, count: int) -> Tensor | None:
-    return None if labels is None else labels[:count]
 
 
 def _regained(before: OutputSums, after: OutputSums) -> float | None:

@@ -24,11 +24,7 @@ _WEIGHT_KINDS = ("weight", "channels", "other_", "scale", "zero_point", "flatten
 class Repairs:
     """The right values, and how to put them into a copy of the float model.
 
-    Args:
-        int8_model: gives the activations.
-        pairs: path in the int8 model -> layers of one shape; give the weights and biases.
-        plain: the int8 side's tensors that are not quantized.
-
+    The int8 model gives the activations, ``pairs`` (by their path in it, of one shape) the weights and biases.
     """
 
     def __init__(self, int8_model: nn.Module, pairs: Mapping[str, Pair], plain: list[PlainTensor]) -> None:

@@ -34,6 +34,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def part(self, start: int, end: int) -> Batch:
+        """Return some of the samples."""
+        return Batch(self.inputs[start:end], None if self.labels is None else self.labels[start:end])
+
 
 def batches(data: object) -> Iterator[Batch]:
     """Take a tensor (n, ...), a pair (inputs, labels), or an iterable of either.
@@ -50,8 +54,7 @@ def batches(data: object) -> Iterator[Batch]:
         sample_bytes = batch.inputs[:1].numel() * batch.inputs.element_size()
         size = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(1, sample_bytes)))
         for start in range(0, len(batch.inputs), size):
-            part = slice(start, start + size)
-            yield Batch(batch.inputs[part], None if batch.labels is None else batch.labels[part])
+            yield batch.part(start, start + size)
         count += len(batch.inputs)
     if count == 0:
         raise QdeqValueError(expected("data", "at least one sample", "none", "Pass a tensor (n, ...) or a loader."))
@@ -184,6 +187,11 @@ class Sums:
         size = (self.aa * self.bb) ** 0.5
         return self.ab / size if size > 0 else 0.0
 
+    def numbers(self) -> dict[str, Any]:
+        """Return them as the fields of a :class:`Layer` or an :class:`Outcome`."""
+        mean = self.absolute / max(1, self.count)
+        return {"sqnr_db": self.sqnr_db, "mean_abs": mean, "max_abs": self.largest, "cosine": self.cosine}
+
 
 def squared_error(a: Tensor, b: Tensor) -> float:
     """Sum of the squared differences of two float32 tensors of one shape."""
@@ -232,11 +240,8 @@ class OutputSums:
         labelled = self.classes and self.labelled == self.samples > 0
         return Outcome(
             self.samples,
-            self.sums.sqnr_db,
-            self.sums.absolute / max(1, self.sums.count),
-            self.sums.largest,
-            self.sums.cosine,
-            self.agreed / self.samples if self.classes and self.samples else None,
-            self.right_a / self.labelled if labelled else None,
-            self.right_b / self.labelled if labelled else None,
+            **self.sums.numbers(),
+            top1_agreement=self.agreed / self.samples if self.classes and self.samples else None,
+            accuracy_a=self.right_a / self.labelled if labelled else None,
+            accuracy_b=self.right_b / self.labelled if labelled else None,
         )

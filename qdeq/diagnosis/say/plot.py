@@ -26,11 +26,7 @@ def picture(explanation: ExplanationData, suffix: str) -> bytes:
     """Return the plots as one picture file.
 
     Error per layer, the weights of the worst layer against the integer grid, and, where the models were run, the
-    range of every layer's output against what int8 represents.
-
-    Args:
-        explanation: what to draw.
-        suffix: of the file, which gives the format: .png, .svg, .pdf.
+    range of every layer's output against what int8 represents. The suffix gives the format: .png, .svg, .pdf.
 
     Raises:
         QdeqError: matplotlib is not installed.

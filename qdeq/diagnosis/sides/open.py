@@ -15,7 +15,7 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files import open as open_archive
 from qdeq.sources import form_of
 from qdeq.sources.form import Form
-from qdeq.words import class_name
+from qdeq.words import class_name, error_line
 
 __all__ = ["Side", "open_side"]
 
@@ -31,12 +31,9 @@ class Side:
 
 
 def open_side(source: object, where: str, *, trust: bool = False) -> Side:
-    """Take a model, a state_dict or the path of a checkpoint.
+    """Take a model, a state_dict or the path of a checkpoint; ``where`` is the argument's name in errors.
 
-    Args:
-        source: ``nn.Module``, mapping of names to tensors, or path.
-        where: name of the argument in errors.
-        trust: also read files that hold a whole pickled model or TorchScript, which runs their code.
+    With ``trust`` files that hold a whole pickled model or TorchScript are read, too, which runs their code.
 
     Raises:
         QdeqTypeError: something else.
@@ -67,6 +64,5 @@ def _load(path: Path, where: str, trust: bool) -> object:
         try:
             return torch.load(path, weights_only=False, map_location="cpu")
         except Exception as error:
-            got = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            remedy = "Pass a file that torch.save wrote."
-            raise QdeqValueError(expected(str(path), "a checkpoint that torch.load reads", got, remedy)) from error
+            what, remedy = "a checkpoint that torch.load reads", "Pass a file that torch.save wrote."
+            raise QdeqValueError(expected(str(path), what, error_line(error), remedy)) from error
