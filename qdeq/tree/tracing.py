@@ -25,20 +25,20 @@ __all__ = ["Traces", "trace"]
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, is_leaf: Callable[[nn.Module, str], bool], modules: tuple[Any, ...]) -> None:
+    def __init__(self, leaf: Callable[[nn.Module, str], bool], modules: tuple[Any, ...]) -> None:
         super().__init__(autowrap_modules=modules)
-        self._is_leaf = is_leaf
+        self._leaf = leaf
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return self._is_leaf(m, module_qualified_name)
+        return self._leaf(m, module_qualified_name)
 
 
-def trace(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> fx.Graph:
+def trace(module: nn.Module, leaf: Callable[[nn.Module, str], bool]) -> fx.Graph:
     """Trace the forward of ``module`` and of the modules in it that are no leaves; the random state stays.
 
     Args:
         module: is run on values without data; its own attributes may change.
-        is_leaf: whether a module of that dotted name is recorded as one call.
+        leaf: whether a module of that dotted name is recorded as one call.
 
     Raises:
         Exception: whatever the forward or torch.fx raises.
@@ -46,9 +46,9 @@ def trace(module: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> fx.Gr
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            return _Tracer(is_leaf, ()).trace(module)
+            return _Tracer(leaf, ()).trace(module)
         except Exception:  # noqa: BLE001 (it may have called math.sqrt: wrapping all of math takes a third of a trace)
-            return _Tracer(is_leaf, (math,)).trace(module)
+            return _Tracer(leaf, (math,)).trace(module)
 
 
 class Traces:
@@ -65,11 +65,11 @@ class Traces:
 
     @functools.cached_property
     def whole(self) -> fx.Graph | None:
-        """What the model runs from end to end, modules of torch and those without children as single calls.
+        """What the model runs from end to end, modules of torch and those without children as single calls, no hooks.
 
         None where it cannot be traced as a whole; then parts of it may.
         """
-        if any("forward" in vars(module) and not _is_leaf(module, "") for _, module in every_module(self._model)):
+        if any("forward" in vars(module) and not _is_leaf(module) for _, module in every_module(self._model)):
             return None
         try:
             return trace(_stand_in(self._model, _is_leaf), _is_leaf)
@@ -93,7 +93,8 @@ class Traces:
             return f"its owner's forward cannot be traced ({type(error).__name__})"
 
 
-def _is_leaf(module: nn.Module, name: str) -> bool:
+def _is_leaf(module: nn.Module, name: str = "") -> bool:
+    """Whether a trace of a whole model has a module as a single call."""
     # torch.ao's fused layers before conversion are Sequentials.
     library = is_library_module(module) and not isinstance(module, nn.Sequential)
     return library or not children(module)
@@ -110,7 +111,7 @@ def _chain(owner: nn.Module) -> fx.Graph:
 
 
 def _stand_in(module: nn.Module, shared: Callable[[nn.Module, str], bool], memo: dict[int, Any] | None = None) -> Any:
-    """A copy of a module to trace: its forward is the user's code and may change what it holds, but no tensor.
+    """A copy of a module to trace: its forward is the user's code and may change what it holds; hooks do not run.
 
     Args:
         module: is left alone.
@@ -122,6 +123,11 @@ def _stand_in(module: nn.Module, shared: Callable[[nn.Module, str], bool], memo:
     if id(module) in memo:
         return memo[id(module)]
     memo[id(module)] = copied = shallow_copy(module)
+    copied._forward_hooks.clear()
+    copied._forward_pre_hooks.clear()
+    owned: list[dict[str, Any]] = [copied._parameters, copied._buffers]
+    for tensors in owned:
+        tensors.update({name: copy.deepcopy(value, memo) for name, value in tensors.items()})
     for name, child in children(module):
         # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
         made = child if "_modules" in vars(child) else nn.Module()

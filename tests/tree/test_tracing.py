@@ -84,3 +84,25 @@ def test_a_whole_model_is_followed_into_modules_that_are_not_torchs():
     model = nn.Sequential(Block(), nn.Identity())
     assert calls(Traces(model).whole) == ["0.layer.0", "0.layer.1", "1"]
     assert model[0].count == 0
+
+
+def test_what_a_forward_or_a_hook_would_change_is_left_alone():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("count", torch.zeros(()))
+            self.factor = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            self.count += 1
+            self.factor.data += 1
+            return self.layer(x) * self.factor
+
+    model, seen = nn.Sequential(Counts()), []
+    model[0].register_forward_hook(lambda *_: seen.append(1))
+    traces = Traces(model)
+    assert calls(traces.whole) == ["0.layer"]
+    assert calls(traces.of(model[0])) == ["layer"]
+    assert (float(model[0].count), float(model[0].factor.detach()), seen) == (0, 1, [])
+    assert len(model[0]._forward_hooks) == 1

@@ -91,10 +91,18 @@ def _calls(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def _followers(calls: Mapping[str, list[fx.Node]], name: str) -> Iterator[str]:
-    """The children that run one after the other on what ``name`` gave, each once, and nothing else does."""
+    """The children that one forward runs after the other on what ``name`` gave, each once, and nothing else does."""
     at = calls.get(name, [])
+    forward = _running(at[0]) if at else ()
     while len(at) == 1 and len(at[0].users) == 1:
         (node,) = at[0].users
         at = calls.get(str(node.target), []) if node.op == "call_module" else []
         if len(at) == 1:
+            if _running(at[0]) != forward:
+                return  # what a block hands to another may pass hooks of theirs
             yield str(node.target)
+
+
+def _running(node: fx.Node) -> tuple[str, ...]:
+    """The modules whose forwards run, one inside the other, when a child is called."""
+    return tuple(node.meta.get("nn_module_stack", {}))[:-1]

@@ -76,3 +76,10 @@ def test_a_place_that_is_used_elsewhere_is_none():
     owner = owner_with(PROVEN["plain"])
     owner.also = owner.place
     assert isinstance(slot(owner), str)
+
+
+def test_a_place_behind_the_end_of_a_block():
+    """What a block hands out may pass its hooks: the activation stays within the forward that ran it."""
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 1, 1)), nn.Identity())
+    slots = Slots(dict(model.named_modules(remove_duplicate=False)))
+    assert isinstance(slots.find("0.0", 2), str)
