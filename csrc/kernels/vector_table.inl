@@ -1,6 +1,9 @@
 // The KernelSet of a vector ISA file, once its unnamed namespace holds the functions named here.
-#define QDEQ_PER_ROW(T) {QDEQ_ISA(dequantize_rows)<T, kSubFloat, false>, QDEQ_ISA(dequantize_rows)<T, kSubInt32, false>, QDEQ_ISA(dequantize_rows)<T, kDouble, false>}
-#define QDEQ_PER_ELEMENT(T) {QDEQ_ISA(dequantize_rows)<T, kSubFloat, true>, nullptr, QDEQ_ISA(dequantize_rows)<T, kDouble, true>}
+#define QDEQ_PER_ROW(T)                                                                                    \
+    {QDEQ_ISA(dequantize_rows) < T, kSubFloat, false >, QDEQ_ISA(dequantize_rows) < T, kSubInt32, false >, \
+     QDEQ_ISA(dequantize_rows) < T, kDouble,   false > }
+#define QDEQ_PER_ELEMENT(T) \
+    {QDEQ_ISA(dequantize_rows) < T, kSubFloat, true >, nullptr, QDEQ_ISA(dequantize_rows) < T, kDouble, true > }
 #define QDEQ_KERNEL_SET(name)                                                          \
     {name,                                                                             \
      {QDEQ_PER_ROW(int8_t), QDEQ_PER_ROW(uint8_t), QDEQ_PER_ROW(int32_t)},             \
