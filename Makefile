@@ -13,8 +13,9 @@ BUILD_INPUTS := pyproject.toml setup.py constraints.txt _build/qdeq_build.py \
 demo: $(VENV)/.demo
 	$(BIN)/python -m qdeq.demo $(ARGS)
 
+# Two processes, each with whole files: nearly all of the time is one thread's.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable $(ARGS)
 
 bench: $(VENV)/.bench
 	mkdir -p .benchmarks
