@@ -15,7 +15,7 @@ demo: $(VENV)/.demo
 
 # Two processes, each with whole files: nearly all of the time is one thread's.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --benchmark-disable $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --benchmark-disable $(ARGS)
 
 bench: $(VENV)/.bench
 	mkdir -p .benchmarks
