@@ -47,7 +47,7 @@ def trace(module: nn.Module, leaf: Callable[[nn.Module, str], bool]) -> fx.Graph
     with torch.random.fork_rng(devices=[]):
         try:
             return _Tracer(leaf, ()).trace(module)
-        except Exception:  # noqa: BLE001 (it may have called math.sqrt: wrapping all of math takes a third of a trace)
+        except Exception:  # noqa: BLE001 (it may have called math.sqrt; few do, and wrapping all of math costs each trace)
             return _Tracer(leaf, (math,)).trace(module)
 
 
