@@ -180,7 +180,13 @@ def _check_complete(description: Description, failures: list[QdeqError], strict:
 
 def _check_account(made: list[Made], report: Report) -> None:
     written = {entry.target for entry in report.entries}
-    unused = [name for part in made for name in part.layer.holds if name not in part.layer.accounted()]
+    unused = [
+        name
+        for part in made
+        for accounted in [part.layer.accounted()]
+        for name in part.layer.holds
+        if name not in accounted
+    ]
     unwritten = [
         name for part in made for name, parameter in part.named_parameters() if parameter.is_meta or name not in written
     ]

@@ -102,7 +102,7 @@ class _Maker:
         laid_out: list[tuple[Layer, nn.Module, list[tuple[Part, Tensor, list[_Job]]]]] = []
         for layer in layers:
             try:
-                module = layer.made or _empty(layer)
+                module = _empty(layer) if layer.made is None else layer.made
                 laid_out.append((layer, module, [self._lay_out(layer, module, part) for part in layer.parts]))
             except Exception as error:  # noqa: BLE001 (a broken layer may raise anything, and all are named at once)
                 failures.append(unreadable(layer.path, layer.source_class, error))

@@ -52,6 +52,18 @@ def test_unknown_until_registered():
     assert {item.source for item in report.dropped} == {"0.scale", "0.zero_point"}
 
 
+def test_what_a_builder_returns_is_taken_even_if_it_counts_as_false():
+    """An empty Sequential has the length 0."""
+
+    class Nothing(nn.Sequential):
+        def __init__(self, why: str) -> None:
+            super().__init__()
+            self.why = why
+
+    qdeq.register(Scaled, lambda module, path, report: Nothing("dropped"))
+    assert dequantize_model(nn.Sequential(Scaled()))[0].why == "dropped"
+
+
 def test_dtype_applies_to_what_a_registered_builder_returns():
     qdeq.register(Scaled, build_scaled)
     assert dequantize_model(nn.Sequential(Scaled()), dtype=torch.bfloat16)[0].weight.dtype == torch.bfloat16
