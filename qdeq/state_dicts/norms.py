@@ -21,7 +21,8 @@ def norms_behind_names(shapes: Mapping[str, Sequence[int]]) -> NormsBehind:
 
     """
     paths = list(dict.fromkeys(name.rpartition(".")[0] for name in shapes))
-    is_sorted = list(shapes) == sorted(shapes)
+    tensors = [name for name, shape in shapes.items() if shape]  # a safetensors file has its integer counters apart
+    is_sorted = tensors == sorted(tensors)
     norms = [path for path in paths if _is_norm(path, shapes)]
     layers = [path for path in paths if path not in norms and 2 <= len(shapes.get(f"{path}.weight", ())) <= 5]
     found = NormsBehind()
@@ -31,11 +32,12 @@ def norms_behind_names(shapes: Mapping[str, Sequence[int]]) -> NormsBehind:
         numbers = [path.rpartition(".")[2] for path in [*ours, *near]]
         numbered = all(number.isdecimal() for number in numbers)
         places = {path: int(path.rpartition(".")[2]) if numbered else paths.index(path) for path in [*ours, *near]}
+        ordered = numbered or not is_sorted
         told = by_order(
             {path: places[path] for path in near},
             {path: places[path] for path in ours},
-            functools.partial(_fits, shapes, near),
-            ordered=numbered or not is_sorted,
+            functools.partial(_fits, shapes, near, ordered),
+            ordered=ordered,
         )
         found.pairs.update(told.pairs)
         found.possible.update(told.possible)
@@ -46,13 +48,14 @@ def _is_norm(path: str, shapes: Mapping[str, Sequence[int]]) -> bool:
     return len(shapes.get(f"{path}.running_var", ())) == 1 and len(shapes.get(f"{path}.weight", (0,))) == 1
 
 
-def _fits(shapes: Mapping[str, Sequence[int]], near: Sequence[str], layer: str, norm: str) -> bool:
+def _fits(shapes: Mapping[str, Sequence[int]], near: Sequence[str], ordered: bool, layer: str, norm: str) -> bool:
     """Whether a layer has the channels of a norm: in its first dimension.
 
-    Where no layer near has, the second counts: a transposed convolution's output channels.
+    Where no layer near has, the second counts: a transposed convolution's output channels. Without an order the norm
+    may as well lie before a usual convolution, whose input channels these are.
     """
     channels = shapes[f"{norm}.running_var"][0]
     weights = {path: shapes[f"{path}.weight"] for path in near}
     if any(weight[0] == channels for weight in weights.values()):
         return weights[layer][0] == channels
-    return len(weights[layer]) > 2 and weights[layer][1] == channels
+    return ordered and len(weights[layer]) > 2 and weights[layer][1] == channels
