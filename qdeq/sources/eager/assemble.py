@@ -17,7 +17,7 @@ from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module
 from qdeq.sources.eager.slots import Slots
 from qdeq.sources.eager.walk import find_quantized
 from qdeq.sources.form import Options
-from qdeq.tree.walk import HOLDS_NOTHING, every_module
+from qdeq.tree.walk import HOLDS_NOTHING, empty_containers, every_module
 from qdeq.words import class_name
 
 __all__ = ["assemble"]
@@ -47,6 +47,7 @@ class _Assembly:
         for module in self.modules.values():
             if id(module) not in sources:
                 self.memo |= detached(module)
+                self.memo |= empty_containers(module)
         for part in self.made:
             self._place(part)
         if unfold_bn:
