@@ -36,7 +36,8 @@ def norms_behind_names(shapes: Mapping[str, Sequence[int]]) -> NormsBehind:
         told = by_order(
             {path: places[path] for path in near},
             {path: places[path] for path in ours},
-            functools.partial(_fits, shapes, near, ordered),
+            functools.partial(_may_fit, shapes),
+            None if ordered else functools.partial(_fits, shapes),
             ordered=ordered,
         )
         found.pairs.update(told.pairs)
@@ -48,14 +49,15 @@ def _is_norm(path: str, shapes: Mapping[str, Sequence[int]]) -> bool:
     return len(shapes.get(f"{path}.running_var", ())) == 1 and len(shapes.get(f"{path}.weight", (0,))) == 1
 
 
-def _fits(shapes: Mapping[str, Sequence[int]], near: Sequence[str], ordered: bool, layer: str, norm: str) -> bool:
-    """Whether a layer has the channels of a norm: in its first dimension.
+def _fits(shapes: Mapping[str, Sequence[int]], layer: str, norm: str) -> bool:
+    """Whether a layer has the channels of a norm, in its first dimension."""
+    return shapes[f"{layer}.weight"][0] == shapes[f"{norm}.running_var"][0]
 
-    Where no layer near has, the second counts: a transposed convolution's output channels. Without an order the norm
-    may as well lie before a usual convolution, whose input channels these are.
+
+def _may_fit(shapes: Mapping[str, Sequence[int]], layer: str, norm: str) -> bool:
+    """Whether it has them, or would have as a transposed convolution, in its second.
+
+    Where nothing tells the order these may as well be the input channels of the layer behind the norm.
     """
-    channels = shapes[f"{norm}.running_var"][0]
-    weights = {path: shapes[f"{path}.weight"] for path in near}
-    if any(weight[0] == channels for weight in weights.values()):
-        return weights[layer][0] == channels
-    return ordered and len(weights[layer]) > 2 and weights[layer][1] == channels
+    weight = shapes[f"{layer}.weight"]
+    return _fits(shapes, layer, norm) or (len(weight) > 2 and weight[1] == shapes[f"{norm}.running_var"][0])

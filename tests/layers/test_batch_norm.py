@@ -113,6 +113,8 @@ def test_norms_come_back_in_their_places(unfold_bn, mode, bias):
         assert float((rebuilt(x) == model(x)).float().mean()) >= 0.99
 
 
+# torch warns about its own TypedStorage whenever it loads a quantized tensor.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("way", ["live", "copied", "saved", "QAT"])
 def test_keys_are_those_of_the_class(bias, way):

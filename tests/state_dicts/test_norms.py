@@ -45,3 +45,10 @@ def test_late_norms_of_one_size_are_not_guessed():
     found = norms_behind_names(shapes(Points()))
     assert found.pairs == {"conv3": "bn3"}
     assert found.possible == dict.fromkeys(("bn1", "bn2", "bn4"), ("conv1", "conv2", "fc1"))
+
+
+def test_a_transposed_convolution_counts_before_a_layer_that_only_has_the_size():
+    first, up, norm = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(16, 8, 2), nn.BatchNorm2d(8)
+    model = nn.ModuleDict({"first": first, "up": up, "norm": norm})
+    assert norms_behind_names(shapes(model)).possible == {"norm": ("first", "up")}
+    assert norms_behind_names(as_safetensors_sorts(shapes(model))).possible == {"norm": ("first", "up")}

@@ -116,7 +116,7 @@ LATE = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3", "fc1": "bn4"}
 
 def test_late_norms():
     assert norms_behind(Points()).pairs == LATE
-    told_by_channels = norms_behind(Points(traced=False, widths=(4, 8, 16, 12)))
+    told_by_channels = norms_behind(Points(traced=False, widths=(6, 8, 16, 12)))
     assert (told_by_channels.pairs, told_by_channels.possible) == (LATE, {})
     untold = norms_behind(Points(traced=False))
     assert untold.pairs == {"conv3": "bn3"}
