@@ -12,6 +12,7 @@ from torch import nn
 import qdeq
 from qdeq.layers.batch_norm import NormValues, fill_identity, fold_batch_norm
 from tests.helpers.models import SmallVGG, assert_same_bits, bits, quantize, small_vgg, tq
+from tests.helpers.norm_models import Points, trained
 from tests.helpers.saturation import assert_same_on_every_cpu
 from tools.models import engine
 
@@ -145,6 +146,15 @@ def small_vgg_qat(*, conv_bias):
     model(model.example()).sum().backward()
     with engine("fbgemm"):
         return tq.convert(model.eval())
+
+
+def test_a_norm_whose_place_cannot_be_proven_is_reported():
+    model = trained(Points(traced=False))
+    x = model.example()
+    model = quantize(model, x, groups=[list(group) for group in model.groups])
+    rebuilt, report = qdeq.dequantize_model(model, unfold_bn=True, return_report=True)
+    assert "no BatchNorm put back behind it: its owner's forward cannot be traced" in report.notes["conv1"][0]
+    assert type(rebuilt.bn1) is nn.Identity
 
 
 def test_no_norm_comes_back_behind_a_layer_without_a_bias():

@@ -96,7 +96,10 @@ class _Assembly:
         for part in self.made:
             path = part.layer.path
             slot, bias = self._slot(path, 1), _bias(part)
-            if isinstance(slot, str) or id(slot) in self.memo or bias is None:
+            if bias is None or id(slot) in self.memo:
+                continue
+            if isinstance(slot, str):
+                self.report.note(path, f"no BatchNorm put back behind it: {slot}")
                 continue
             batch_norm = unfold(part.module, path, names[id(slot)], eps, self.report, keep_bias=bias.requires_grad)
             if batch_norm is not None:
