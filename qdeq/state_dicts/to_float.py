@@ -65,6 +65,8 @@ def dequantize_state_dict(
         raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
     if into is not None and not isinstance(into, nn.Module):
         raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
+    if norms is not None and into is None:
+        refuse(f"{_WHERE}: norms", "None without into", repr(norms), "Pass the float model to load as into.")
     plan = plan_state(_WHERE, sd, into)
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."

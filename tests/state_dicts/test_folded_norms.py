@@ -82,3 +82,5 @@ def test_wrong_statements_are_refused():
     model, _ = int8(Dense)
     with pytest.raises(qdeq.QdeqValueError, match="dequantize_state_dict: into: norms: expected paths of batch norms"):
         qdeq.dequantize_state_dict(model.state_dict(), into=Dense(), norms={"conv0": "nowhere"})
+    with pytest.raises(qdeq.QdeqValueError, match="norms: expected None without into"):
+        qdeq.dequantize_state_dict(model.state_dict(), norms={"conv0": "norm0"})
