@@ -160,6 +160,27 @@ def test_parts_are_followed_where_the_whole_cannot_be_traced():
     assert found.possible == {}
 
 
+def test_a_block_that_runs_on_its_own_output_is_followed_to_an_end():
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.last = Repeated(), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.last(self.inner(x)) if x.sum() > 0 else x
+
+    class Repeated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.conv, self.norm = nn.Sequential(nn.Dropout()), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.drop(self.drop(self.conv(x))))
+
+    found = norms_behind(Around())
+    assert found.pairs.items() <= {"inner.conv": "inner.norm"}.items()
+
+
 def test_a_layer_in_another_block_is_possible_where_the_forward_is_not_known():
     class Apart(nn.Module):
         def __init__(self) -> None:
