@@ -206,6 +206,7 @@ def _rounded(part: Made) -> Rounded:
         part.carrier,
         dynamic=layer.role is Role.DYNAMIC,
         dequantizes=layer.role is Role.DEQUANTIZE,
+        registered=layer.made is not None,
     )
 
 
