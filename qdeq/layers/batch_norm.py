@@ -18,7 +18,6 @@ two ways, and both stay, because neither can do the other's work:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -162,13 +161,7 @@ def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float,
     if bias is not None:
         batch_norm.bias = bias
         layer.bias = None  # type: ignore[assignment]
-        moved, target = join(path, "bias"), join(slot_path, "bias")
-        report.entries[:] = [
-            dataclasses.replace(entry, target=target, target_class=f"torch.nn.{kind.__name__}")
-            if entry.target == moved
-            else entry
-            for entry in report.entries
-        ]
+        report.move(join(path, "bias"), join(slot_path, "bias"), f"torch.nn.{kind.__name__}")
     what = "any eps up to 2**-9" if eps is None else f"eps {eps:g}"
     report.note(slot_path, f"{kind.__name__} put back: bias of {path}, otherwise an exact identity for {what}")
     return batch_norm
