@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tools.models import tq
 
-__all__ = ["UNet", "MobileV2", "MobileV3", "PointNet", "ResNet", "VGG"]
+__all__ = ["VGG", "MobileV2", "MobileV3", "PointNet", "ResNet", "UNet"]
 
 
 class _Stubs(nn.Module):
