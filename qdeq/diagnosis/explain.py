@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
 from qdeq.diagnosis.findings.structure import structure_findings
+from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
-from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
 from qdeq.diagnosis.measure.activations import fill_table, runtime_findings
 from qdeq.diagnosis.measure.attribution import Attribution, attribute
 from qdeq.diagnosis.measure.data import batches
@@ -102,7 +102,7 @@ def explain(
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
     findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
-    findings += uncalibrated_findings(ours.model, quantized)
+    findings += [] if ours.model is None else uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
         findings += structure_findings(ours.model, theirs.model, pairs, right)
