@@ -17,9 +17,9 @@ from collections import Counter
 import torch
 
 import qdeq
-from tools.faults.outcome import OUTCOME_FAULTS, SUBJECTS, outcome_mutant
+from tools.faults.outcome import OUTCOME_FAULTS, SUBJECTS, damaged, outcome_mutant
 
-__all__ = ["named_first"]
+__all__ = ["costs_most", "named_first"]
 
 
 def named_first(kind: str, name: str, seed: int) -> str:
@@ -33,6 +33,25 @@ def named_first(kind: str, name: str, seed: int) -> str:
     return f"{first.kind} at {first.module} (wanted {mutant.modules[0]})"
 
 
+def costs_most(name: str, seed: int) -> str:
+    """ "damaged", if the damaged module comes first in the sensitivity; otherwise what does."""
+    mutant = damaged(name, seed)
+    rows = qdeq.explain(mutant.int8, mutant.float_model, mutant.data, sensitivity=True).sensitivity
+    return (
+        "damaged" if rows[0].module in mutant.modules else f"{rows[0].module} (wanted {mutant.modules[0]}, seed {seed})"
+    )
+
+
+def _sensitivity(networks: list[str], trials: int) -> bool:
+    right = total = 0
+    for name in networks:
+        found = Counter(costs_most(name, seed) for seed in range(trials))
+        right, total = right + found["damaged"], total + trials
+        print(f"{name}: {found['damaged']} of {trials} {dict(found)}", flush=True)
+    print(f"the damaged module costs most in {right} of {total}")
+    return right >= 0.95 * total
+
+
 def main() -> int:
     """Run the trials; exit 1 if fewer are right than the project promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,6 +59,9 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(OUTCOME_FAULTS))
     parser.add_argument("--networks", default=",".join(SUBJECTS))
+    parser.add_argument(
+        "--sensitivity", type=int, default=0, help="damage one module so often on each network, instead"
+    )
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from tools.faults.subject import Mutant, NoPlaceError, pick
 from tools.models import engine, tq
 from tools.networks import NETWORKS, Network
 
-__all__ = ["OUTCOME_FAULTS", "SUBJECTS", "outcome_mutant"]
+__all__ = ["OUTCOME_FAULTS", "SUBJECTS", "damaged", "outcome_mutant"]
 
 SUBJECTS = ("vgg", "resnet", "mobilenet_v2", "unet", "pointnet")
 CALIBRATED_ON, RUN_ON = 64, 96
@@ -188,6 +188,35 @@ def _drop(x: Tensor, share: float) -> Tensor:
         return F.dropout(x, share, training=True)
     dropped = F.dropout(x.dequantize(), share, training=True)
     return torch.quantize_per_tensor(dropped, x.q_scale(), x.q_zero_point(), x.dtype)
+
+
+def four_bits(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
+    """One layer's weights have 16 levels a channel, all others 255."""
+    found = calibrated(network, model, inputs)
+    layers = [
+        path
+        for path, m in found.named_modules()
+        if hasattr(m, "qconfig") and (hasattr(m, "weight") or isinstance(m, nn.Sequential)) and path in observers(found)
+    ]
+    path = pick(rng, [path for path in layers if not isinstance(found.get_submodule(path), nn.ConvTranspose2d)])
+    weight = tq.PerChannelMinMaxObserver.with_args(
+        dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-8, quant_max=7
+    )
+    layer = found.get_submodule(path)
+    for module in layer.modules():
+        module.qconfig = tq.QConfig(activation=_RANGE, weight=weight)
+    return Mutant(tq.convert(found), model, "four_bits", (path,))
+
+
+def damaged(name: str, seed: int) -> Mutant:
+    """One module of a trained network quantized badly: weights of four bits, or an output calibrated badly."""
+    network, rng = NETWORKS[name], random.Random(f"damaged {name} {seed}")
+    inputs, _ = network.samples(CALIBRATED_ON, 10**7 + seed)
+    damage = (four_bits, calibrated_wide, calibrated_narrow)[seed % 3]
+    with engine("fbgemm"):
+        mutant = damage(rng, network, network.trained(seed % 2), inputs)
+    mutant.data = network.samples(RUN_ON, 2 * 10**7 + seed)  # type: ignore[assignment]
+    return mutant
 
 
 OUTCOME_FAULTS: dict[str, Callable[[random.Random, Network, nn.Module, Tensor], Mutant]] = {
