@@ -66,10 +66,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     start, right, total = time.time(), 0, 0
-    networks, seeds = (
-        arguments.networks.split(","),
-        range(arguments.first_seed, arguments.first_seed + arguments.trials),
-    )
+    networks = arguments.networks.split(",")
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.trials)
+    if arguments.sensitivity:
+        return 0 if _sensitivity(networks, arguments.sensitivity) else 1
     print("| fault | " + " | ".join(networks) + " | named otherwise |", "|---" * (len(networks) + 2) + "|", sep="\n")
     for kind in arguments.kinds.split(","):
         cells, wrong = [], Counter[str]()

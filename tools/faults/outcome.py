@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,13 @@ def calibrated(network: Network, model: nn.Module, inputs: Tensor, qconfig: tq.Q
     return found
 
 
+def convert(model: nn.Module) -> nn.Module:
+    """``tq.convert``, without its warning of observers that saw nothing: some functionals are never called."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
+        return tq.convert(model)
+
+
 def observers(model: nn.Module) -> dict[str, Any]:
     """Path of a module -> the observer of its output; those that saw nothing are left out."""
     found = {}
@@ -59,7 +67,7 @@ def observers(model: nn.Module) -> dict[str, Any]:
 
 def never_calibrated(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """No run between ``prepare`` and ``convert``."""
-    int8 = tq.convert(prepared(network, model))
+    int8 = convert(prepared(network, model))
     paths = tuple(observers(calibrated(network, model, inputs)))
     return Mutant(int8, model, "never_calibrated", paths, inputs if rng.random() < 0.5 else None)
 
@@ -76,7 +84,7 @@ def _one_observer(
     path = pick(rng, [path for path in observers(found) if path != "quant"])
     observer = observers(found)[path]
     change(observer, max(-float(observer.min_val), float(observer.max_val)))
-    return Mutant(tq.convert(found), model, kind, (path,))
+    return Mutant(convert(found), model, kind, (path,))
 
 
 def calibrated_wide(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
@@ -102,7 +110,7 @@ def calibrated_narrow(rng: random.Random, network: Network, model: nn.Module, in
 def input_range(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """Calibrated on inputs of another scale: as if of 0 to 1 in place of 0 to 255, or the other way round."""
     factor = rng.choice([255.0, 50.0, 1 / 20, 1 / 255])
-    return Mutant(tq.convert(calibrated(network, model, inputs * factor)), model, "input_range", ("quant",))
+    return Mutant(convert(calibrated(network, model, inputs * factor)), model, "input_range", ("quant",))
 
 
 # A batch norm with a ReLU behind it, and the layer that alone takes what comes of it.
@@ -126,7 +134,7 @@ def levels_collapsed(rng: random.Random, network: Network, model: nn.Module, inp
         depthwise = layer.weight.shape[1] == 1
         row = dead if depthwise else rng.randrange(len(layer.weight))
         layer.weight[row, 0 if depthwise else dead] = float(layer.weight.abs().max()) * 2 ** rng.uniform(7.5, 8.5)
-    return Mutant(tq.convert(calibrated(network, model, inputs, PER_TENSOR)), model, "levels_collapsed", (path,))
+    return Mutant(convert(calibrated(network, model, inputs, PER_TENSOR)), model, "levels_collapsed", (path,))
 
 
 def _behind(module: nn.Module, change: Callable[[Any], Any]) -> None:
@@ -136,7 +144,7 @@ def _behind(module: nn.Module, change: Callable[[Any], Any]) -> None:
 
 def differs_before(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward scales or shifts its input."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     change = rng.choice(
         [lambda x: x / 255, lambda x: 2 * x - 3, lambda x: x.flip(-1), lambda x: 10 * x, lambda x: (x - 0.5) / 0.2]
     )
@@ -157,7 +165,7 @@ _PLACES = {
 
 def differs_between(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward does something more between two layers."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     place, behind = rng.choice(list(_PLACES[network.name].items()))
     change = rng.choice([lambda x: 3 * x, lambda x: x / 4, lambda x: x.flip(1), lambda x: -x, lambda x: x.roll(1, 1)])
     _behind(other.get_submodule(place), change)
@@ -166,7 +174,7 @@ def differs_between(rng: random.Random, network: Network, model: nn.Module, inpu
 
 def differs_after(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward does something more behind its last layer."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     change = rng.choice(
         [lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, 1), lambda x: 3 * x, lambda x: -x, lambda x: x[:, :2]]
     )
@@ -177,7 +185,7 @@ def differs_after(rng: random.Random, network: Network, model: nn.Module, inputs
 
 def draws_at_random(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """Either model's forward calls dropout without asking whether it is trained."""
-    models = [tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)]
+    models = [convert(calibrated(network, model, inputs)), copy.deepcopy(model)]
     place = rng.choice(list(_PLACES[network.name]))
     _behind(rng.choice(models).get_submodule(place), lambda x: _drop(x, 0.7))
     return Mutant(models[0], models[1], "draws_at_random", ("",))
@@ -205,7 +213,7 @@ def four_bits(rng: random.Random, network: Network, model: nn.Module, inputs: Te
     layer = found.get_submodule(path)
     for module in layer.modules():
         module.qconfig = tq.QConfig(activation=_RANGE, weight=weight)
-    return Mutant(tq.convert(found), model, "four_bits", (path,))
+    return Mutant(convert(found), model, "four_bits", (path,))
 
 
 def damaged(name: str, seed: int) -> Mutant:

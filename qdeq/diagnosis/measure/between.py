@@ -87,7 +87,7 @@ def _factor(sums: Sums) -> dict[str, Any]:
 
 
 def _times(factor: float) -> str:
-    return f"1 / {1 / factor:.4g} of" if 0 < abs(factor) < 1 else f"{factor:.4g} times"
+    return f"1 / {1 / factor:.3g} of" if 0 < abs(factor) < 1 else f"{factor:.3g} times"
 
 
 def output_findings(watches: list[Watch], outputs: OutputSums, answers: list[Answer]) -> list[Finding]:
