@@ -1,9 +1,10 @@
 """Makes the table of causes in docs/explain.md: int8 models gone wrong though their weights are right.
 
     python -m tools.causes --trials 10
+    python -m tools.causes --sensitivity 25
 
 The faults of tools/faults/outcome.py in small trained networks; the first finding must have the right kind at the right
-module. A correct pair of each network must agree, and the most damaged layer must come first in the sensitivity.
+module. With --sensitivity one module is damaged, which must come first in the table of what each module costs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def named_first(kind: str, name: str, seed: int) -> str:
 
 
 def costs_most(name: str, seed: int) -> str:
-    """ "damaged", if the damaged module comes first in the sensitivity; otherwise what does."""
+    """Say "damaged" if the damaged module comes first in the sensitivity; otherwise what does."""
     mutant = damaged(name, seed)
     rows = qdeq.explain(mutant.int8, mutant.float_model, mutant.data, sensitivity=True).sensitivity
     return (
