@@ -68,7 +68,7 @@ def explain(
     if not held.is_quantized:
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
-    pairs, alone = match_layers(quantized, theirs)
+    pairs, alone = match_layers(held, theirs)
     total = max(1, sum(layer.numel for layer in quantized))
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
@@ -105,7 +105,10 @@ def _run(
     if ours.model is None:
         remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
-    float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
+    float_model = theirs.model
+    if float_model is None:
+        pairs = [pair.as_applied() for pair in pairs]
+        float_model = _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
     runnable = [pair for pair in same_shape if pair.alone]
     watches, outputs, answers = run_side_by_side(ours.model, float_model, runnable, batches(data), MOST_REPAIR_SAMPLES)

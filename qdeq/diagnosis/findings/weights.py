@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qdeq.diagnosis.findings.recognise import FROM_INTEGERS, Fault, Verdict
+from qdeq.diagnosis.findings.recognise import FROM_INTEGERS, Fault, Verdict, scaled_wrongly
 from qdeq.diagnosis.findings.scan import Case, Scan, open_case, scan_weight
 from qdeq.diagnosis.kinds import KINDS, REBUILD
 from qdeq.diagnosis.results import Finding, Layer
 from qdeq.diagnosis.sides.integers import FloatLayer, Integers
-from qdeq.diagnosis.sides.pairs import Pair
+from qdeq.diagnosis.sides.pairs import Norm, Pair, other_norms
 
 __all__ = ["finding", "weight_findings"]
 
 CORRELATED = 0.5
+# Weights on which each batch norm that may be folded in is tried.
+QUICK = 1 << 14
 # Weights of a layer that are kept for the plot.
 PLOTTED = 4096
 # Gates of torch's recurrent modules: weights of so many times hidden_size rows. Of any other module all are possible.
@@ -55,7 +57,7 @@ def weight_findings(pairs: list[Pair]) -> tuple[list[Finding], dict[str, Layer],
             continue
         rows, scan = _best_scan(pair, ints)
         row.weight_equal = scan.equal / max(1, scan.total)
-        row.weight_error_steps = scan.max_steps
+        row.weight_error_steps = max(scan.max_steps, scan.max_excess)
         histograms[path] = _histogram(ints, rows)
         findings.append(finding(pair, *_judge_weight(pair, rows, scan, pairs)))
         if bias := _judge_bias(pair, pairs):
@@ -66,34 +68,82 @@ def weight_findings(pairs: list[Pair]) -> tuple[list[Finding], dict[str, Layer],
 
 
 def _best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
-    """Return the weight as it stands, or with the batch norm behind it folded in if that fits better."""
+    """Return the weight as it stands, or with a batch norm behind it folded in if that fits better.
+
+    Which one it is, and its eps where a file does not say it, is the one under which the integers are right.
+    """
+    limits = pair.partner.limits
     rows = ints.as_rows(pair.partner.weight)
-    scan = scan_weight(ints, rows)
-    if pair.folded is None or scan.is_right:
+    scan = scan_weight(ints, rows, limits)
+    if scan.is_right:
         return rows, scan
-    folded = ints.as_rows(pair.folded[0])
-    folded_scan = scan_weight(ints, folded)
-    pair.use_folded = folded_scan.is_right or folded_scan.correlation > scan.correlation + 0.01
-    return (folded, folded_scan) if pair.use_folded else (rows, scan)
+    norms = pair.norms + (other_norms(pair) if not any(_explains(pair, norm) for norm in pair.norms) else [])
+    likely = [norm for norm in norms if _explains(pair, norm)]
+    if norms and not likely:
+        likely = [max(norms, key=lambda norm: _quick(pair, norm).correlation)]
+    for norm in likely:
+        folded = ints.as_rows(pair.fold_with(norm)[0])
+        folded_scan = scan_weight(ints, folded, limits)
+        if folded_scan.is_right or (norm is likely[-1] and folded_scan.correlation > scan.correlation + 0.01):
+            pair.fold(norm)
+            pair.use_folded = True
+            return folded, folded_scan
+    return rows, scan
+
+
+def _quick(pair: Pair, norm: Norm) -> Scan:
+    """Look at some channels of the layer with a batch norm folded in."""
+    ints = pair.layer.ints
+    return scan_weight(ints, ints.as_rows(pair.fold_with(norm)[0]), pair.partner.limits, QUICK)
+
+
+def _explains(pair: Pair, norm: Norm) -> bool:
+    return _quick(pair, norm).is_right
 
 
 def _judge_weight(pair: Pair, rows: Tensor, scan: Scan, pairs: list[Pair]) -> Fault:
     evidence: dict[str, Any] = {"correlation": scan.correlation, "relative_error": scan.relative_error}
     evidence["equal_share"] = scan.equal / max(1, scan.total)
-    if scan.is_right:
-        evidence["max_steps"] = scan.max_steps
-        if scan.clipped:
-            evidence["clipped_weights"] = scan.clipped
-        text = "bit-equal" if scan.equal == scan.total else f"at most {scan.max_steps:.2f} steps off"
-        return "rounding", f"these weights are right ({text})", evidence
     if not scan.finite:
         count = int((~torch.isfinite(rows)).sum())
         return "not_finite", f"{count} weights are NaN or infinite", {"count": count}
-    case = open_case(pair.layer, pair.partner, rows, scan)
+    if scan.is_right:
+        formula = _formula_instead(pair, rows, scan)
+        if formula is None:
+            return _right(pair, scan, evidence)
+        kind, sentence, more = formula
+        return kind, sentence, {**evidence, **more}
+    case = open_case(pair.layer, pair.partner, rows, scan, ~scan.right)
     from_integers = next((found for recognise in FROM_INTEGERS if (found := recognise(case))), None)
     found = from_integers or _of_other_layer(case, pairs) or _never_copied(case) or _other_values(case)
     kind, sentence, more = found
     return kind, sentence, {**evidence, **more}
+
+
+def _right(pair: Pair, scan: Scan, evidence: dict[str, Any]) -> Fault:
+    """Say which form of the weights it is."""
+    evidence["max_steps"] = scan.max_steps
+    if scan.equal == scan.total:
+        evidence["form"], text = "dequantized", "bit-equal"
+    elif scan.on_grid == scan.total:
+        evidence["form"], text = "fake-quantized", "rounded as the integers are, but for float errors"
+    else:
+        evidence["form"] = "float" if pair.partner.limits is None else "prepared"
+        text = f"at most {scan.max_steps:.2f} steps off"
+    if scan.clipped:
+        evidence |= {"clipped_weights": scan.clipped, "max_excess_steps": scan.max_excess}
+        text += f", {scan.clipped} of {scan.total} clipped by up to {scan.max_excess:.3g} steps"
+    if pair.use_folded:
+        evidence |= {"norm": pair.norm, "eps": pair.eps}
+        text += f", with {pair.norm} folded in"
+    return "rounding", f"these weights are right ({text})", evidence
+
+
+def _formula_instead(pair: Pair, rows: Tensor, scan: Scan) -> Verdict:
+    """A wrong formula that gives every weight of channels whose weights are right for being clipped, mostly."""
+    if not bool(scan.much_clipped.any()):
+        return None
+    return scaled_wrongly(open_case(pair.layer, pair.partner, rows, scan, scan.much_clipped))
 
 
 def _of_other_layer(case: Case, pairs: list[Pair]) -> Verdict:
@@ -226,7 +276,7 @@ def _find_swaps(findings: list[Finding]) -> None:
 
 def _find_other_checkpoint(findings: list[Finding]) -> None:
     """Every layer off at once is another checkpoint, whatever each one looks like alone."""
-    judged = [item for item in findings if item.kind.startswith(("weight", "scale", "zero", "other", "rounding"))]
+    judged = [item for item in findings if KINDS[item.kind].about == "weight"]
     altered = [item for item in judged if item.kind in ("weight_altered", "other_checkpoint", "weight_not_copied")]
     correlated = [item for item in altered if item.kind != "weight_not_copied"]
     if len(judged) < 2 or len(altered) < 0.8 * len(judged) or len(correlated) < 0.5 * len(judged):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qdeq.diagnosis.sides.integers import FloatLayer
 from qdeq.diagnosis.sides.open import Side
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.layers.names import bias_name, is_inner_weight
-from qdeq.state_dicts.named import named_tensors
+from qdeq.state_dicts.named import named_tensors, plan_state
+from qdeq.state_dicts.parts import Fold
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
 
-__all__ = ["float_layers", "float_tensors"]
+__all__ = ["float_layers", "float_tensors", "state_norms"]
 
 
 def float_layers(side: Side) -> dict[str, FloatLayer]:
@@ -49,12 +51,18 @@ def _plain_layer(path: str, module: nn.Module) -> FloatLayer | None:
         return None
     bias = getattr(module, "bias", None)
     weight, bias = weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+    turned = bool(getattr(module, "transposed", False))
     inner = getattr(module, "bn", None)
     if isinstance(inner, nn.modules.batchnorm._BatchNorm):
-        weight, bias = fold_batch_norm(
-            weight, bias, NormValues.of(inner), transposed=getattr(module, "transposed", False)
-        )
-    return FloatLayer(path, class_name(module), weight, bias)
+        weight, bias = fold_batch_norm(weight, bias, NormValues.of(inner), transposed=turned)
+    return FloatLayer(path, class_name(module), weight, bias, limits=_recipe_limits(module), transposed=turned)
+
+
+def _recipe_limits(module: nn.Module) -> tuple[int, int] | None:
+    """Smallest and largest integer by the fake quantization that a prepared layer has for its weight."""
+    rounding = getattr(module, "weight_fake_quant", None)
+    low, high = getattr(rounding, "quant_min", None), getattr(rounding, "quant_max", None)
+    return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def _named_layers(path: str, module: nn.Module) -> Iterator[FloatLayer]:
@@ -67,10 +75,40 @@ def _named_layers(path: str, module: nn.Module) -> Iterator[FloatLayer]:
 
 
 def _layers_of_state(state: Mapping[str, Any]) -> Iterator[FloatLayer]:
+    folds = {
+        name: target.value.parts
+        for name, target in plan_state("float_model", state).targets.items()
+        if isinstance(target.value, Fold)
+    }
     for tensor in named_tensors("float_model", state):
         value, alone = tensor.value, tensor.parameter == "weight"
         if isinstance(value, QuantizedWeight) or not value.is_floating_point() or value.ndim < 2:
             continue
-        if alone or is_inner_weight(tensor.parameter):
-            at = tensor.path if alone else tensor.name
+        at = tensor.path if alone else tensor.name
+        if tensor.name in folds:
+            weight, bias, *norm = folds[tensor.name]
+            yield FloatLayer(at, "", weight.detach(), bias, tensor.parameter, transposed=False, norm=NormValues(*norm))
+        elif alone or is_inner_weight(tensor.parameter):
             yield FloatLayer(at, "", value.detach(), tensor.bias, tensor.parameter)
+
+
+def state_norms(side: Side) -> tuple[dict[str, NormValues], dict[str, str]]:
+    """Batch norms of a state_dict, path -> values, with torch's eps; layer -> the one that is named right behind."""
+    tensors = {tensor.name: tensor.value for tensor in named_tensors("float_model", side.state or {})}
+    norms: dict[str, NormValues] = {}
+    behind: dict[str, str] = {}
+    before = ""
+    for name, value in tensors.items():
+        path, _, parameter = name.rpartition(".")
+        mean, variance = (tensors.get(join(path, part)) for part in ("running_mean", "running_var"))
+        if not isinstance(value, Tensor) or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            before = path if parameter == "weight" and len(value.shape) > 1 else before
+        elif path not in norms:
+            weight, bias = tensors.get(join(path, "weight")), tensors.get(join(path, "bias"))
+            weight = weight if isinstance(weight, Tensor) else torch.ones_like(mean)
+            bias = bias if isinstance(bias, Tensor) else torch.zeros_like(mean)
+            norms[path] = NormValues(weight, bias, mean, variance)
+            if before:
+                behind[before] = path
+            before = ""
+    return norms, behind
