@@ -8,10 +8,11 @@ from qdeq.diagnosis.results import Finding, make_finding
 from qdeq.diagnosis.sides.float_side import float_tensors
 from qdeq.diagnosis.sides.integers import PlainTensor
 from qdeq.diagnosis.sides.open import Side
+from qdeq.words import join
 
 __all__ = ["plain_findings", "unread_findings"]
 
-# Such tensors are copied, so they are equal but for the rounding of the float side's dtype.
+# Such tensors are copied, so they are equal but for the rounding of either side's dtype.
 SAME = 1e-5
 
 
@@ -25,7 +26,8 @@ def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -
     count: dict[str, int] = {}
     missing: dict[str, str] = {}
     for tensor in tensors:
-        other = theirs.get(tensor.path)
+        # Fusing moves a module into a container, which takes its name and calls it "0".
+        other = theirs.get(tensor.path, theirs.get(join(f"{tensor.module}.0", tensor.name)))
         if other is None:
             missing[tensor.path] = "the float model has no tensor of this name"
             continue
@@ -34,7 +36,8 @@ def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -
         if other.shape == tensor.value.shape:
             difference = (other.to(torch.float32) - tensor.value.to(torch.float32)).abs()
             error = float(difference.max()) if difference.numel() else 0.0
-        if not error <= max(SAME, torch.finfo(other.dtype).eps) * size:
+        rounding = max(torch.finfo(value.dtype).eps for value in (other, tensor.value))
+        if not error <= max(SAME, rounding) * size:
             wrong.setdefault(tensor.module, {})[tensor.name] = error
             count[tensor.module] = count.get(tensor.module, 0) + tensor.value.numel()
     found = []

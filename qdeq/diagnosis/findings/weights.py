@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qdeq.diagnosis.findings.biases import judge_bias
+from qdeq.diagnosis.findings.folding import best_scan
+from qdeq.diagnosis.findings.initial import initial_distribution, rnn_bounds
 from qdeq.diagnosis.findings.recognise import FROM_INTEGERS, Fault, Verdict, scaled_wrongly
-from qdeq.diagnosis.findings.scan import Case, Scan, open_case, scan_weight
+from qdeq.diagnosis.findings.scan import Case, Scan, open_case
 from qdeq.diagnosis.kinds import KINDS, REBUILD
 from qdeq.diagnosis.results import Finding, Layer
-from qdeq.diagnosis.sides.integers import FloatLayer, Integers
-from qdeq.diagnosis.sides.pairs import Norm, Pair, other_norms
+from qdeq.diagnosis.sides.integers import Integers
+from qdeq.diagnosis.sides.pairs import Pair
 
 __all__ = ["finding", "weight_findings"]
 
 CORRELATED = 0.5
-# Weights on which each batch norm that may be folded in is tried.
-QUICK = 1 << 14
 # Weights of a layer that are kept for the plot.
 PLOTTED = 4096
-# Gates of torch's recurrent modules: weights of so many times hidden_size rows. Of any other module all are possible.
-_GATES = {"torch.nn.LSTM": 4, "torch.nn.LSTMCell": 4, "torch.nn.GRU": 3, "torch.nn.GRUCell": 3}
-_GATES |= {"torch.nn.RNN": 1, "torch.nn.RNNCell": 1}
 
 
 def finding(pair: Pair, kind: str, sentence: str, evidence: dict[str, Any], *, of_bias: bool = False) -> Finding:
@@ -55,50 +51,16 @@ def weight_findings(pairs: list[Pair]) -> tuple[list[Finding], dict[str, Layer],
             text = f"the weight is {tuple(pair.partner.weight.shape)}, the int8 model has {pair.layer.shape}"
             findings.append(finding(pair, "shape_mismatch", text, {}))
             continue
-        rows, scan = _best_scan(pair, ints)
+        rows, scan = best_scan(pair, ints)
         row.weight_equal = scan.equal / max(1, scan.total)
         row.weight_error_steps = max(scan.max_steps, scan.max_excess)
         histograms[path] = _histogram(ints, rows)
         findings.append(finding(pair, *_judge_weight(pair, rows, scan, pairs)))
-        if bias := _judge_bias(pair, pairs):
+        if bias := judge_bias(pair, pairs):
             findings.append(finding(pair, *bias, of_bias=True))
     _find_swaps(findings)
     _find_other_checkpoint(findings)
     return findings, table, histograms
-
-
-def _best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
-    """Return the weight as it stands, or with a batch norm behind it folded in if that fits better.
-
-    Which one it is, and its eps where a file does not say it, is the one under which the integers are right.
-    """
-    limits = pair.partner.limits
-    rows = ints.as_rows(pair.partner.weight)
-    scan = scan_weight(ints, rows, limits)
-    if scan.is_right:
-        return rows, scan
-    norms = pair.norms + (other_norms(pair) if not any(_explains(pair, norm) for norm in pair.norms) else [])
-    likely = [norm for norm in norms if _explains(pair, norm)]
-    if norms and not likely:
-        likely = [max(norms, key=lambda norm: _quick(pair, norm).correlation)]
-    for norm in likely:
-        folded = ints.as_rows(pair.fold_with(norm)[0])
-        folded_scan = scan_weight(ints, folded, limits)
-        if folded_scan.is_right or (norm is likely[-1] and folded_scan.correlation > scan.correlation + 0.01):
-            pair.fold(norm)
-            pair.use_folded = True
-            return folded, folded_scan
-    return rows, scan
-
-
-def _quick(pair: Pair, norm: Norm) -> Scan:
-    """Look at some channels of the layer with a batch norm folded in."""
-    ints = pair.layer.ints
-    return scan_weight(ints, ints.as_rows(pair.fold_with(norm)[0]), pair.partner.limits, QUICK)
-
-
-def _explains(pair: Pair, norm: Norm) -> bool:
-    return _quick(pair, norm).is_right
 
 
 def _judge_weight(pair: Pair, rows: Tensor, scan: Scan, pairs: list[Pair]) -> Fault:
@@ -135,7 +97,7 @@ def _right(pair: Pair, scan: Scan, evidence: dict[str, Any]) -> Fault:
         text += f", {scan.clipped} of {scan.total} clipped by up to {scan.max_excess:.3g} steps"
     if pair.use_folded:
         evidence |= {"norm": pair.norm, "eps": pair.eps}
-        text += f", with {pair.norm} folded in"
+        text += f", with {pair.norm or 'its batch norm'} folded in"
     return "rounding", f"these weights are right ({text})", evidence
 
 
@@ -177,92 +139,6 @@ def _other_values(case: Case) -> Fault:
         return "weight_altered", text, {"beyond_half_step": share}
     text = f"the weight is that of another training run: correlation {case.scan.correlation:.2f}, not an initial value"
     return "other_checkpoint", text, {}
-
-
-def rnn_bounds(layer: FloatLayer) -> list[float]:
-    """Bounds within which torch's RNNs and cells draw their weights and biases: 1 / sqrt(hidden_size)."""
-    if "weight_ih" not in layer.parameter and "weight_hh" not in layer.parameter:
-        return []
-    gates = _GATES.get(layer.class_name)
-    return [(layer.weight.shape[0] / count) ** -0.5 for count in ((gates,) if gates else (4, 3, 1))]
-
-
-def initial_distribution(weight: Tensor, bounds: Sequence[float] = ()) -> str | None:
-    """Name the initialisation whose distribution ``weight`` still has; None for trained weights.
-
-    Tested are a constant, torch's default (uniform, bound 1 / sqrt(fan_in)), and the uniform and normal forms of
-    Kaiming's and Xavier's rules, and the normal ones of torchvision, by Kolmogorov's distance; and, as uniform,
-    ``bounds``.
-    """
-    if weight.numel() < 2:
-        return None
-    low, high = float(weight.min()), float(weight.max())
-    if low == high:
-        return f"the constant {low:g}"
-    if weight.ndim < 2:
-        return None
-    values = _sorted_sample(weight)
-    field = math.prod(weight.shape[2:])
-    fan_in, fan_out = weight.shape[1] * field, weight.shape[0] * field
-    bound = max(-low, high)
-    kaiming = (1 / fan_in**0.5, (6 / fan_in) ** 0.5, (6 / fan_out) ** 0.5, (6 / (fan_in + fan_out)) ** 0.5)
-    for size in (*bounds, *kaiming):
-        if 0.5 * size < bound and _is_uniform(values, bound, size):
-            return f"uniform within {size:.3g}, as initialised"
-    normal = (0.01, 0.02, (2 / fan_out) ** 0.5, (2 / fan_in) ** 0.5, fan_in**-0.5, (2 / (fan_in + fan_out)) ** 0.5, 1.0)
-    for std in normal:
-        if _fits(values, 0.5 * (1 + torch.erf(values / (std * 2**0.5)))):
-            return f"normal with standard deviation {std:.3g}, as initialised"
-    return None
-
-
-def _sorted_sample(weight: Tensor) -> Tensor:
-    flat = weight.reshape(-1)
-    if len(flat) > 65536:
-        flat = flat[torch.randint(len(flat), (65536,), generator=torch.Generator().manual_seed(0))]
-    return flat.double().sort().values
-
-
-def _fits(values: Tensor, cumulative: Tensor) -> bool:
-    steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
-    distance = float(torch.maximum((steps[1:] - cumulative).abs(), (cumulative - steps[:-1]).abs()).max())
-    # Distance that a sample of the right distribution exceeds once in about 2000 tries.
-    return distance < 2.0 / math.sqrt(len(values))
-
-
-def _is_uniform(values: Tensor, largest: float, bound: float) -> bool:
-    return largest <= bound * (1 + 1e-6) and _fits(values, (values / bound + 1) / 2)
-
-
-def _judge_bias(pair: Pair, pairs: list[Pair]) -> Verdict:
-    source, bias = pair.layer.bias, pair.bias
-    if source is None or float(source.abs().max()) == 0:
-        if bias is None or float(bias.abs().max()) == 0:
-            return None
-        source = torch.zeros_like(bias) if source is None else source
-    size = float(source.abs().max())
-    note = ", the shift of the folded batch norm is in it" if pair.norm else ""
-    if bias is None:
-        return "bias_missing", f"the bias is missing (up to {size:.3g}{note})", {"largest": size}
-    if bias.shape != source.shape:
-        return "bias_wrong", f"the bias is {tuple(bias.shape)}, the int8 model has {tuple(source.shape)}", {}
-    error = float((bias.float() - source).abs().max())
-    evidence: dict[str, Any] = {"max_error": error, "largest": size}
-    if not math.isfinite(error):
-        return "not_finite", "the bias holds NaN or infinite values", {**evidence, "part": "bias"}
-    # Bias is not quantized, yet folding a batch norm rounds it.
-    if error <= 1e-4 * size + 1e-7:
-        return None
-    if float(bias.abs().max()) == 0:
-        return "bias_zeroed", f"the bias is zero, in the int8 model up to {size:.3g}{note}", evidence
-    for other in pairs:
-        theirs = other.layer.bias
-        if theirs is not None and other is not pair and torch.equal(theirs, bias.float()):
-            return "bias_wrong", f"the bias is the one of {other.layer.path}", {**evidence, "holds": other.layer.path}
-    bounds = rnn_bounds(pair.partner) or [math.prod(pair.partner.weight.shape[1:]) ** -0.5]
-    if any(_is_uniform(bias.double().sort().values, float(bias.abs().max()), bound) for bound in bounds):
-        return "bias_not_copied", "the bias was never copied: it is still uniform, as initialised", evidence
-    return "bias_wrong", f"the bias differs by up to {error:.3g} (largest value {size:.3g})", evidence
 
 
 def _find_swaps(findings: list[Finding]) -> None:

@@ -143,7 +143,7 @@ def _attach_norms(pairs: list[Pair], side: Side, kept: set[str]) -> None:
         kinds = nn.modules.batchnorm._BatchNorm
         values = {p: [NormValues.of(m)] for p, m in side.model.named_modules() if isinstance(m, kinds)}
         behind = {layer: path for layer, (path, _) in norms_behind(side.model)}
-    values = {path: forms for path, forms in values.items() if path not in kept}
+    values = {path: forms for path, forms in values.items() if not {path, path.removesuffix(".0")} & kept}
     for pair in pairs:
         if not pair.same_shape:
             continue
@@ -159,9 +159,14 @@ def _attach_norms(pairs: list[Pair], side: Side, kept: set[str]) -> None:
 
 def _forms(pair: Pair, path: str, forms: list[NormValues]) -> list[Norm]:
     """A batch norm in all its forms, along each dimension of the weight that may be the output channels."""
-    shape, known = pair.partner.weight.shape, pair.partner.transposed
-    ways = [turned for turned in (False, True) if known in (None, turned)]
-    return [Norm(path, norm, way) for norm in forms for way in ways if shape[int(way)] == len(norm.factor)]
+    weight, bias, known = pair.partner.weight, pair.partner.bias, pair.partner.transposed
+    ways = [turned for turned in (False, True) if known in (None, turned) and (weight.ndim > 2 or not turned)]
+    return [
+        Norm(path, norm, way)
+        for norm in forms
+        for way in ways
+        if weight.shape[int(way)] == len(norm.factor) and (bias is None or len(bias) == len(norm.factor))
+    ]
 
 
 def other_norms(pair: Pair) -> list[Norm]:
