@@ -116,11 +116,27 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
         remedy = "Pass the float form of the same network; no layer agrees in name or shape."
         raise QdeqValueError(expected("float_model", f"layers like {names}", ", ".join(theirs) or "none", remedy))
     total = max(1, sum(layer.numel for layer in layers))
-    pairs = [Pair(layer, chosen[layer.path], total) for layer in layers if layer.path in chosen]
+    pairs = [
+        Pair(_in_full(layer, chosen[layer.path].weight), chosen[layer.path], total)
+        for layer in layers
+        if layer.path in chosen
+    ]
     # A batch norm that the int8 side still has is not folded into anything.
     kept = {tensor.module for tensor in held.plain if tensor.name == "running_var"}
     _attach_norms(pairs, side, kept)
     return pairs, [layer for layer in layers if layer.path not in chosen]
+
+
+def _in_full(layer: IntegerLayer, weight: Tensor) -> IntegerLayer:
+    """Give an int8 weight back the dimensions of size 1 that it lacks.
+
+    qnnpack drops one from a Conv1d's weight of kernel size 1 each time torch unpacks it.
+    """
+    ints, shape = layer.ints, tuple(weight.shape)
+    lost = len(ints.shape) < len(shape) and [n for n in ints.shape if n > 1] == [n for n in shape if n > 1]
+    if not lost or ints.axis or ints.shape[0] != shape[0]:
+        return layer
+    return replace(layer, ints=replace(ints, shape=shape))
 
 
 def norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.batchnorm._BatchNorm]]]:
