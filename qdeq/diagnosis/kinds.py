@@ -13,7 +13,7 @@ class Kind:
 
     phrase: str  # what is wrong, to follow "<modules>: " in the verdict
     # A line of code; ``{module}`` is the dotted path, ``{source}`` the path in the int8 model, and ``{extra}``,
-    # ``{norm}``, ``{activation}`` are from the evidence.
+    # ``{norm}``, ``{activation}``, ``{side}`` and ``{advice}`` are from the evidence.
     remedy: str
     benign: bool = False  # the two models still count as agreeing
     # "weight" or "bias": it is about a layer's own, which can be put back; empty for everything else.
@@ -28,6 +28,11 @@ _BIAS = (
     "float_model.get_submodule('{module}').bias = "
     "torch.nn.Parameter(int8_model.get_submodule('{source}').bias().detach().clone())"
 )
+_CALIBRATE = (
+    "prepared = torch.ao.quantization.prepare(fused_model); [prepared(x) for x in typical_inputs]; "
+    "int8_model = torch.ao.quantization.convert(prepared)"
+)
+_FORWARD = "print(inspect.getsource(type(float_model).forward))  # {advice}"
 REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
 
 KINDS: dict[str, Kind] = {
@@ -80,6 +85,28 @@ KINDS: dict[str, Kind] = {
     ),
     "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),
     "flatten_order": Kind("features flattened in another order", _COPY, about="weight", urgency=4),
+    "draws_at_random": Kind(
+        "a forward that gives other outputs for the same inputs", "{side}.eval()  # {advice}", urgency=4
+    ),
+    "never_calibrated": Kind("outputs that were never calibrated", _CALIBRATE, urgency=4),
+    "input_range": Kind("inputs that do not fit the grid of the stub", _CALIBRATE, urgency=4),
+    "calibrated_wide": Kind("calibrated too wide: few levels of the grid are in use", _CALIBRATE, urgency=3),
+    "calibrated_narrow": Kind("calibrated too narrow: values are clipped", _CALIBRATE, urgency=3),
+    "levels_collapsed": Kind(
+        "one scale for channels of uneven weights",
+        "fused_model.get_submodule('{module}').qconfig = torch.ao.quantization.QConfig("
+        "activation=torch.ao.quantization.default_observer, "
+        "weight=torch.ao.quantization.default_per_channel_weight_observer)",
+        urgency=3,
+    ),
+    "differs_before": Kind("the forwards differ before this layer, the first one that both run", _FORWARD, urgency=3),
+    "differs_between": Kind("the forwards differ before this layer", _FORWARD, urgency=3),
+    "differs_after": Kind("the forwards differ behind this layer, the last one that both run", _FORWARD, urgency=3),
+    "outputs_part": Kind(
+        "the outputs part, and no single cause stands out",
+        "print(qdeq.explain(int8_model, float_model, data, sensitivity=True))",
+        urgency=1,
+    ),
     "saturation": Kind(
         "the int8 model saturates in 16-bit sums on CPUs without VNNI; the float model is right",
         "quantize with reduce_range=True: torch.ao.quantization.get_default_qconfig('fbgemm')",
