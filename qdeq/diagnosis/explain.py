@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
 from qdeq.diagnosis.findings.structure import structure_findings
+from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
-from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
 from qdeq.diagnosis.measure.activations import fill_table, runtime_findings
 from qdeq.diagnosis.measure.attribution import Attribution, attribute
 from qdeq.diagnosis.measure.data import batches
 from qdeq.diagnosis.measure.imitation import Imitations
 from qdeq.diagnosis.measure.judging import Run, accuse, acquit
+from qdeq.diagnosis.measure.kernels import kernel_findings
 from qdeq.diagnosis.measure.repair import Repairs
 from qdeq.diagnosis.measure.sensitivity import Progress, sensitivities
 from qdeq.diagnosis.measure.watching import run_side_by_side
@@ -101,7 +102,7 @@ def explain(
     total = max(1, sum(layer.numel for layer in quantized))
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
-    findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
+    findings += plain_findings(held, theirs, total) + unread_findings(held.unread)
     findings += uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
@@ -159,6 +160,7 @@ def _run(
     )
     run = Run((ours.model, float_model), watches, outputs, answers)
     fill_table(watches, table)
+    findings += kernel_findings(ours.model, float_model, same_shape, held.unread, answers[0].batch)
     findings = accuse(run, findings + runtime_findings(watches), pairs)
     repairs = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
     imitations = Imitations(repairs, ours.model, float_model, watches)

@@ -107,6 +107,11 @@ KINDS: dict[str, Kind] = {
         "print(qdeq.explain(int8_model, float_model, data, sensitivity=True))",
         urgency=1,
     ),
+    "int8_kernel_wrong": Kind(
+        "torch's own int8 kernel is wrong here; the float model is right",
+        "float_model = qdeq.dequantize_model(int8_model)  # or quantize with another engine",
+        urgency=5,
+    ),
     "saturation": Kind(
         "the int8 model saturates in 16-bit sums on CPUs without VNNI; the float model is right",
         "quantize with reduce_range=True: torch.ao.quantization.get_default_qconfig('fbgemm')",

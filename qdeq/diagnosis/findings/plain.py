@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from qdeq.diagnosis.results import Finding, make_finding
-from qdeq.diagnosis.sides.float_side import float_tensors
-from qdeq.diagnosis.sides.integers import PlainTensor
+from qdeq.diagnosis.sides.float_side import float_tensors, renaming_of
+from qdeq.diagnosis.sides.integers import Int8Side
 from qdeq.diagnosis.sides.open import Side
 from qdeq.words import join
 
@@ -16,18 +16,19 @@ __all__ = ["plain_findings", "unread_findings"]
 SAME = 1e-5
 
 
-def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -> list[Finding]:
+def plain_findings(held: Int8Side, side: Side, total_weights: int) -> list[Finding]:
     """Compare the tensors that are not quantized by name: one finding for each module that has a wrong one.
 
     A name that the float side lacks is reported as not compared.
     """
-    theirs = float_tensors(side)
+    theirs, renamed = float_tensors(side), renaming_of(held, side)
     wrong: dict[str, dict[str, float]] = {}
     count: dict[str, int] = {}
     missing: dict[str, str] = {}
-    for tensor in tensors:
+    for tensor in held.plain:
+        module, name = renamed(tensor.path).rpartition(".")[::2]
         # Fusing moves a module into a container, which takes its name and calls it "0".
-        other = theirs.get(tensor.path, theirs.get(join(f"{tensor.module}.0", tensor.name)))
+        other = theirs.get(join(module, name), theirs.get(join(f"{module}.0", name)))
         if other is None:
             missing[tensor.path] = "the float model has no tensor of this name"
             continue

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides.integers import FloatLayer
+from qdeq.diagnosis.sides.integers import FloatLayer, Int8Side
 from qdeq.diagnosis.sides.open import Side
+from qdeq.errors import QdeqValueError
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.layers.names import bias_name, is_inner_weight
 from qdeq.state_dicts.named import named_tensors, plan_state
 from qdeq.state_dicts.parts import Fold
+from qdeq.state_dicts.prefixes import find_renaming
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
 
-__all__ = ["float_layers", "float_tensors", "state_norms"]
+__all__ = ["float_layers", "float_tensors", "renaming_of", "state_norms"]
 
 
 def float_layers(side: Side) -> dict[str, FloatLayer]:
@@ -43,6 +45,17 @@ def float_tensors(side: Side) -> dict[str, Tensor]:
             *side.model.named_buffers(remove_duplicate=False),
         ]
     return {name: v.detach() for name, v in named if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def renaming_of(held: Int8Side, side: Side) -> Callable[[str], str]:
+    """Dotted names of the int8 side -> those of the float side: either may have a prefix or a wrapper."""
+    ours = {join(layer.module, layer.parameter): layer.shape for layer in held.layers}
+    ours |= {tensor.path: tuple(tensor.value.shape) for tensor in held.plain}
+    theirs = {name: tuple(value.shape) for name, value in float_tensors(side).items()}
+    try:
+        return find_renaming("float_model", ours, theirs, "Pass the part that belongs to the int8 model.")
+    except QdeqValueError:  # two parts fit alike: none is taken
+        return lambda name: name
 
 
 def _plain_layer(path: str, module: nn.Module) -> FloatLayer | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from qdeq.diagnosis.sides.float_side import float_layers, state_norms
+from qdeq.diagnosis.sides.float_side import float_layers, renaming_of, state_norms
 from qdeq.diagnosis.sides.integers import FloatLayer, Int8Side, IntegerLayer
 from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqValueError, expected
@@ -100,9 +100,11 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
 
     """
     layers, theirs, chosen = held.layers, float_layers(side), {}
+    renamed = renaming_of(held, side)
     for layer in layers:
+        path = renamed(layer.path)
         # Fusing moves a layer into a container, which takes its name and calls it "0".
-        name = next((name for name in (layer.path, f"{layer.path}.0") if name in theirs), None)
+        name = next((name for name in (path, f"{path}.0", layer.path) if name in theirs), None)
         if name is not None:
             chosen[layer.path] = theirs.pop(name)
     for layer in layers:
@@ -123,7 +125,7 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
     ]
     # A batch norm that the int8 side still has is not folded into anything.
     kept = {tensor.module for tensor in held.plain if tensor.name == "running_var"}
-    _attach_norms(pairs, side, kept)
+    _attach_norms(pairs, side, {renamed(path) for path in kept})
     return pairs, [layer for layer in layers if layer.path not in chosen]
 
 
