@@ -103,7 +103,7 @@ def explain(
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
     findings += plain_findings(held, theirs, total) + unread_findings(held.unread)
-    findings += uncalibrated_findings(ours.model, quantized)
+    findings += [] if ours.model is None else uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
         findings += structure_findings(ours.model, theirs.model, pairs, right)

@@ -23,17 +23,17 @@ def is_default(scale: float, zero_point: int) -> bool:
     return scale == 1.0 and zero_point == 0
 
 
-def uncalibrated_findings(int8_model: nn.Module | None, layers: list[IntegerLayer]) -> list[Finding]:
+def uncalibrated_findings(int8_model: nn.Module, layers: list[IntegerLayer]) -> list[Finding]:
     """Name every module with such an output, once a layer with weights has one.
 
     A stub's or a functional's scale of 1 alone proves nothing: images of 0 to 255 have it, and so has a functional
     that nothing calls. Layers that the forward provably does not call are left out; where it cannot be traced, half of
-    the layers have to be without calibration.
+    the layers have to be without calibration. (In a state_dict, dynamic layers have these numbers as well.)
     """
     outputs = {layer.path: layer.output for layer in layers if layer.output is not None}
-    called = None if int8_model is None else _called(int8_model)
+    called = _called(int8_model)
     bare = [path for path, output in outputs.items() if is_default(*output) and (called is None or path in called)]
-    others = {} if int8_model is None else _outputs_of_others(int8_model)
+    others = _outputs_of_others(int8_model)
     zeros = [path for path, (scale, _, is_stub) in others.items() if is_stub and scale <= LEAST_SCALE * 1.001]
     found = [_finding(path, "it was calibrated on nothing but zeros", others[path][0], 0) for path in zeros]
     if not bare or (called is None and 2 * len(bare) < len(outputs)):

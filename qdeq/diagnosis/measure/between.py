@@ -58,9 +58,13 @@ def between_findings(watches: list[Watch]) -> list[Finding]:
         noise = watch.inputs.noise if watch.inputs.count else 0.0
         if noise > PARTED and worst < min(AGREED, noise / JUMP):
             return [_between(watch, before)]
-        if watch.pair is not None or not watch.is_stub:
+        if (
+            watch.is_stub and watch.grid is not None
+        ):  # what it is given may be what differs; what it makes of it is its own
+            worst = max(worst, watch.grid.rounding_noise, watch.grid.clipping_noise)
+        else:
             worst = max(worst, watch.total.noise)
-            before = watch.path if watch.total.count and watch.pair is not None else before
+        before = watch.path if watch.total.count and watch.pair is not None else before
     return []
 
 

@@ -47,20 +47,21 @@ class Run:
 def accuse(run: Run, findings: list[Finding], pairs: list[Pair]) -> list[Finding]:
     """Return the findings with those that the outputs call for, where they part, and without those that they refute.
 
-    What looks uncalibrated and fits its values all the same is none; clipping that is a fault is not said twice.
+    A few outputs that look uncalibrated and fit their values all the same are right; clipping that is a fault is not
+    said twice.
     """
-    grids = {watch.path: watch.grid for watch in run.watches}
+    grids = {watch.path: watch.grid for watch in run.watches if watch.grid is not None}
+    few = 2 * sum(item.module in grids for item in findings if item.kind == "never_calibrated") < len(grids)
     kept = [
         item
         for item in findings
-        if item.kind != "never_calibrated"
-        or (item.module in grids and ((grid := grids[item.module]) is None or not fits(grid)))
+        if item.kind != "never_calibrated" or (item.module in grids and not (few and fits(grids[item.module])))
     ]
     if not run.why:
         return kept
     right = {item.module for item in kept if item.kind == "rounding"}
-    known = {(item.kind, item.module) for item in kept}
-    found = [item for item in calibration_findings(run.watches) if (item.kind, item.module) not in known]
+    known = {item.module for item in kept if item.kind == "never_calibrated"}
+    found = [item for item in calibration_findings(run.watches) if item.module not in known]
     found += collapsed_findings(pairs, right)
     accused = {item.module for item in found if item.kind == "calibrated_narrow"}
     return [item for item in kept if item.kind != "clipping" or item.module not in accused] + found
@@ -86,6 +87,8 @@ def acquit(run: Run, findings: list[Finding], repaired: Attribution) -> list[Fin
 
 
 def _causes_something(item: Finding, findings: list[Finding], repaired: Attribution) -> bool:
+    if item.kind == "never_calibrated":  # that is seen, not concluded
+        return True
     together = repaired.groups.get(item.kind)
     if together is not None and together < LEAST_SHARE:
         return False

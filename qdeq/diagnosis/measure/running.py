@@ -141,7 +141,7 @@ class Sums:
 
     @property
     def noise(self) -> float:
-        """sum (b - a)^2 / sum a^2; 0 where both are equal, infinite where only a is zero or a value is not finite."""
+        """Sum (b - a)^2 / sum a^2; 0 where both are equal, infinite where only a is zero or a value is not finite."""
         if self.error == 0:
             return 0.0
         return self.error / self.aa if self.aa > 0 and math.isfinite(self.error) else math.inf
