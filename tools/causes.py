@@ -44,7 +44,10 @@ def main() -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     start, right, total = time.time(), 0, 0
-    networks, seeds = arguments.networks.split(","), range(arguments.first_seed, arguments.first_seed + arguments.trials)
+    networks, seeds = (
+        arguments.networks.split(","),
+        range(arguments.first_seed, arguments.first_seed + arguments.trials),
+    )
     print("| fault | " + " | ".join(networks) + " | named otherwise |", "|---" * (len(networks) + 2) + "|", sep="\n")
     for kind in arguments.kinds.split(","):
         cells, wrong = [], Counter[str]()

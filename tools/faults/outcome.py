@@ -63,7 +63,12 @@ def never_calibrated(rng: random.Random, network: Network, model: nn.Module, inp
 
 
 def _one_observer(
-    rng: random.Random, network: Network, model: nn.Module, inputs: Tensor, kind: str, change: Callable[[Any, float], None]
+    rng: random.Random,
+    network: Network,
+    model: nn.Module,
+    inputs: Tensor,
+    kind: str,
+    change: Callable[[Any, float], None],
 ) -> Mutant:
     found = calibrated(network, model, inputs)
     path = pick(rng, [path for path in observers(found) if path != "quant"])

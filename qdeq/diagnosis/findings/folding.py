@@ -24,13 +24,12 @@ def best_scan(pair: Pair, ints: Integers) -> tuple[Tensor, Scan]:
     scan = scan_weight(ints, rows, limits)
     if scan.is_right:
         return rows, scan
-    norms = pair.norms + (other_norms(pair) if not any(_explains(pair, norm) for norm in pair.norms) else [])
-    likely = [norm for norm in norms if _explains(pair, norm)]
-    likely.sort(
-        key=lambda norm: _bias_error(pair, norm)
-    )  # few bits leave several eps possible: the bias is not rounded
-    if norms and not likely:
-        likely = [max(norms, key=lambda norm: _quick(pair, norm).correlation)]
+    likely = [norm for norm in pair.norms if _explains(pair, norm)]
+    likely = likely or [norm for norm in other_norms(pair) if _explains(pair, norm)]
+    # Weights of few bits leave several eps possible; the bias is not rounded.
+    likely.sort(key=lambda norm: _bias_error(pair, norm))
+    if pair.norms and not likely:
+        likely = [max(pair.norms, key=lambda norm: _quick(pair, norm).correlation)]
     for norm in likely:
         folded = ints.as_rows(pair.fold_with(norm)[0])
         folded_scan = scan_weight(ints, folded, limits)

@@ -14,6 +14,7 @@ from qdeq.errors import QdeqValueError
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.layers.names import bias_name, is_inner_weight
 from qdeq.state_dicts.named import named_tensors, plan_state
+from qdeq.state_dicts.norms import norms_behind_names
 from qdeq.state_dicts.parts import Fold
 from qdeq.state_dicts.prefixes import find_renaming
 from qdeq.weights.weight import QuantizedWeight
@@ -106,22 +107,16 @@ def _layers_of_state(state: Mapping[str, Any]) -> Iterator[FloatLayer]:
 
 
 def state_norms(side: Side) -> tuple[dict[str, NormValues], dict[str, str]]:
-    """Batch norms of a state_dict, path -> values, with torch's eps; layer -> the one that is named right behind."""
+    """Batch norms of a state_dict, path -> values, with torch's eps; layer -> the one that names say is behind it."""
     tensors = {tensor.name: tensor.value for tensor in named_tensors("float_model", side.state or {})}
     norms: dict[str, NormValues] = {}
-    behind: dict[str, str] = {}
-    before = ""
-    for name, value in tensors.items():
-        path, _, parameter = name.rpartition(".")
-        mean, variance = (tensors.get(join(path, part)) for part in ("running_mean", "running_var"))
-        if not isinstance(value, Tensor) or not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
-            before = path if parameter == "weight" and len(value.shape) > 1 else before
-        elif path not in norms:
-            weight, bias = tensors.get(join(path, "weight")), tensors.get(join(path, "bias"))
-            weight = weight if isinstance(weight, Tensor) else torch.ones_like(mean)
-            bias = bias if isinstance(bias, Tensor) else torch.zeros_like(mean)
-            norms[path] = NormValues(weight, bias, mean, variance)
-            if before:
-                behind[before] = path
-            before = ""
-    return norms, behind
+    for path in [name.removesuffix(".running_var") for name in tensors if name.endswith(".running_var")]:
+        weight, bias, mean, variance = (
+            value if isinstance(value := tensors.get(join(path, part)), Tensor) else None
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
+        if mean is not None and variance is not None:
+            weight = torch.ones_like(mean) if weight is None else weight
+            norms[path] = NormValues(weight, torch.zeros_like(mean) if bias is None else bias, mean, variance)
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    return norms, norms_behind_names(shapes).pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -12,8 +12,9 @@ from qdeq.diagnosis.sides.integers import FloatLayer, Int8Side, IntegerLayer
 from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqValueError, expected
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
+from qdeq.tree.norms import norms_behind
 
-__all__ = ["Norm", "Pair", "match_layers", "norms_behind", "other_norms"]
+__all__ = ["Norm", "Pair", "match_layers", "other_norms"]
 
 # A fresh batch norm multiplies by 1 / sqrt(1 + eps), which is within this of 1.
 NEARLY_ONE = 1e-3
@@ -141,18 +142,6 @@ def _in_full(layer: IntegerLayer, weight: Tensor) -> IntegerLayer:
     return replace(layer, ints=replace(ints, shape=shape))
 
 
-def norms_behind(model: nn.Module) -> Iterator[tuple[str, tuple[str, nn.modules.batchnorm._BatchNorm]]]:
-    """Layer -> the batch norm that is registered right behind it, before the next layer."""
-    before = ""
-    for path, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if before and not path.startswith(before + "."):
-                yield before, (path, module)
-            before = ""
-        elif isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim >= 2:
-            before = path
-
-
 def _attach_norms(pairs: list[Pair], side: Side, kept: set[str]) -> None:
     if side.model is None:
         found, behind = state_norms(side)
@@ -160,7 +149,7 @@ def _attach_norms(pairs: list[Pair], side: Side, kept: set[str]) -> None:
     else:
         kinds = nn.modules.batchnorm._BatchNorm
         values = {p: [NormValues.of(m)] for p, m in side.model.named_modules() if isinstance(m, kinds)}
-        behind = {layer: path for layer, (path, _) in norms_behind(side.model)}
+        behind = norms_behind(side.model).pairs
     values = {path: forms for path, forms in values.items() if not {path, path.removesuffix(".0")} & kept}
     for pair in pairs:
         if not pair.same_shape:
