@@ -120,7 +120,7 @@ def main() -> int:
             f"{time.time() - start:6.0f} s  {name:45} {len(results[name]) - len(wrong)} of {len(results[name])}",
             flush=True,
         )
-        for pair, blamed in wrong.items():
+        for blamed in wrong.values():
             kinds[blamed[0].partition(":")[0]] += 1
         for sentence, count in Counter(blamed[0] for blamed in wrong.values()).items():
             example = next(pair for pair, blamed in wrong.items() if blamed[0] == sentence)

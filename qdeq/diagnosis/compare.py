@@ -17,11 +17,11 @@ from qdeq.diagnosis.measure.watching import own_activation
 from qdeq.diagnosis.results import Layer
 from qdeq.diagnosis.say.explanation import Comparison
 from qdeq.diagnosis.sides.graph import light_copy
-from qdeq.diagnosis.sides.pairs import norms_behind
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.modules import Clamp, FakeQuantize
 from qdeq.sources.eager.mappings import owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.tree.norms import norms_behind
 from qdeq.words import class_name
 
 __all__ = ["compare"]
@@ -102,7 +102,7 @@ def _run(
 
 def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, str]:
     """Path -> the module whose output to compare: the batch norm behind a layer where the other has it folded."""
-    norms = {layer: path for layer, (path, _) in norms_behind(model)}
+    norms = norms_behind(model).pairs
     others = dict(other.named_modules())
     folded = {layer for layer, path in norms.items() if type(others.get(path)) in (nn.Identity, type(None))}
     return {path: norms[path] if path in folded else path for path in paths}

@@ -19,6 +19,7 @@ from qdeq.diagnosis.measure.attribution import Attribution, attribute
 from qdeq.diagnosis.measure.data import batches
 from qdeq.diagnosis.measure.imitation import Imitations
 from qdeq.diagnosis.measure.judging import Run, accuse, acquit
+from qdeq.diagnosis.measure.kernels import kernel_findings
 from qdeq.diagnosis.measure.repair import Repairs
 from qdeq.diagnosis.measure.sensitivity import Progress, sensitivities
 from qdeq.diagnosis.measure.watching import run_side_by_side
@@ -97,11 +98,11 @@ def explain(
     if not held.is_quantized:
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
-    pairs, alone = match_layers(quantized, theirs)
+    pairs, alone = match_layers(held, theirs)
     total = max(1, sum(layer.numel for layer in quantized))
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
-    findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
+    findings += plain_findings(held, theirs, total) + unread_findings(held.unread)
     findings += [] if ours.model is None else uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
@@ -148,7 +149,10 @@ def _run(
     if ours.model is None:
         remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
-    float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
+    float_model = theirs.model
+    if float_model is None:
+        pairs = [pair.as_applied() for pair in pairs]
+        float_model = _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
     runnable = [pair for pair in same_shape if pair.alone]
     watches, outputs, answers = run_side_by_side(
@@ -156,6 +160,7 @@ def _run(
     )
     run = Run((ours.model, float_model), watches, outputs, answers)
     fill_table(watches, table)
+    findings += kernel_findings(ours.model, float_model, same_shape, held.unread, answers[0].batch)
     findings = accuse(run, findings + runtime_findings(watches), pairs)
     repairs = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
     imitations = Imitations(repairs, ours.model, float_model, watches)

@@ -31,6 +31,7 @@ def dequantize_state_dict(
     into: nn.Module | None = None,
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
+    norms: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], Report]:
     """Turn the state dict of a quantized model into that of the float model it stands for.
 
@@ -45,6 +46,8 @@ def dequantize_state_dict(
             on an error.
         dtype: of dequantized weights and biases: float32, bfloat16 or float16. Other float tensors keep theirs while
             it is float32.
+        norms: with ``into``: path of a layer -> path of the batch norm that was folded into it, such as
+            ``{"conv1": "bn1"}``, for those that neither the forward of ``into`` nor the order of its modules tells.
         strict: with ``into``, raise if a source is unused or a parameter is not written; otherwise the report says so.
 
     Returns:
@@ -52,8 +55,9 @@ def dequantize_state_dict(
         each quantized output are in ``report.activation_qparams``.
 
     Raises:
-        QdeqTypeError: ``sd`` is no mapping or ``into`` no module.
-        QdeqValueError: keys that cannot be understood, a damaged tensor, or a state dict that does not fit ``into``.
+        QdeqTypeError: ``sd`` is no mapping, ``into`` no module or ``norms`` no dict of names.
+        QdeqValueError: keys that cannot be understood, a damaged tensor, or a state dict that does not fit ``into``;
+            a folded batch norm that may belong to several layers (all are named), or one that ``norms`` cannot mean.
 
     """
     if not isinstance(sd, Mapping):
@@ -72,7 +76,7 @@ def dequantize_state_dict(
         for name, why in plan.doubtful.items():
             report.note(name, why)
     else:
-        matches = match(plan, into, report, shape_of, strict=strict)
+        matches = match(plan, into, report, shape_of, strict=strict, norms=norms)
     tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
     _fill_report(report, plan, matches)
     for text in sd.unchecked if isinstance(sd, WeightFile) else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,11 @@ __all__ = [
     "MODULE_INTERNALS",
     "children",
     "every_module",
+    "has_forward",
+    "is_half_made",
     "is_library_module",
     "own_tensors",
+    "owner_of",
     "plain_values",
     "shallow_copy",
 ]
@@ -37,12 +40,16 @@ HOLDS_NOTHING = ATOMS | CONTAINERS | {tuple}
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Name and module of each registered child; none for the convolutions that ``torch.load`` leaves half made.
-
-    A whole int8 model that was pickled comes back with ``nnq.Conv*`` objects that hold their weight and bias, and
-    nothing of what ``nn.Module.__init__`` sets up.
-    """
+    """Name and module of each registered child; none for the convolutions that ``torch.load`` leaves half made."""
     return [(name, child) for name, child in module.__dict__.get("_modules", {}).items() if child is not None]
+
+
+def is_half_made(module: nn.Module) -> bool:
+    """Whether ``torch.load`` made a module and left out what ``nn.Module.__init__`` sets up.
+
+    A whole int8 model that was pickled comes back with such ``nnq.Conv*`` objects; they hold their weight and bias.
+    """
+    return "_modules" not in vars(module)
 
 
 def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
@@ -50,6 +57,21 @@ def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     own = module.__dict__
     registered = [*own.get("_parameters", {}).items(), *own.get("_buffers", {}).items()]
     return [(name, value) for name, value in registered if value is not None]
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called: ModuleList, ModuleDict and bare namespaces have a forward that only raises."""
+    return type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def owner_of(modules: Mapping[str, nn.Module], path: str) -> str:
+    """The nearest ancestor of ``path`` that has a forward of its own."""
+    owner = path
+    while owner:
+        owner = owner.rpartition(".")[0]
+        if has_forward(modules[owner]):
+            return owner
+    return ""
 
 
 def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:

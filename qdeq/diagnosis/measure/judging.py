@@ -84,7 +84,9 @@ def acquit(run: Run, findings: list[Finding], repaired: Attribution) -> list[Fin
     kept = [item for item in findings if item.kind not in IMITATED or _causes_something(item, findings, repaired)]
     if not run.why:
         return kept
-    if max((gone for _, gone in repaired.cumulative), default=0.0) < EXPLAINED:
+    explained = max((gone for _, gone in repaired.cumulative), default=0.0) >= EXPLAINED
+    # Nothing can be put right about a kernel of torch, and what lies behind it parts for that reason.
+    if not explained and not any(item.kind == "int8_kernel_wrong" for item in kept):
         if not any(item.kind == "training_mode" for item in kept):
             kept += random_findings(run.int8_model, run.float_model, run.answers)
         kept += run.parting or output_findings(run.watches, run.outputs, run.answers)
