@@ -217,7 +217,7 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         _check_zero_range(where, tensor.plain, zero_point)
         return replace(tensor, qscheme=scheme, scale=float(scale), zero_point=int(zero_point))
     if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams") or len(params) < 4:
-        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(str(params[0])), HOSTILE)
+        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(params[0]), HOSTILE)
     scales, zero_points = (tensor_from(where, p, reader) for p in params[1:3])
     axis = params[3]
     if not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(tensor.shape):
