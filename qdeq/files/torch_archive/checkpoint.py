@@ -33,8 +33,8 @@ _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
 _CONTAINERS = (dict, list, tuple, Instance)  # tuples: a union is built anew at every use, which is slow
 _PLAIN = (str, int, float, bytes, Global)
-# What torch.package calls to load a script that lies in the archive by itself; and what torch 1.3 to 1.7 call the module
-# with the packed weight of a linear, whose state in their scripts is (weight, bias, training[, dtype]).
+# What torch.package calls to load a script that lies in the archive by itself; and what torch 1.3 to 1.7 call the
+# module with the packed weight of a linear, whose state in their scripts is (weight, bias, training[, dtype]).
 _PACKAGED_SCRIPT = Global("torch.jit._script", "unpackage_script_module")
 _LINEAR_HOLDER = "LinearPackedParams"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ Build = Callable[[str], Case]
 
 
 def exported(path: Path, fill: Callable[[PackageExporter], object]) -> Path:
-    with PackageExporter(path) as exporter:
+    with warnings.catch_warnings(), PackageExporter(path) as exporter:
+        warnings.simplefilter("ignore", UserWarning)  # the exporter uses torch's own deprecated storages
         exporter.extern(["torch.**", "tests.**"])
         fill(exporter)
     return path

@@ -25,7 +25,8 @@ class Script:
     def write(self, top: bytes, path: Path, *, constants: bytes = b")", mobile: bool = False) -> Path:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("old/data.pkl", b"\x80\x02" + top + b".")
-            archive.writestr("old/constants.pkl", b"\x80\x02" + constants + b".")
+            if constants:  # torch.load takes a file that has them for a script
+                archive.writestr("old/constants.pkl", b"\x80\x02" + constants + b".")
             archive.writestr("old/version", b"3\n")
             if mobile:
                 archive.writestr("old/bytecode.pkl", b"\x80\x02).")
@@ -128,11 +129,9 @@ def test_graph_mode_weights_go_into_the_float_class_by_shape(tmp_path: Path) -> 
         data = torch.randn(2, 3, 8, 8)
         quantized = quantize_jit(script, {"": get_default_qconfig("fbgemm")}, lambda model, x: model(x), [data])
         torch.jit.save(quantized, tmp_path / "graph.pt")
-        packed = [p for _, p in quantized.named_attributes() if isinstance(p, torch.ScriptObject)] if False else None
-    assert packed is None
     with qdeq.open(tmp_path / "graph.pt") as archive:
-        assert [name.rpartition("packed_weight_")[2] for name in archive] == ["0.weight", "0.bias", "1.weight", "1.bias",
-                                                                              "2.weight"]  # fmt: skip
+        numbers = [name.rpartition("packed_weight_")[2] for name in archive]
+        assert numbers == ["0.weight", "0.bias", "1.weight", "1.bias", "2.weight"]
         net = poisoned(Branch())
         qdeq.dequantize_state_dict(archive, into=net)
         assert torch.equal(bits(net.fc.weight), bits(list(archive.values())[2]))
@@ -203,9 +202,11 @@ def test_a_convolution_class_of_the_users_own_keeps_its_names(tmp_path: Path) ->
         assert archive.activation_qparams == {"first": (0.25, 5)}
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
 def test_the_archive_written_by_hand_is_one_that_torch_reads(tmp_path: Path) -> None:
     """The layout of tensors above is torch's own: it loads the same values."""
     script = Script()
-    path = script.write(b"}" + script.plain("w") + script.tensor(WEIGHT) + b"s", tmp_path / "w.pt")
+    path = tmp_path / "w.pt"
+    script.write(b"}" + script.plain("w") + script.tensor(WEIGHT) + b"s", path, constants=b"")
     loaded = torch.load(io.BytesIO(path.read_bytes()), weights_only=False)
     assert torch.equal(loaded["w"].int_repr(), WEIGHT.int_repr())
