@@ -125,7 +125,7 @@ def test_graph_mode_weights_go_into_the_float_class_by_shape(tmp_path: Path) -> 
 
     torch.manual_seed(0)
     with engine("fbgemm"):
-        script = torch.jit.script(Branch().eval())
+        script = torch.jit.script(Branch().eval().requires_grad_(False))
         data = torch.randn(2, 3, 8, 8)
         quantized = quantize_jit(script, {"": get_default_qconfig("fbgemm")}, lambda model, x: model(x), [data])
         torch.jit.save(quantized, tmp_path / "graph.pt")
