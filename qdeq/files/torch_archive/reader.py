@@ -16,10 +16,9 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.mapped import map_file
 from qdeq.files.torch_archive.checkpoint import Contents, collect
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
-from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
+from qdeq.files.torch_archive.packages import is_package, package_contents, read_record
 from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
-from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.lost import doubts
@@ -53,13 +52,14 @@ class Archive(WeightFile):
             name: (float(self._number(name, scale)), int(self._number(name, zero)))
             for name, (scale, zero) in self._plan.activations.items()
         }
+        self.unread = contents.unread
         self.constants, self.dropped, self.doubtful = self._plan.constants, self._plan.dropped, self._plan.doubtful
 
     def _names_for(self, path: str, like: nn.Module | None) -> Plan:
         """The file's keys under the names of a float model."""
         contents = self._contents
         plan = plan_names(path, contents.sources, _shape_of, like, contents.rnn_shapes)
-        plan.dropped = {**contents.dropped, **plan.dropped}
+        plan.dropped = {**contents.dropped, **contents.unread, **plan.dropped}
         plan.doubtful = doubts(plan, lambda tensor: (tensor.stride, tensor.qscheme), contents.geometries)
         return plan
 
@@ -136,7 +136,8 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
     """Open a checkpoint saved by torch, without running or importing anything it names.
 
     Reads ``.pt`` and ``.pth`` files of state dicts, nested checkpoints, whole pickled models and TorchScript, in the
-    zip format and the one before it. Nothing is read but the pickle until a weight is asked for.
+    zip format and the one before it, and archives of ``torch.package``. Nothing is read but the pickles until a weight
+    is asked for.
 
     Args:
         path: the file.
@@ -170,8 +171,11 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
         )
     archive = Archive(name, contents, like, unchecked, buffer)
     if not archive:
-        remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
-        refuse(name, "a checkpoint that holds tensors", "none that could be named", remedy)
+        remedy = (
+            "qdeq.open reads state dicts, nested checkpoints, pickled models, TorchScript and torch.package archives."
+        )
+        got = "; ".join(f"{shown(key)[1:-1]}: {what}" for key, what in list(contents.unread.items())[:3])
+        refuse(name, "a checkpoint that holds tensors", got or "none that could be named", remedy)
     return archive
 
 
@@ -201,6 +205,8 @@ def _legacy_contents(path: str, buffer: Any) -> Contents:
 
 
 def _zip_contents(path: str, directory: ZipDirectory) -> Contents:
+    if is_package(directory):
+        return package_contents(path, directory)
     roots = {name.split("/", 1)[0] for name in directory.records}
     tops = [name for name in directory.records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(tops) != 1 or len(roots) != 1:
@@ -227,9 +233,5 @@ def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix:
     def bytes_of(key: str) -> Any:
         return directory.view(directory.records[folder + key])
 
-    where = f"{path}: {shown(name.split('/', 1)[1])[1:-1]}"
-    data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
-    top, end = read_pickle(data, where)
-    if end != len(data):
-        refuse(where, f"a pickle of {len(data)} bytes", f"{end}")
+    top = read_record(path, directory, name)
     collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)
