@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.faults.subject import Mutant, pick
+from tools.faults.subject import Mutant, NoPlaceError, pick
 from tools.models import engine, tq
 from tools.networks import NETWORKS, Network
 
-__all__ = ["OUTCOME_FAULTS", "SUBJECTS", "outcome_mutant"]
+__all__ = ["OUTCOME_FAULTS", "SUBJECTS", "damaged", "outcome_mutant"]
 
 SUBJECTS = ("vgg", "resnet", "mobilenet_v2", "unet", "pointnet")
 CALIBRATED_ON, RUN_ON = 64, 96
+# Draws of a place, and the noise of the output, relative to its power, from which on the models do not agree.
+DRAWS, MOST_NOISE = 30, 0.15
 _RANGE = tq.MinMaxObserver.with_args(dtype=torch.quint8, reduce_range=True)
 PER_CHANNEL = tq.QConfig(activation=_RANGE, weight=tq.default_per_channel_weight_observer)
 PER_TENSOR = tq.QConfig(activation=_RANGE, weight=tq.default_weight_observer)
@@ -45,6 +48,13 @@ def calibrated(network: Network, model: nn.Module, inputs: Tensor, qconfig: tq.Q
     return found
 
 
+def convert(model: nn.Module) -> nn.Module:
+    """``tq.convert``, without its warning of observers that saw nothing: some functionals are never called."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "must run observer before calling calculate_qparams")
+        return tq.convert(model)
+
+
 def observers(model: nn.Module) -> dict[str, Any]:
     """Path of a module -> the observer of its output; those that saw nothing are left out."""
     found = {}
@@ -57,7 +67,7 @@ def observers(model: nn.Module) -> dict[str, Any]:
 
 def never_calibrated(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """No run between ``prepare`` and ``convert``."""
-    int8 = tq.convert(prepared(network, model))
+    int8 = convert(prepared(network, model))
     paths = tuple(observers(calibrated(network, model, inputs)))
     return Mutant(int8, model, "never_calibrated", paths, inputs if rng.random() < 0.5 else None)
 
@@ -74,7 +84,7 @@ def _one_observer(
     path = pick(rng, [path for path in observers(found) if path != "quant"])
     observer = observers(found)[path]
     change(observer, max(-float(observer.min_val), float(observer.max_val)))
-    return Mutant(tq.convert(found), model, kind, (path,))
+    return Mutant(convert(found), model, kind, (path,))
 
 
 def calibrated_wide(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
@@ -100,7 +110,7 @@ def calibrated_narrow(rng: random.Random, network: Network, model: nn.Module, in
 def input_range(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """Calibrated on inputs of another scale: as if of 0 to 1 in place of 0 to 255, or the other way round."""
     factor = rng.choice([255.0, 50.0, 1 / 20, 1 / 255])
-    return Mutant(tq.convert(calibrated(network, model, inputs * factor)), model, "input_range", ("quant",))
+    return Mutant(convert(calibrated(network, model, inputs * factor)), model, "input_range", ("quant",))
 
 
 # A batch norm with a ReLU behind it, and the layer that alone takes what comes of it.
@@ -123,28 +133,22 @@ def levels_collapsed(rng: random.Random, network: Network, model: nn.Module, inp
         model.get_submodule(norm).weight[dead], model.get_submodule(norm).bias[dead] = 0.0, -1.0
         depthwise = layer.weight.shape[1] == 1
         row = dead if depthwise else rng.randrange(len(layer.weight))
-        layer.weight[row, 0 if depthwise else dead] = float(layer.weight.abs().max()) * 2 ** rng.uniform(6.5, 8)
-    return Mutant(tq.convert(calibrated(network, model, inputs, PER_TENSOR)), model, "levels_collapsed", (path,))
+        layer.weight[row, 0 if depthwise else dead] = float(layer.weight.abs().max()) * 2 ** rng.uniform(7.5, 8.5)
+    return Mutant(convert(calibrated(network, model, inputs, PER_TENSOR)), model, "levels_collapsed", (path,))
 
 
-def _behind(module: nn.Module, change: Callable[[Any], Any], *, inputs: bool = False) -> None:
-    """Give one module a forward of its own: that of its class with its input, or else its output, changed."""
-    kind = type(module)
-
-    class Changed(kind):  # type: ignore[misc,valid-type]
-        def forward(self, x: Tensor) -> Any:
-            return super().forward(change(x)) if inputs else change(super().forward(x))
-
-    module.__class__ = Changed
+def _behind(module: nn.Module, change: Callable[[Any], Any]) -> None:
+    """Let a module change its output once more."""
+    module.register_forward_hook(lambda m, args, output: change(output))
 
 
 def differs_before(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward scales or shifts its input."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     change = rng.choice(
         [lambda x: x / 255, lambda x: 2 * x - 3, lambda x: x.flip(-1), lambda x: 10 * x, lambda x: (x - 0.5) / 0.2]
     )
-    _behind(other, change, inputs=True)
+    other.register_forward_pre_hook(lambda m, args: tuple(map(change, args)))
     first = next(path for path, module in model.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d))
     return Mutant(int8, other, "differs_before", (first,))
 
@@ -161,7 +165,7 @@ _PLACES = {
 
 def differs_between(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward does something more between two layers."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     place, behind = rng.choice(list(_PLACES[network.name].items()))
     change = rng.choice([lambda x: 3 * x, lambda x: x / 4, lambda x: x.flip(1), lambda x: -x, lambda x: x.roll(1, 1)])
     _behind(other.get_submodule(place), change)
@@ -170,7 +174,7 @@ def differs_between(rng: random.Random, network: Network, model: nn.Module, inpu
 
 def differs_after(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """The float model's forward does something more behind its last layer."""
-    int8, other = tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)
+    int8, other = convert(calibrated(network, model, inputs)), copy.deepcopy(model)
     change = rng.choice(
         [lambda x: F.softmax(x, 1), lambda x: F.log_softmax(x, 1), lambda x: 3 * x, lambda x: -x, lambda x: x[:, :2]]
     )
@@ -181,9 +185,9 @@ def differs_after(rng: random.Random, network: Network, model: nn.Module, inputs
 
 def draws_at_random(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """Either model's forward calls dropout without asking whether it is trained."""
-    models = [tq.convert(calibrated(network, model, inputs)), copy.deepcopy(model)]
+    models = [convert(calibrated(network, model, inputs)), copy.deepcopy(model)]
     place = rng.choice(list(_PLACES[network.name]))
-    _behind(rng.choice(models).get_submodule(place), lambda x: _drop(x, rng.uniform(0.4, 0.8)))
+    _behind(rng.choice(models).get_submodule(place), lambda x: _drop(x, 0.7))
     return Mutant(models[0], models[1], "draws_at_random", ("",))
 
 
@@ -192,6 +196,35 @@ def _drop(x: Tensor, share: float) -> Tensor:
         return F.dropout(x, share, training=True)
     dropped = F.dropout(x.dequantize(), share, training=True)
     return torch.quantize_per_tensor(dropped, x.q_scale(), x.q_zero_point(), x.dtype)
+
+
+def four_bits(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
+    """One layer's weights have 16 levels a channel, all others 255."""
+    found = calibrated(network, model, inputs)
+    layers = [
+        path
+        for path, m in found.named_modules()
+        if hasattr(m, "qconfig") and (hasattr(m, "weight") or isinstance(m, nn.Sequential)) and path in observers(found)
+    ]
+    path = pick(rng, [path for path in layers if not isinstance(found.get_submodule(path), nn.ConvTranspose2d)])
+    weight = tq.PerChannelMinMaxObserver.with_args(
+        dtype=torch.qint8, qscheme=torch.per_channel_symmetric, quant_min=-8, quant_max=7
+    )
+    layer = found.get_submodule(path)
+    for module in layer.modules():
+        module.qconfig = tq.QConfig(activation=_RANGE, weight=weight)
+    return Mutant(convert(found), model, "four_bits", (path,))
+
+
+def damaged(name: str, seed: int) -> Mutant:
+    """One module of a trained network quantized badly: weights of four bits, or an output calibrated badly."""
+    network, rng = NETWORKS[name], random.Random(f"damaged {name} {seed}")
+    inputs, _ = network.samples(CALIBRATED_ON, 10**7 + seed)
+    damage = (four_bits, calibrated_wide, calibrated_narrow)[seed % 3]
+    with engine("fbgemm"):
+        mutant = damage(rng, network, network.trained(seed % 2), inputs)
+    mutant.data = network.samples(RUN_ON, 2 * 10**7 + seed)  # type: ignore[assignment]
+    return mutant
 
 
 OUTCOME_FAULTS: dict[str, Callable[[random.Random, Network, nn.Module, Tensor], Mutant]] = {
@@ -204,12 +237,24 @@ OUTCOME_FAULTS: dict[str, Callable[[random.Random, Network, nn.Module, Tensor], 
 
 
 def outcome_mutant(kind: str, name: str, seed: int) -> Mutant:
-    """Put a fault into a trained network, at a place and with values drawn from ``seed``; with data to run it on."""
+    """Put a fault into a trained network, at a place and with values drawn from ``seed``; with data to run it on.
+
+    A place where the fault changes the output little is drawn again: there nobody would ask.
+    """
     network, rng = NETWORKS[name], random.Random(f"{kind} {name} {seed}")
     torch.manual_seed(seed)
     inputs, _ = network.samples(CALIBRATED_ON, 10**7 + seed)
-    with engine("fbgemm"):
-        mutant = OUTCOME_FAULTS[kind](rng, network, network.trained(seed % 2), inputs)
-    if kind != "never_calibrated" or mutant.data is not None:
-        mutant.data = network.samples(RUN_ON, 2 * 10**7 + seed)  # type: ignore[assignment]
-    return mutant
+    for _ in range(DRAWS):
+        with engine("fbgemm"):
+            mutant = OUTCOME_FAULTS[kind](rng, network, network.trained(seed % 2), inputs)
+        if kind != "never_calibrated" or mutant.data is not None:
+            mutant.data = network.samples(RUN_ON, 2 * 10**7 + seed)  # type: ignore[assignment]
+        if kind in ("never_calibrated", "differs_after") or _changes_the_output(mutant, inputs):
+            return mutant
+    raise NoPlaceError("no place where it changes the output")
+
+
+def _changes_the_output(mutant: Mutant, inputs: Tensor) -> bool:
+    with torch.no_grad():
+        ours, theirs = mutant.int8(inputs), mutant.float_model(inputs)
+    return float((ours - theirs).square().sum()) > MOST_NOISE * float(ours.square().sum())

@@ -58,12 +58,10 @@ def between_findings(watches: list[Watch]) -> list[Finding]:
         noise = watch.inputs.noise if watch.inputs.count else 0.0
         if noise > PARTED and worst < min(AGREED, noise / JUMP):
             return [_between(watch, before)]
-        if (
-            watch.is_stub and watch.grid is not None
-        ):  # what it is given may be what differs; what it makes of it is its own
-            worst = max(worst, watch.grid.rounding_noise, watch.grid.clipping_noise)
-        else:
+        if watch.holds_weights:
             worst = max(worst, watch.total.noise)
+        elif watch.grid is not None:  # what it is given may be what differs: only what it makes of it is its own
+            worst = max(worst, watch.grid.rounding_noise, watch.grid.clipping_noise)
         before = watch.path if watch.total.count and watch.pair is not None else before
     return []
 
@@ -89,7 +87,7 @@ def _factor(sums: Sums) -> dict[str, Any]:
 
 
 def _times(factor: float) -> str:
-    return f"1 / {1 / factor:.4g} of" if 0 < abs(factor) < 1 else f"{factor:.4g} times"
+    return f"1 / {1 / factor:.3g} of" if 0 < abs(factor) < 1 else f"{factor:.3g} times"
 
 
 def output_findings(watches: list[Watch], outputs: OutputSums, answers: list[Answer]) -> list[Finding]:

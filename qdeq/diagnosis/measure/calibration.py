@@ -20,6 +20,7 @@ LEAST_NOISE = 0.01
 TIMES_MIDDLE, WORST_NOISE = 10.0, 0.1
 # It is too wide where the values reach across less than this share of it; rounding alone is a matter of their tails.
 MOST_SHARE = 0.25
+_GRIDS = ("calibrated_wide", "calibrated_narrow")
 
 
 def fits(grid: GridUse) -> bool:
@@ -45,7 +46,15 @@ def calibration_findings(watches: list[Watch]) -> list[Finding]:
         if is_wide and grid.share >= MOST_SHARE:
             continue
         found.append(_finding(watch, grid, is_wide))
-    return found
+    return _one_cause(found)
+
+
+def _one_cause(found: list[Finding]) -> list[Finding]:
+    """Where the inputs were others, so was everything behind them: that is one finding."""
+    inputs = [item for item in found if item.kind == "input_range"]
+    for item in inputs:
+        item.evidence["modules"] = [other.module for other in found]
+    return [item for item in found if item in inputs or not inputs or item.kind not in _GRIDS]
 
 
 def _finding(watch: Watch, grid: GridUse, is_wide: bool) -> Finding:
@@ -66,7 +75,7 @@ def _finding(watch: Watch, grid: GridUse, is_wide: bool) -> Finding:
         return _make(watch, "never_calibrated", f"scale 1, zero point 0, as without calibration; {text}", evidence)
     if watch.is_stub:
         return _make(watch, "input_range", f"{text}; calibration saw inputs of another range", evidence)
-    kind = "calibrated_wide" if is_wide else "calibrated_narrow"
+    kind = _GRIDS[0 if is_wide else 1]
     return _make(watch, kind, text, evidence)
 
 

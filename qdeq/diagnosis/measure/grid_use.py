@@ -86,14 +86,24 @@ class GridUse:
         return at_ends / max(1, int(self.counts.sum()))
 
     @property
+    def _powers(self) -> Tensor:
+        """Sum of the squares of the values of each integer, in squared steps."""
+        steps = torch.arange(self.first, self.last + 1, dtype=torch.float64) - self.zero_point
+        return self.counts * steps.square()
+
+    @property
     def rounding_noise(self) -> float:
         """Power of the rounding error relative to the values', as both models see it."""
-        steps = torch.arange(self.first, self.last + 1, dtype=torch.float64) - self.zero_point
-        total = float((self.counts * steps.square()).sum())
+        total = float(self._powers.sum())
         ours = ROUNDING * int(self.counts.sum()) / total if total else math.inf
         return min(ours, self.rounding / self.signal if self.signal else 0.0)
 
     @property
     def clipping_noise(self) -> float:
-        """Power of what clipping takes away relative to the values'; 0 where the int8 model clips nothing."""
-        return self.clipping / self.signal if self.signal and self.clipped else 0.0
+        """Power of what clipping takes away relative to the values', as both models see it.
+
+        The int8 model does not know what was there, only that it was as large as the end of the grid.
+        """
+        powers = self._powers
+        ours = float((powers[0] + powers[-1]) / powers.sum().clamp_min(1e-30))
+        return min(ours, self.clipping / self.signal if self.signal else 0.0)

@@ -41,7 +41,10 @@ class Imitations:
         """Return what to do to a copy of the float model for a finding; None where nothing can be done."""
         if item.kind not in IMITATED:
             return self._repairs.of(item)
-        return self.weights(item.module) if item.kind == "levels_collapsed" else self.rounding(item.module)
+        if item.kind == "levels_collapsed":
+            return self.weights(item.module)
+        paths = item.evidence.get("modules", [item.module])
+        return _all([change for path in paths if (change := self.rounding(path)) is not None])
 
     def weights(self, path: str) -> Repair | None:
         """Put the int8 weights of the layer at ``path`` in, as floats: that is how a wrong weight is put right."""
@@ -72,6 +75,14 @@ class Imitations:
             behind = graph and activations_behind(graph, self._float_model, watch.partner)
             return behind[0].path or None if behind else None
         return pair.norm if pair is not None and pair.norm and pair.use_folded else watch.partner
+
+
+def _all(changes: list[Repair]) -> Repair | None:
+    def change_all(model: nn.Module) -> None:
+        for change in changes:
+            change(model)
+
+    return change_all if changes else None
 
 
 def _rounded(output: Any, grid: GridUse) -> Any:

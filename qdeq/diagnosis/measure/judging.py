@@ -42,6 +42,8 @@ class Run:
         self.outcome = None if shapes else outputs.outcome()
         self.why = f"shapes {shapes[0]} and {shapes[1]}" if shapes else why_parted(outputs.outcome())
         self.first = first_divergence(watches)
+        # Where the forwards differ between layers: weights that are wrong may look alike.
+        self.parting = between_findings(watches) if self.why else []
 
 
 def accuse(run: Run, findings: list[Finding], pairs: list[Pair]) -> list[Finding]:
@@ -61,10 +63,17 @@ def accuse(run: Run, findings: list[Finding], pairs: list[Pair]) -> list[Finding
         return kept
     right = {item.module for item in kept if item.kind == "rounding"}
     known = {item.module for item in kept if item.kind == "never_calibrated"}
-    found = [item for item in calibration_findings(run.watches) if item.module not in known]
+    found = calibration_findings(_before(run)) if run.parting else calibration_findings(run.watches)
+    found = [item for item in found if item.module not in known]
     found += collapsed_findings(pairs, right)
     accused = {item.module for item in found if item.kind == "calibrated_narrow"}
     return [item for item in kept if item.kind != "clipping" or item.module not in accused] + found
+
+
+def _before(run: Run) -> list[Watch]:
+    """The modules in front of the place where the forwards differ; those behind it get values of another kind."""
+    places = [watch.place for watch in run.watches if watch.path == run.parting[0].module]
+    return [watch for watch in run.watches if watch.place < places[0]]
 
 
 def acquit(run: Run, findings: list[Finding], repaired: Attribution) -> list[Finding]:
@@ -80,7 +89,7 @@ def acquit(run: Run, findings: list[Finding], repaired: Attribution) -> list[Fin
     if not explained and not any(item.kind == "int8_kernel_wrong" for item in kept):
         if not any(item.kind == "training_mode" for item in kept):
             kept += random_findings(run.int8_model, run.float_model, run.answers)
-        kept += between_findings(run.watches) or output_findings(run.watches, run.outputs, run.answers)
+        kept += run.parting or output_findings(run.watches, run.outputs, run.answers)
     if not any(item.is_fault for item in kept):
         kept.append(outputs_part(run.why, run.first))
     return kept

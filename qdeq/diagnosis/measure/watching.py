@@ -18,7 +18,7 @@ from qdeq.diagnosis.measure.saturation import Saturation, measure_saturation
 from qdeq.diagnosis.sides.graph import light_copy
 from qdeq.diagnosis.sides.pairs import Pair
 from qdeq.sources.eager.mappings import owned_activation
-from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.sources.eager.recognise import holds_quantized_state, is_quantized_module
 
 __all__ = ["RESULT", "Answer", "Watch", "own_activation", "run_side_by_side"]
 
@@ -34,6 +34,8 @@ class Watch:
     partner: str  # in the float model; empty where it has none
     pair: Pair | None = None  # the layers, where both are one
     is_stub: bool = False  # whether it quantizes the values of a float
+    rounds: bool = True  # whether it has a grid of its own; otherwise it gives values on that of its input
+    holds_weights: bool = True  # whether what it does depends on what it holds
     place: int = -1  # in the order in which the int8 model runs its modules; -1 for one that it does not run
     total: Sums = field(default_factory=Sums)  # over the outputs of both
     inputs: Sums = field(default_factory=Sums)  # over the inputs of both layers
@@ -93,7 +95,9 @@ def _watches(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair]) -
         if path in layers:
             yield Watch(path, layers[path].partner.path, layers[path])
         elif is_quantized_module(module):
-            yield Watch(path, path if path in theirs else "", is_stub=type(module) is nnq.Quantize)
+            rounds = hasattr(module, "scale") or hasattr(module, "output_scale")
+            weights = holds_quantized_state(module) or next(module.parameters(), None) is not None
+            yield Watch(path, path if path in theirs else "", None, type(module) is nnq.Quantize, rounds, weights)
 
 
 def _gives_output(model: nn.Module, path: str) -> nn.Module:
@@ -143,7 +147,8 @@ def _keep(watch: Watch, order: list[Watch], *, split: bool) -> Callable[[nn.Modu
             order.append(watch)
         if watch.pair is not None and watch.saturation is None and args and isinstance(args[0], Tensor):
             watch.saturation = measure_saturation(module, args[0], watch.pair.layer)
-        watch.grid = watch.grid or GridUse.of(value)
+        if watch.grid is None and watch.rounds:
+            watch.grid = GridUse.of(value)
         if split and watch.grid is not None and value.is_quantized:
             watch.grid.count(value)
             if watch.is_stub:

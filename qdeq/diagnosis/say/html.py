@@ -7,7 +7,7 @@ from html import escape
 
 from qdeq.diagnosis.results import ExplanationData
 from qdeq.diagnosis.say.plot import svg_of
-from qdeq.diagnosis.say.wording import percent
+from qdeq.diagnosis.say.wording import noise_text, percent
 from qdeq.errors import QdeqError
 
 __all__ = ["explanation_html"]
@@ -48,6 +48,7 @@ def explanation_html(explanation: ExplanationData) -> str:
         _findings(explanation),
         _cumulative(explanation),
         _layers(explanation),
+        _sensitivity(explanation),
         "<h2>Plots</h2>",
         _plots(explanation),
         f"<script>{_SCRIPT}</script></body></html>",
@@ -149,6 +150,28 @@ def _layers(explanation: ExplanationData) -> str:
     parted = explanation.first_divergence
     note = f"<p>The outputs part at <code>{escape(parted)}</code>.</p>" if parted else ""
     return "<h2>Layers</h2>" + _table(header, rows) + note
+
+
+def _sensitivity(explanation: ExplanationData) -> str:
+    if not explanation.sensitivity:
+        return ""
+    parts = ("weights", "activations", "together")
+    header = ["module"]
+    for part in parts:
+        header += [f"{part}: SQNR dB", "top-1 agreement", "accuracy"]
+    rows = []
+    for row in explanation.sensitivity:
+        cells = [_text(row.module)]
+        for cost in (row.weights, row.activations, row.together):
+            # Sorted by the noise: nothing lost and all lost have no number of dB.
+            cells.append(_number(None if cost is None else -cost.noise, noise_text(cost)))
+            cells.append(_share(None if cost is None else cost.top1_agreement))
+            cells.append(_share(None if cost is None else cost.accuracy))
+        rows.append(cells)
+    used = [i for i in range(len(header)) if i == 0 or any("-1e300" not in row[i] for row in rows)]
+    shown = _table([header[i] for i in used], [[row[i] for i in used] for row in rows])
+    note = "<p>Each module quantized alone in the float model, the most expensive first.</p>"
+    return "<h2>Sensitivity</h2>" + note + shown
 
 
 def _plots(explanation: ExplanationData) -> str:
