@@ -97,10 +97,10 @@ class _Inverted(nn.Module):
         parts: list[nn.Module] = [_conv_norm(inputs, hidden, 1, act), _conv_norm(hidden, hidden, 3, act, groups=hidden)]
         parts += [_Squeeze(hidden)] if squeeze else []
         self.block = nn.Sequential(*parts, _conv_norm(hidden, outputs, 1, None))
-        self.skip_add, self.shortcut = torch.ao.nn.quantized.FloatFunctional(), inputs == outputs
+        self.skip_add = torch.ao.nn.quantized.FloatFunctional() if inputs == outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.skip_add.add(x, self.block(x)) if self.shortcut else self.block(x)
+        return self.block(x) if self.skip_add is None else self.skip_add.add(x, self.block(x))
 
 
 class _Squeeze(nn.Module):

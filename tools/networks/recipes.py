@@ -145,7 +145,7 @@ def _rounded(int8: nn.Module, fused: nn.Module) -> nn.Module:
 def _dynamic(network: Network, backend: str) -> dict[str, Recipe]:
     kinds = {nn.LSTM, nn.GRU, nn.Linear}
     specs: dict[str, Any] = {"dynamic": kinds}
-    if backend != "qnnpack":  # has no float16
+    if backend in ("fbgemm", "x86"):  # the others have no float16
         specs["float16"] = kinds
     if network.name == "bert":
         specs["per channel"] = {nn.Linear: tq.per_channel_dynamic_qconfig}

@@ -28,22 +28,22 @@ SAMPLE_ROWS = 64
 SAMPLE_COLUMNS = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Scan:
     """What one pass finds."""
 
     right: Tensor  # bool (channels,): the channel's integers are what the rule makes of its float weights
     much_clipped: Tensor  # bool (channels,): a good part of it is right because it is clipped
-    equal: int  # weights that are equal bit for bit
-    on_grid: int  # weights that are equal but for float errors
-    clipped: int  # weights beyond half a step whose integer is the last one, on the side of the excess
-    beyond: int  # weights more than half a step off, the clipped ones not counted
     total: int  # number of weights
-    max_steps: float  # largest difference in steps (units of the channel's scale), the clipped ones not counted
-    max_excess: float  # largest difference of a clipped weight, in steps
-    correlation: float  # Pearson correlation with the dequantized weight; 0 where either is constant
-    relative_error: float  # root mean square of the difference, relative to the dequantized weight's
-    finite: bool  # whether every float weight and every dequantized one is finite
+    equal: int = 0  # weights that are equal bit for bit
+    on_grid: int = 0  # weights that are equal but for float errors
+    clipped: int = 0  # weights beyond half a step whose integer is the last one, on the side of the excess
+    beyond: int = 0  # weights more than half a step off, the clipped ones not counted
+    max_steps: float = 0.0  # largest difference in steps (units of the channel's scale), the clipped ones not counted
+    max_excess: float = 0.0  # largest difference of a clipped weight, in steps
+    correlation: float = 0.0  # Pearson correlation with the dequantized weight; 0 where either is constant
+    relative_error: float = 0.0  # root mean square of the difference, relative to the dequantized weight's
+    finite: bool = True  # whether every float weight and every dequantized one is finite
 
     @property
     def is_right(self) -> bool:
@@ -66,50 +66,37 @@ def scan_weight(ints: Integers, rows: Tensor, limits: tuple[int, int] | None = N
     block = max(1, CHUNK_WEIGHTS // max(1, per_channel))
     if most is not None:
         channels = min(channels, max(1, most // max(1, per_channel)))
-    right, much_clipped = torch.ones(channels, dtype=torch.bool), torch.zeros(channels, dtype=torch.bool)
-    equal = on_grid = clipped = beyond = 0
-    max_steps = max_excess = 0.0
+    scan = Scan(torch.ones(channels, dtype=torch.bool), torch.zeros(channels, dtype=torch.bool), channels * per_channel)
     moments = torch.zeros(6, dtype=torch.float64)  # sums of r, w, r r, w w, r w, (w - r)^2
-    finite = True
     for start in range(0, channels, block):
         part = slice(start, min(start + block, channels))
         reference, weight = ints.rows(part), rows[part].to(torch.float32)
         moments += _moments(reference, weight)
         if torch.equal(reference, weight):
-            equal += reference.numel()
-            on_grid += reference.numel()
+            scan.equal += reference.numel()
+            scan.on_grid += reference.numel()
             continue
-        finite = finite and bool(torch.isfinite(weight).all()) and bool(torch.isfinite(reference).all())
-        equal += int((reference == weight).sum())
-        difference = weight - reference
-        steps, error = _steps(ints, part, weight, difference, rows.dtype)
-        on_grid += int((steps <= error).sum())
-        far = ~(steps <= 0.5 + error)
-        excess = far & _at_end(ints, part, difference, limits)
-        far &= ~excess
-        clipped += int(excess.sum())
-        beyond += int(far.sum())
-        right[part] = ~far.any(dim=1)
-        much_clipped[part] = excess.sum(dim=1) > MUCH_CLIPPED * per_channel
-        steps = steps.nan_to_num(nan=float("inf"))
-        max_steps = max(max_steps, float(steps.masked_fill(excess, 0.0).max()))
-        max_excess = max(max_excess, float(steps.masked_fill(~excess, 0.0).max()))
-    total = channels * per_channel
-    correlation, relative = _summary(moments, total)
-    return Scan(
-        right,
-        much_clipped,
-        equal,
-        on_grid,
-        clipped,
-        beyond,
-        total,
-        max_steps,
-        max_excess,
-        correlation,
-        relative,
-        finite,
-    )
+        scan.finite &= bool(torch.isfinite(weight).all()) and bool(torch.isfinite(reference).all())
+        scan.equal += int((reference == weight).sum())
+        steps, error = _steps(ints, part, weight, weight - reference, rows.dtype)
+        _count(scan, part, steps, error, _at_end(ints, part, weight - reference, limits))
+    scan.correlation, scan.relative_error = _summary(moments, scan.total)
+    return scan
+
+
+def _count(scan: Scan, part: slice, steps: Tensor, error: Tensor, at_end: Tensor) -> None:
+    """Count some channels in: differences in steps, how much of them is float error, and what may be clipped."""
+    scan.on_grid += int((steps <= error).sum())
+    far = ~(steps <= 0.5 + error)
+    excess = far & at_end
+    far &= ~excess
+    scan.clipped += int(excess.sum())
+    scan.beyond += int(far.sum())
+    scan.right[part] = ~far.any(dim=1)
+    scan.much_clipped[part] = excess.sum(dim=1) > MUCH_CLIPPED * steps.shape[1]
+    steps = steps.nan_to_num(nan=float("inf"))
+    scan.max_steps = max(scan.max_steps, float(steps.masked_fill(excess, 0.0).max()))
+    scan.max_excess = max(scan.max_excess, float(steps.masked_fill(~excess, 0.0).max()))
 
 
 def _steps(
