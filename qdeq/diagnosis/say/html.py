@@ -18,9 +18,9 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 .fault { border-left: 5px solid #D55E00; padding-left: .8rem; }
 .agree { border-left: 5px solid #009E73; padding-left: .8rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-td:not(.n) { overflow-wrap: anywhere; min-width: 6rem; }
-th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top; }
+table { border-collapse: collapse; width: 100%; font-size: .82rem; }
+td:not(.n) { overflow-wrap: break-word; }
+th, td { text-align: left; padding: .3rem .35rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { cursor: pointer; background: #f3f3f3; user-select: none; }
 th.n, td.n { text-align: right; } td.n { white-space: nowrap; }
 code { font-size: .82rem; overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
