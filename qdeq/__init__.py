@@ -10,10 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError
-from qdeq.report import Report, ReportEntry
-from qdeq.weights.dequant import dequantize, unpack
-from qdeq.weights.native import build_info, current_kernel, kernels, use_kernel
-from qdeq.weights.weight import QuantizedWeight
 
 if TYPE_CHECKING:
     from qdeq.diagnosis.compare import compare
@@ -23,8 +19,12 @@ if TYPE_CHECKING:
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
+    from qdeq.report import Report, ReportEntry
     from qdeq.sources.eager.mappings import register
     from qdeq.state_dicts.to_float import dequantize_state_dict
+    from qdeq.weights.dequant import dequantize, unpack
+    from qdeq.weights.native import build_info, current_kernel, kernels, use_kernel
+    from qdeq.weights.weight import QuantizedWeight
 
 __all__ = [
     "Explanation",
@@ -50,23 +50,34 @@ __all__ = [
     "use_kernel",
 ]
 
-# Loaded on first use: they need torch.ao, which reading files must not, or packages of an extra.
+# Loaded on first use: torch takes seconds to import, which the help of the command line does not need; some need
+# torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
     "Explanation": "qdeq.diagnosis.say.explanation",
+    "QuantizedWeight": "qdeq.weights.weight",
+    "Report": "qdeq.report",
+    "ReportEntry": "qdeq.report",
+    "build_info": "qdeq.weights.native",
     "compare": "qdeq.diagnosis.compare",
+    "current_kernel": "qdeq.weights.native",
+    "dequantize": "qdeq.weights.dequant",
     "dequantize_model": "qdeq.rebuild",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",
+    "kernels": "qdeq.weights.native",
     "open": "qdeq.files",
     "register": "qdeq.sources.eager.mappings",
     "save_safetensors": "qdeq.files.safetensors.writing",
+    "unpack": "qdeq.weights.dequant",
+    "use_kernel": "qdeq.weights.native",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+        return value
     raise AttributeError(f"module 'qdeq' has no attribute {name!r}")
 
 

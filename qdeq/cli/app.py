@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 import threading
@@ -12,19 +11,11 @@ from types import FrameType
 
 import click
 
+from qdeq.cli.commands import COMMANDS
 from qdeq.cli.status import DONE, ERROR, STOPPED, TERMINATED
 from qdeq.errors import QdeqError
 
 __all__ = ["run"]
-
-COMMANDS = {
-    "inspect": "qdeq.cli.inspect:inspect",
-    "convert": "qdeq.cli.convert:convert",
-    "verify": "qdeq.cli.verify:verify",
-    "diff": "qdeq.cli.diff:diff",
-    "explain": "qdeq.cli.explain:explain",
-    "info": "qdeq.cli.info:info",
-}
 
 HELP = """Read the weights of quantized PyTorch models, and turn them back into float weights, bit for bit.
 
@@ -60,19 +51,16 @@ def _debug_option() -> click.Option:
 
 
 class _Group(click.Group):
-    """Imports a command when it is asked for."""
+    """Lists its commands in the order of a user's first round."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.commands)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        if not any(option.name == "debug" for option in command.params):
-            command.params.append(_debug_option())
-        return command
+
+def _with_debug(command: click.Command) -> click.Command:
+    if not any(option.name == "debug" for option in command.params):
+        command.params.append(_debug_option())
+    return command
 
 
 @click.pass_context
@@ -82,10 +70,10 @@ def _no_command(context: click.Context) -> None:
 
 
 def _app() -> click.Group:
-    from qdeq.cli.info import version
-
+    commands = {str(name): _with_debug(command) for name, command in COMMANDS.items()}
     app = _Group(
         "qdeq",
+        commands,
         help=HELP,
         epilog=EPILOG,
         callback=_no_command,
@@ -93,7 +81,7 @@ def _app() -> click.Group:
         params=[_debug_option()],
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     )
-    return click.version_option(version(), prog_name="qdeq", message="%(prog)s %(version)s")(app)
+    return click.version_option(package_name="qdeq", prog_name="qdeq", message="%(prog)s %(version)s")(app)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

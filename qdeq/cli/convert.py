@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
-from qdeq.cli.selection import Selection, selection_options
+from qdeq.cli.selection import Selection
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
 from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
@@ -24,15 +23,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 NAMES_SHOWN = 3
 
 
-@click.command(short_help="Write the weights as float, to safetensors.")
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", type=click.Path(path_type=Path))
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True, help="Of the weights.")
-@click.option("--shard-size", metavar="SIZE", help="Split into files of at most this size: bytes, or 500MB, 2GB, 2GiB.")
-@click.option("--keep", type=click.Choice(["int8"]), help="Keep the integers, with scales and zero points beside them.")
-@click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
-@click.option("--force", is_flag=True, help="Replace DST if it is there.")
-@selection_options
 def convert(
     src: Path,
     dst: Path,
@@ -44,17 +34,7 @@ def convert(
     only: Sequence[str],
     renames: Sequence[str],
 ) -> None:
-    """Write the weights of SRC as float numbers to DST, a .safetensors file.
-
-    DST appears when it is complete; if anything goes wrong, or you press Ctrl-C, nothing is left behind. SRC is never
-    changed. With --shard-size, the shards and their index lie beside DST:
-
-    \b
-      qdeq convert model.pth out/model.safetensors --shard-size 2GB
-      out/model-00001-of-00003.safetensors ... out/model.safetensors.index.json
-
-    --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
-    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
+    """Run the command; ``commands.py`` says what each option means."""
     _check_suffix(dst)
     limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
     begin = time.perf_counter()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
-
 import qdeq
 from qdeq.cli.comparison import Difference, compare
 from qdeq.cli.console import Advance, console, print_table, progress
@@ -16,21 +14,8 @@ from qdeq.words import shape_text
 __all__ = ["diff"]
 
 
-@click.command(short_help="Compare the weights of two files.")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option("--all", "show_all", is_flag=True, help="List equal tensors, too.")
 def diff(a: Path, b: Path, show_all: bool) -> int:
-    """Compare the weights of two files, quantized or float, in any format.
-
-    Weights of one name are compared as the float32 values that they stand for.
-
-    \b
-    equal %    share of values that are equal bit for bit
-    max, mean  absolute difference over all values of the weight
-
-    Exit status: 0 equal, 1 different, 2 an error.
-    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
+    """Run the command; ``commands.py`` says what each option means."""
     with qdeq.open(a) as first, qdeq.open(b) as second:
         common = [name for name in first if name in second]
         total = sum(first.entry(name).bytes for name in common)

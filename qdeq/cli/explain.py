@@ -23,24 +23,7 @@ __all__ = ["explain"]
 LONG_DATA = 256
 BATCH = 64
 
-_FILE = click.Path(path_type=Path)
 
-
-@click.command()
-@click.argument("int8", type=_FILE)
-@click.argument("float_", metavar="FLOAT", type=_FILE)
-@click.option("--data", type=_FILE, help="Inputs, with labels or without: .pt, .npz, .safetensors.")
-@click.option(
-    "--sensitivity",
-    type=click.Choice(["apart", "together"]),
-    is_flag=False,
-    flag_value="apart",
-    help="With --data: what each layer's quantization costs, weights and activations apart (default) or together.",
-)
-@click.option("--html", type=_FILE, help="Write a self-contained HTML report.")
-@click.option("--json", "json_", type=_FILE, help="Write the explanation as JSON.")
-@click.option("--force", is_flag=True, help="Overwrite existing files.")
-@click.option("--trust", is_flag=True, help="Read files that hold a whole model. This runs their code.")
 def explain(
     int8: Path,
     float_: Path,
@@ -51,10 +34,7 @@ def explain(
     force: bool,
     trust: bool,
 ) -> int:
-    """Say why the model in INT8 and the one in FLOAT disagree.
-
-    Exit status: 0 they agree, 1 they do not, 2 an error.
-    """
+    """Run the command; ``commands.py`` says what each option means."""
     for path in (html, json_):
         if path is not None:
             NewFiles([path], force=force, size=0).check()

@@ -34,14 +34,8 @@ def _facts() -> dict[str, object]:
     return facts
 
 
-@click.command(short_help="Show versions, kernels and engines.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(as_json: bool) -> None:
-    """Show the versions, kernels and torch engines in use.
-
-    The first row says whether packed weights are read where they lie. Kernels are qdeq's own inner loops for this
-    processor, fastest first; engines are torch's, which the live model needs, but qdeq does not.
-    """
+    """Run the command; ``commands.py`` says what each option means."""
     facts = _facts()
     if as_json:
         click.echo(json.dumps(facts, indent=2, default=str))

@@ -73,18 +73,8 @@ def _scales(row: Row) -> str:
     return low if low == high else f"{low}..{high}"
 
 
-@click.command(short_help="List every weight of a file.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
 def inspect(file: Path, as_json: bool) -> None:
-    """List every weight of FILE: shape, dtype, scheme, scales, size.
-
-    \b
-    scheme  tensor or channel: one scale for all, or one for each channel
-    ends%   share of integers at the two ends of their range: many of them mean
-            that values were cut off
-    size    bytes of the values in the file
-    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
+    """Run the command; ``commands.py`` says what each option means."""
     with qdeq.open(file) as source:
         with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:
             rows = _rows(source, advance)

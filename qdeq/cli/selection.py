@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
-import click
 from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 
-__all__ = ["Selection", "selection_options"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def selection_options(function: Function) -> Function:
-    """Add ``--only`` and ``--rename``."""
-    only = "Take only weights whose names match, such as 'features.*'; may be given more than once."
-    rename = (
-        "Call a weight, or everything below a dotted name, by another: module= takes the first part away, "
-        "encoder=backbone replaces it; may be given more than once."
-    )
-    function = click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename)(function)
-    return click.option("--only", multiple=True, metavar="GLOB", help=only)(function)
+__all__ = ["Selection"]
 
 
 class Selection(WeightFile):

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import Tensor
 
 import qdeq
 from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress
-from qdeq.cli.selection import Selection, selection_options
+from qdeq.cli.selection import Selection
 from qdeq.cli.status import DIFFERENT, DONE
 from qdeq.weights.blocks import float_block, weight_blocks
 from qdeq.weights.native import OUT_DTYPES
@@ -23,19 +22,8 @@ from qdeq.words import dtype_name, shape_text
 __all__ = ["verify"]
 
 
-@click.command(short_help="Check a converted file against its source, bit for bit.")
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("dst", type=click.Path(path_type=Path))
-@selection_options
 def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) -> int:
-    """Read SRC again and check every weight of DST against it, bit for bit.
-
-    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --only and --rename that were given
-    there. Weights in half precision have to be the float32 values rounded to nearest even; weights kept as integers
-    have to be the same integers, scales and zero points.
-
-    Exit status: 0 equal, 1 different, 2 an error.
-    """
+    """Run the command; ``commands.py`` says what each option means."""
     with qdeq.open(src) as source, qdeq.open(dst) as target:
         chosen = Selection(source, only, renames)
         dtype = _dtype_of(target)

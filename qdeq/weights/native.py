@@ -252,7 +252,7 @@ def use_kernel(name: str | None) -> _KernelChoice:
     """Use one kernel set for everything that follows, in every thread.
 
     A plain call lasts; ``with use_kernel("scalar"):`` ends with the block. All sets give the same bits. The variable
-    ``QDEQ_KERNEL`` makes the same choice when qdeq is imported.
+    ``QDEQ_KERNEL`` makes the same choice when the kernels are loaded, at their first use.
 
     Args:
         name: one of :func:`kernels`, or None for the automatic choice.

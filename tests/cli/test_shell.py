@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -26,6 +28,15 @@ def test_help_fits_80_columns(run, command):
     assert max(map(len, out.splitlines())) <= 80
     assert "\\b" not in out  # click's mark for lines that stay as they are, written as two characters
     assert "--debug" in out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["explain", "--help"], ["convert"], ["convert", "a", "b", "--dtype", "int3"]]
+)
+def test_help_and_usage_errors_do_not_import_torch(arguments):
+    """It takes seconds."""
+    code = f"import sys; from qdeq.cli import main; main({arguments}); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_info(run):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import qdeq
-from qdeq.cli.explain import explain
+from qdeq.cli.commands import explain
 from tools.faults import mutate
 
 

@@ -34,7 +34,7 @@ def library(name: str) -> Path:
 
 
 def test_the_core_says_what_to_do_where_it_does_not_load():
-    done = run("import sys; sys.modules['qdeq._C'] = None; import qdeq")
+    done = run("import sys; sys.modules['qdeq._C'] = None; import qdeq; qdeq.dequantize")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: qdeq: expected its extension qdeq._C, got none that loads into torch")
