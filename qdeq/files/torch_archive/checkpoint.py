@@ -7,12 +7,12 @@ Sources: ``torch.nn.Module.__reduce__`` (the instance dict), ``torch/ao/nn/quant
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NODES, MAX_SHARES
+from qdeq.files.torch_archive.contents import Contents, Level
+from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_NODES, MAX_SHARES
 from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor, tensor_from
@@ -23,7 +23,7 @@ from qdeq.state_dicts.rnn import RnnShape
 from qdeq.weights import packed_state
 from qdeq.weights.direct_conv import ConvGeometry
 
-__all__ = ["Contents", "collect"]
+__all__ = ["collect"]
 
 _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
@@ -32,20 +32,7 @@ _PLAIN = (str, int, float, bytes, Global)
 _MAX_CONFIG = 64  # numbers that describe a packed convolution
 
 
-@dataclass
-class Contents:
-    """What a file holds: key -> tensor, packed parameters, number or None; and what was seen on the way.
-
-    ``geometries``: key of a convolution's weight or packed parameters -> how it was set up, where the file says it.
-    """
-
-    sources: dict[str, Any] = field(default_factory=dict)
-    rnn_shapes: dict[str, RnnShape] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    geometries: dict[str, ConvGeometry] = field(default_factory=dict)
-
-
-def collect(path: str, top: object, reader: StorageReader, prefix: str = "", into: Contents | None = None) -> Contents:
+def collect(path: str, top: object, reader: StorageReader, prefix: str, into: Contents) -> None:
     """Flatten what a pickle describes.
 
     Args:
@@ -59,9 +46,7 @@ def collect(path: str, top: object, reader: StorageReader, prefix: str = "", int
         QdeqValueError: too deep, too large, or a tensor that does not fit the file.
 
     """
-    walk = _Walk(path, reader, into or Contents())
-    walk.visit(prefix, top, 0)
-    return walk.contents
+    _Walk(path, reader, into).visit(prefix, top, 0)
 
 
 class _Walk:
@@ -76,11 +61,7 @@ class _Walk:
         return f"{self.path}: {shown(key)[1:-1]}" if key else self.path
 
     def put(self, key: str, value: Any) -> None:
-        sources = self.contents.sources
-        if key in sources or len(sources) >= MAX_ENTRIES:
-            what = "keys that differ" if key in sources else f"at most {MAX_ENTRIES} keys"
-            refuse(self.where(key), what, "the same key twice" if key in sources else "more")
-        sources[key] = value
+        self.contents.put(self.where(key), key, value)
 
     def tensor(self, key: str, value: object) -> StoredTensor | None:
         """Describe a rebuild call once, however often it is referred to."""
@@ -126,13 +107,25 @@ class _Walk:
             self._instance(key, value, depth)
         elif isinstance(value, tuple) and key.endswith("_packed_params._packed_params"):
             self.put(key, self._pair(key, value))
+        elif isinstance(value, dict):
+            self._mapping(key, value, depth)
         else:
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            for name, item in pairs:
-                if isinstance(name, str | int):
-                    self._child(key, str(name), item, depth)
-                elif isinstance(item, _CONTAINERS):
-                    self.contents.dropped[f"{key}.(a key that is no text)"] = "no name to call it by"
+            for at, item in enumerate(value):
+                self._child(key, str(at), item, depth)
+
+    def _mapping(self, key: str, value: dict[Any, Any], depth: int) -> None:
+        if self.contents.drop_optimizer(key, value):
+            return
+        level = Level(self.contents, key)
+        for name, item in value.items():
+            if isinstance(name, str | int):
+                level.begin()
+                self._child(key, str(name), item, depth)
+                if item is not None:
+                    level.end(str(name), _is_nested(item))
+            elif isinstance(item, _CONTAINERS):
+                self.contents.dropped[f"{key}.(a key that is no text)"] = "no name to call it by"
+        level.leave_records()
 
     def _child(self, key: str, name: str, item: Any, depth: int) -> None:
         if isinstance(item, _PLAIN) and not isinstance(item, bool):
@@ -158,7 +151,8 @@ class _Walk:
         elif isinstance(state, tuple) and len(state) > _CONV_ZERO_POINT and ".conv" in value.cls.module.lower():
             self._conv(key, state)
         elif isinstance(state, dict):
-            self._module(key, value, state, depth)
+            if not self.contents.drop_optimizer(key, state):
+                self._module(key, value, state, depth)
         elif isinstance(state, tuple | list):
             self.visit(f"{key}.state" if key else "state", state, depth + 1)
         elif value.items:
@@ -273,6 +267,11 @@ class _Walk:
             refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind))
         ih, hh = (self._pair(key, _state_of(item)) for item in packed)
         return Cell(ih, hh)
+
+
+def _is_nested(item: object) -> bool:
+    """Whether an entry is a mapping or an object of its own, such as a model."""
+    return isinstance(item, dict) or (isinstance(item, Instance) and (isinstance(item.state, dict) or bool(item.items)))
 
 
 def _state_of(item: object) -> Any:
