@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 from qdeq.errors import QdeqValueError, expected, refuse
-from qdeq.layers.batch_norm import identity_values
 from qdeq.report import DroppedSource, Report
+from qdeq.state_dicts.folded_norms import fold_norms
 from qdeq.state_dicts.integers import INTEGERS_REMEDY, plain_dtype
 from qdeq.state_dicts.lost import constants_of, lost_names, remedy_for
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
@@ -46,20 +45,32 @@ class Match:
     tied: str = ""
 
 
-def match(plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf, *, strict: bool) -> list[Match]:
+def match(
+    plan: Plan,
+    model: nn.Module,
+    report: Report,
+    shape_of: ShapeOf,
+    *,
+    strict: bool,
+    norms: Mapping[str, str] | None = None,
+) -> list[Match]:
     """Find the source of every tensor in ``model.state_dict()``; ``report`` gets what is unused or missing.
+
+    ``norms``: layer -> the batch norm behind it in ``model``, as far as the user states it.
 
     Raises:
         QdeqValueError: a shape or a constant that differs, and with ``strict`` an unused source, a parameter without
             one, or a weight or constant that the source cannot hold.
 
     """
-    return _Matcher(plan, model, report, shape_of).run(strict)
+    return _Matcher(plan, model, report, shape_of, norms).run(strict)
 
 
 class _Matcher:
-    def __init__(self, plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf) -> None:
-        self.plan, self.model, self.report = plan, model, report
+    def __init__(
+        self, plan: Plan, model: nn.Module, report: Report, shape_of: ShapeOf, norms: Mapping[str, str] | None
+    ) -> None:
+        self.plan, self.model, self.report, self.norms = plan, model, report, norms
         self.shapes = {name: target_shape(target.value, shape_of) or () for name, target in plan.targets.items()}
         self.targets = {k: v for k, v in model.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
         self.modules = dict(model.named_modules())
@@ -72,7 +83,7 @@ class _Matcher:
                 self._take(name, name, "")
         self._match_nameless()
         self._match_tied()
-        self._fold_norms()
+        self._fold_norms(strict)
         self._check_dtypes()
         self._check_shapes()
         self._drop_zero_biases()
@@ -169,39 +180,13 @@ class _Matcher:
                 source = self.matches.get(name, self.matches[first]).source
                 self._take(name, source, f"tied to {first}", tied=first)
 
-    def _fold_norms(self) -> None:
-        """A batch norm without sources was folded into the layer before it: make it an exact identity."""
-        order = list(self.modules)
-        norms = [n for n, m in self.modules.items() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        norms = [n for n in norms if not any(f"{n}.{p}" in self.matches for p in ("weight", "running_var", "bias"))]
-        biases = {s.removesuffix(".bias"): s for s in self.unused if s.endswith(".bias") and s not in self.targets}
-        for norm in norms:
-            module = self.modules[norm]
-            owner = self._layer_before(order, norm, module)
-            if owner is None:
-                continue
-            how = f"batch norm folded into {owner}: an exact identity"
-            eps = float(module.eps)
-            if eps > 1:
-                refuse(f"{INTO}: eps", "an eps below 1", str(eps), "Remove the batch norm: it is folded.")
-            variance, weight = identity_values(eps)
-            values = {"weight": weight, "bias": 0.0, "running_mean": 0.0, "running_var": variance}
-            for part, value in values.items():
-                if f"{norm}.{part}" in self.targets:
-                    self._take(f"{norm}.{part}", "", how, value)
-            self.report.note(norm, how)
-            if owner in biases and f"{norm}.bias" in self.targets:
-                self._take(f"{norm}.bias", biases[owner], f"the folded bias of {owner}, which has no bias here")
-
-    def _layer_before(self, order: list[str], norm: str, module: nn.Module) -> str | None:
-        """The last layer before ``norm``, in order of registration, that has a source and as many output channels."""
-        for name in reversed(order[: order.index(norm)]):
-            layer = self.modules[name]
-            if isinstance(layer, _ConvNd | nn.Linear):
-                channels = getattr(layer, "out_channels", getattr(layer, "out_features", None))
-                fits = channels == getattr(module, "num_features", None) and f"{name}.weight" in self.matches
-                return name if fits else None
-        return None
+    def _fold_norms(self, strict: bool) -> None:
+        sources = {name: found.source for name, found in self.matches.items()}
+        folded = fold_norms(
+            INTO, self.model, self.targets, sources, self.unused, self.report, stated=self.norms, strict=strict
+        )
+        for found in folded:
+            self._take(*found)
 
     def _check_dtypes(self) -> None:
         """Integers are no float weights, and float numbers no integers: a copy would change them in silence."""
@@ -214,12 +199,8 @@ class _Matcher:
             if dtype and integers == (target.is_floating_point() or target.is_complex()):
                 what = f"{'floating point or quantized' if integers else 'integer'} values for {target.dtype}"
                 remedy = INTEGERS_REMEDY if integers else "Pass the float class of the model that was saved."
-                refuse(
-                    f"{INTO}: {name}",
-                    what,
-                    f"{dtype} of shape {self.shapes[found.source]} from {source.source}",
-                    remedy,
-                )
+                got = f"{dtype} of shape {self.shapes[found.source]} from {source.source}"
+                refuse(f"{INTO}: {name}", what, got, remedy)
 
     def _check_shapes(self) -> None:
         for name, found in self.matches.items():

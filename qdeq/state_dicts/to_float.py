@@ -34,6 +34,7 @@ def dequantize_state_dict(
     into: nn.Module | None = None,
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
+    norms: Mapping[str, str] | None = None,
     prefix: str | None = None,
     rowwise: Collection[str] | Mapping[str, int] = (),
 ) -> tuple[dict[str, Tensor], Report]:
@@ -50,6 +51,8 @@ def dequantize_state_dict(
             on an error.
         dtype: of dequantized weights and biases: float32, bfloat16 or float16. Other float tensors keep theirs while
             it is float32.
+        norms: with ``into``: path of a layer -> path of the batch norm that was folded into it, such as
+            ``{"conv1": "bn1"}``, for those that neither the forward of ``into`` nor the order of its modules tells.
         strict: with ``into``, raise if a source is unused or a parameter is not written; otherwise the report says so.
             Without it, raise if a weight is of plain integers with no scale beside them; otherwise it is passed on.
         prefix: take only what lies below this path, such as ``"model_ema"``, under the names there. With ``into``, a
@@ -62,8 +65,9 @@ def dequantize_state_dict(
         each quantized output are in ``report.activation_qparams``.
 
     Raises:
-        QdeqTypeError: ``sd`` is no mapping or ``into`` no module.
-        QdeqValueError: keys that cannot be understood, a damaged tensor, or a state dict that does not fit ``into``.
+        QdeqTypeError: ``sd`` is no mapping, ``into`` no module or ``norms`` no dict of names.
+        QdeqValueError: keys that cannot be understood, a damaged tensor, or a state dict that does not fit ``into``;
+            a folded batch norm that may belong to several layers (all are named), or one that ``norms`` cannot mean.
 
     """
     if not isinstance(sd, Mapping):
@@ -83,7 +87,10 @@ def dequantize_state_dict(
         plan = fit_names(f"{_WHERE}: sd", plan, into, report, shape_of, as_they_are=prefix is not None)
     report.activation_qparams |= {n: (float(s), int(z)) for n, (s, z) in plan.activations.items()}
     report.dropped.extend(DroppedSource(source, reason) for source, reason in plan.dropped.items())
-    matches = _own_names(plan, report, strict) if into is None else match(plan, into, report, shape_of, strict=strict)
+    if into is None:
+        matches = _own_names(plan, report, strict=strict)
+    else:
+        matches = match(plan, into, report, shape_of, strict=strict, norms=norms)
     tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
     _fill_report(report, plan, matches)
     for text in sd.unchecked if isinstance(sd, WeightFile) else ():
@@ -91,7 +98,7 @@ def dequantize_state_dict(
     return (tensors if into is None else _load(into, matches, tensors)), report
 
 
-def _own_names(plan: Plan, report: Report, strict: bool) -> list[Match]:
+def _own_names(plan: Plan, report: Report, *, strict: bool) -> list[Match]:
     """Everything under its own float name."""
     for name, got in unexplained(plan).items():
         if strict:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ __all__ = [
     "MODULE_INTERNALS",
     "children",
     "every_module",
+    "has_forward",
     "is_library_module",
     "own_tensors",
+    "owner_of",
     "plain_values",
     "shallow_copy",
 ]
@@ -50,6 +52,21 @@ def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     own = module.__dict__
     registered = [*own.get("_parameters", {}).items(), *own.get("_buffers", {}).items()]
     return [(name, value) for name, value in registered if value is not None]
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called: ModuleList, ModuleDict and bare namespaces have a forward that only raises."""
+    return type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def owner_of(modules: Mapping[str, nn.Module], path: str) -> str:
+    """The nearest ancestor of ``path`` that has a forward of its own."""
+    owner = path
+    while owner:
+        owner = owner.rpartition(".")[0]
+        if has_forward(modules[owner]):
+            return owner
+    return ""
 
 
 def every_module(model: nn.Module, *, remove_duplicate: bool = True) -> list[tuple[str, nn.Module]]:

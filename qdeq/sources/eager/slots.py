@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from torch import fx, nn
 
 from qdeq.tree.tracing import Traces
+from qdeq.tree.walk import owner_of
 from qdeq.words import join
 
 __all__ = ["Slots"]
@@ -55,7 +56,7 @@ class Slots:
         if len(self._whole.get(path, ())) == 1:
             return self._last(self._whole, "", path, most)
         # The whole cannot be traced, or runs it several times: then the forward around it alone tells.
-        owner = _owner(self._modules, path)
+        owner = owner_of(self._modules, path)
         graph = self._traces.of(self._modules[owner])
         return graph if isinstance(graph, str) else self._last(_calls(graph), owner, path, most)
 
@@ -67,18 +68,6 @@ class Slots:
                 break
             slot = module
         return slot
-
-
-def _owner(modules: Mapping[str, nn.Module], path: str) -> str:
-    """The nearest ancestor of ``path`` that has a forward of its own."""
-    owner = path
-    while owner:
-        owner = owner.rpartition(".")[0]
-        module = modules[owner]
-        # ModuleList, ModuleDict and bare namespaces inherit the forward that only raises.
-        if type(module).forward is not nn.Module.forward and not isinstance(module, nn.ModuleList | nn.ModuleDict):
-            return owner
-    return ""
 
 
 def _calls(graph: fx.Graph) -> dict[str, list[fx.Node]]:
