@@ -12,6 +12,7 @@ from torch import Tensor
 
 import qdeq
 from qdeq.cli.console import Advance, console, print_table, progress, size_text, warn
+from qdeq.cli.selection import Selection, dropped_lines, prefix_options, some
 from qdeq.weights.blocks import take, weight_blocks
 from qdeq.words import percent_digits, shape_text, strict_json
 
@@ -76,8 +77,9 @@ def _scales(row: Row) -> str:
 @click.command(short_help="List every weight of a file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
-def inspect(file: Path, as_json: bool) -> None:
-    r"""List every weight of FILE: shape, dtype, scheme, scales, size.
+@prefix_options
+def inspect(file: Path, as_json: bool, prefix: str, everything: bool) -> None:
+    r"""List every weight of FILE: shape, dtype, scheme, scales, size; and what it holds that is no weight.
 
     \b
     scheme  tensor or channel: one scale for all, or one for each channel
@@ -85,7 +87,8 @@ def inspect(file: Path, as_json: bool) -> None:
             that values were cut off
     size    bytes of the values in the file
     """
-    with qdeq.open(file) as source:
+    with qdeq.open(file, everything=everything) as opened:
+        source = Selection(opened, (), (), prefix)
         with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:
             rows = _rows(source, advance)
         for text in source.warnings:
@@ -113,3 +116,9 @@ def inspect(file: Path, as_json: bool) -> None:
         out.print(f"{len(rows)} tensors, {quantized} of them quantized; {values:,} values in {total}")
         if source.activation_qparams:
             out.print(f"{len(source.activation_qparams)} scales of activations, which are not weights")
+        for line in (*_outside(source), *dropped_lines(source.dropped)):
+            out.print(f"not listed: {line}")
+
+
+def _outside(source: Selection) -> list[str]:
+    return [f"{len(source.outside)} tensors outside --prefix: {some(source.outside)}"] if source.outside else []

@@ -27,17 +27,17 @@ __all__ = ["verify"]
 @click.argument("src", type=click.Path(path_type=Path))
 @click.argument("dst", type=click.Path(path_type=Path))
 @selection_options
-def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) -> int:
+def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], prefix: str, everything: bool) -> int:
     """Read SRC again and check every weight of DST against it, bit for bit.
 
-    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --only and --rename that were given
-    there. Weights in half precision have to be the float32 values rounded to nearest even; weights kept as integers
-    have to be the same integers, scales and zero points.
+    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --prefix, --only, --rename and --all
+    that were given there. Weights in half precision have to be the float32 values rounded to nearest even; weights
+    kept as integers have to be the same integers, scales and zero points.
 
     Exit status: 0 equal, 1 different, 2 an error.
     """
-    with qdeq.open(src) as source, qdeq.open(dst) as target:
-        chosen = Selection(source, only, renames)
+    with qdeq.open(src, everything=everything) as source, qdeq.open(dst) as target:
+        chosen = Selection(source, only, renames, prefix)
         dtype = _dtype_of(target)
         rows = []
         with progress("verifying", sum(chosen.entry(name).bytes for name in chosen)) as advance:

@@ -16,6 +16,7 @@ key                holds
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -44,6 +45,8 @@ def plain_dtype(value: Any) -> str:
     if isinstance(value, Tensor):
         return "" if value.is_quantized else dtype_name(value.dtype)
     dtype = getattr(value, "dtype", None)
+    if isinstance(dtype, torch.dtype):
+        return dtype_name(dtype)
     return dtype if isinstance(dtype, str) and getattr(value, "qscheme", None) is None else ""
 
 
@@ -109,13 +112,16 @@ def scaled_weight(where: str, integers: Tensor, scale: Any, zero_point: Any, axi
     return QuantizedWeight(integers.detach(), scales, zeros.clone(), at, scheme, dtype, shape)
 
 
-def unexplained(plan: Plan) -> dict[str, str]:
-    """Weights of a plan that are integers without scales: float name -> what they are, in words."""
+def unexplained(values: Mapping[str, Any]) -> dict[str, str]:
+    """Weights that are integers without scales: float name -> what they are, in words.
+
+    ``values``: float name -> tensor, read or in a file, or anything else.
+    """
     found = {}
-    for name, target in plan.targets.items():
-        last, dtype = name.rpartition(".")[2], plain_dtype(target.value)
+    for name, value in values.items():
+        last, dtype = name.rpartition(".")[2], plain_dtype(value)
         if dtype in (*_DTYPES, "int16", "int64") and (last.endswith("weight") or is_inner_weight(last)):
-            table = isinstance(target.value, Tensor) and looks_rowwise(target.value)
+            table = isinstance(value, Tensor) and looks_rowwise(value)
             what = "rows that end like scale and offset: a row-wise table?" if table else "no scale beside them"
-            found[name] = f"plain {dtype} of shape {shape_text(target.value.shape)}, {what}"
+            found[name] = f"plain {dtype} of shape {shape_text(value.shape)}, {what}"
     return found

@@ -100,7 +100,7 @@ def dequantize_state_dict(
 
 def _own_names(plan: Plan, report: Report, *, strict: bool) -> list[Match]:
     """Everything under its own float name."""
-    for name, got in unexplained(plan).items():
+    for name, got in unexplained({name: target.value for name, target in plan.targets.items()}).items():
         if strict:
             remedy = f"{INTEGERS_REMEDY} With strict=False the integers are passed on."
             refuse(f"{_WHERE}: {name}", "a floating point or quantized weight", got, remedy)

@@ -23,6 +23,7 @@ from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
+from qdeq.state_dicts.integers import unexplained
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Scaled, Stack, Target, map_tensors, target_shape
@@ -53,6 +54,7 @@ class Archive(WeightFile):
             for name, (scale, zero) in self._plan.activations.items()
         }
         self.constants, self.dropped, self.doubtful = self._plan.constants, self._plan.dropped, self._plan.doubtful
+        self.integers = unexplained({name: target.value for name, target in self._plan.targets.items()})
 
     def _names_for(self, path: str, like: nn.Module | None) -> Plan:
         """The file's keys under the names of a float model."""
