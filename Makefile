@@ -1,4 +1,4 @@
-# make demo, make test, make bench, make lint: each sets up what it needs in .venv first, once.
+# make demo, make test, make test-slow, make bench, make lint: each sets up what it needs in .venv first, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,15 +7,21 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 BUILD_INPUTS := pyproject.toml setup.py constraints.txt _build/qdeq_build.py \
 	$(shell find csrc -type f)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-slow bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m qdeq.demo $(ARGS)
 
-# Two processes, each with whole files: nearly all of the time is one thread's.
+# Two processes, each with whole files and one thread: what tests threads sets their number itself.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --benchmark-disable
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --benchmark-disable $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# What takes longer: whole torchvision models, the story on CIFAR-10, sanitizers, inductor, wheels from the sdist.
+test-slow: $(VENV)/.test
+	$(PYTEST) -m slow $(ARGS)
 
 bench: $(VENV)/.bench
 	mkdir -p .benchmarks

@@ -93,7 +93,9 @@ def dequantize_model(
             quantized tensors, so that the float model computes what the int8 one does. Parameter names stay the
             same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
         unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
-            True for any eps up to 2**-9, or the eps they will run with. The bias moves into the BatchNorm.
+            True for any eps up to 2**-9, or the eps they will run with. A layer that had a bias before fusing keeps the
+            folded one; otherwise it becomes the BatchNorm's. Where no such place can be proven the report says so; then
+            ``dequantize_state_dict(model.state_dict(), into=, norms=)`` loads the class.
         recover_direct_conv: you state that ``model`` was converted in this process and never copied, saved or
             loaded. fbgemm's direct transposed convolution (``ConvTranspose2d``, kernel (2, 1..6), stride 1 or 2, no
             padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized

@@ -6,9 +6,10 @@ A BatchNorm computes ``(x - mean) / sqrt(var + eps) * weight + bias``, one value
 layer's weight becomes ``layer_weight * factor`` and its bias ``(layer_bias - mean) * factor + bias``.
 
 **Put back.** Folding loses the statistics. A float class that still has the BatchNorm needs values for it that change
-nothing. The layer's bias becomes the BatchNorm's, and the layer loses its own, as in the usual ``Conv2d(bias=False)``,
-``BatchNorm2d`` pair. With mean 0 the formula is ``x + bias`` exactly if ``weight / sqrt(var + eps)`` is 1. There are
-two ways, and both stay, because neither can do the other's work:
+nothing. Where the class's layer has a bias it keeps the folded one, and the BatchNorm's is 0. Where it has none, as in
+the usual ``Conv2d(bias=False)``, ``BatchNorm2d`` pair, the folded bias becomes the BatchNorm's. With mean 0 the formula
+is ``x + bias`` exactly if ``weight / sqrt(var + eps)`` is 1. There are two ways, and both stay, because neither can do
+the other's work:
 
 - without knowing eps: var = 2**16, weight = 2**8. In float32 any eps up to 2**-9 vanishes in ``2**16 + eps``, or in
   ``1 / sqrt``, which is exactly 2**-8. A larger eps does not vanish, and float16 cannot hold 2**16;
@@ -134,15 +135,18 @@ def fill_identity(batch_norm: nn.Module, eps: float | None) -> None:
         batch_norm.get_parameter("bias").zero_()
 
 
-def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float, report: Report) -> nn.Module | None:
-    """Make the BatchNorm that follows ``layer`` and move the layer's bias into it.
+def unfold(
+    layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float, report: Report, *, keep_bias: bool
+) -> nn.Module | None:
+    """Make the BatchNorm that follows ``layer``, and unless the layer keeps its bias, move that into it.
 
     Args:
-        layer: rebuilt float layer at ``path``; it loses its bias.
+        layer: rebuilt float layer at ``path``.
         path: dotted path of the layer.
         slot_path: dotted path of the ``nn.Identity`` that fusing left for the BatchNorm.
         unfold_bn: True for statistics that suit any eps, or the eps.
-        report: the entry of the bias gets its new target.
+        report: the entry of a bias that moves gets its new target.
+        keep_bias: whether the float class's layer has a bias beside the BatchNorm.
 
     Returns:
         The BatchNorm, or None for a layer that no BatchNorm is folded into.
@@ -159,7 +163,10 @@ def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float,
     batch_norm = kind(num_features, eps=1e-5 if eps is None else eps, dtype=weight.dtype)
     fill_identity(batch_norm, eps)
     bias = layer._parameters.get("bias")
-    if bias is not None:
+    what = "any eps up to 2**-9" if eps is None else f"eps {eps:g}"
+    if bias is None or keep_bias:
+        report.note(slot_path, f"{kind.__name__} put back: an exact identity for {what}; {path} has the bias")
+    else:
         batch_norm.bias = bias
         layer.bias = None  # type: ignore[assignment]
         moved, target = join(path, "bias"), join(slot_path, "bias")
@@ -169,6 +176,5 @@ def unfold(layer: nn.Module, path: str, slot_path: str, unfold_bn: bool | float,
             else entry
             for entry in report.entries
         ]
-    what = "any eps up to 2**-9" if eps is None else f"eps {eps:g}"
-    report.note(slot_path, f"{kind.__name__} put back: bias of {path}, otherwise an exact identity for {what}")
+        report.note(slot_path, f"{kind.__name__} put back: bias of {path}, otherwise an exact identity for {what}")
     return batch_norm

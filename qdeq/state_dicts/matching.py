@@ -135,12 +135,13 @@ class _Matcher:
 
     def _drop_zero_biases(self) -> None:
         """Qnnpack stores zeros for a layer without a bias."""
+        used = {found.source for found in self.matches.values()}
         for source in [name for name in self.unused if name.rpartition(".")[2] in ("bias", "in_proj_bias")]:
             weight = source.removesuffix("bias") + "weight"
             values = self.plan.targets[source].value
             parts = values.parts if isinstance(values, Stack) else (values,)
             plain = all(isinstance(part, Tensor) and not part.is_quantized for part in parts)
-            if weight in self.matches and plain and not any(part.any() for part in parts):
+            if weight in used and plain and not any(part.any() for part in parts):
                 self.unused.pop(source)
                 reason = "zeros that qnnpack stores for a layer without a bias"
                 self.report.dropped.append(DroppedSource(self.plan.targets[source].source, reason))

@@ -163,6 +163,7 @@ def _source(where: str, name: str, value: Any) -> Any:
 
 def _opened(where: str, obj: Any) -> Packed:
     weight, bias = packed.open_packed(obj, where=where)
+    bias = None if bias is None else bias.detach()
     if weight is obj:
         try:
             weight = packed.unpack_packed(obj, where=where)

@@ -21,7 +21,8 @@ def norms_behind_names(shapes: Mapping[str, Sequence[int]]) -> NormsBehind:
 
     """
     paths = list(dict.fromkeys(name.rpartition(".")[0] for name in shapes))
-    is_sorted = list(shapes) == sorted(shapes)
+    tensors = [name for name, shape in shapes.items() if shape]  # a safetensors file has its integer counters apart
+    is_sorted = tensors == sorted(tensors)
     norms = [path for path in paths if _is_norm(path, shapes)]
     layers = [path for path in paths if path not in norms and 2 <= len(shapes.get(f"{path}.weight", ())) <= 5]
     found = NormsBehind()
@@ -31,11 +32,13 @@ def norms_behind_names(shapes: Mapping[str, Sequence[int]]) -> NormsBehind:
         numbers = [path.rpartition(".")[2] for path in [*ours, *near]]
         numbered = all(number.isdecimal() for number in numbers)
         places = {path: int(path.rpartition(".")[2]) if numbered else paths.index(path) for path in [*ours, *near]}
+        ordered = numbered or not is_sorted
         told = by_order(
             {path: places[path] for path in near},
             {path: places[path] for path in ours},
-            functools.partial(_fits, shapes, near),
-            ordered=numbered or not is_sorted,
+            functools.partial(_may_fit, shapes),
+            None if ordered else functools.partial(_fits, shapes),
+            ordered=ordered,
         )
         found.pairs.update(told.pairs)
         found.possible.update(told.possible)
@@ -46,13 +49,15 @@ def _is_norm(path: str, shapes: Mapping[str, Sequence[int]]) -> bool:
     return len(shapes.get(f"{path}.running_var", ())) == 1 and len(shapes.get(f"{path}.weight", (0,))) == 1
 
 
-def _fits(shapes: Mapping[str, Sequence[int]], near: Sequence[str], layer: str, norm: str) -> bool:
-    """Whether a layer has the channels of a norm: in its first dimension.
+def _fits(shapes: Mapping[str, Sequence[int]], layer: str, norm: str) -> bool:
+    """Whether a layer has the channels of a norm, in its first dimension."""
+    return shapes[f"{layer}.weight"][0] == shapes[f"{norm}.running_var"][0]
 
-    Where no layer near has, the second counts: a transposed convolution's output channels.
+
+def _may_fit(shapes: Mapping[str, Sequence[int]], layer: str, norm: str) -> bool:
+    """Whether it has them, or would have as a transposed convolution, in its second.
+
+    Where nothing tells the order these may as well be the input channels of the layer behind the norm.
     """
-    channels = shapes[f"{norm}.running_var"][0]
-    weights = {path: shapes[f"{path}.weight"] for path in near}
-    if any(weight[0] == channels for weight in weights.values()):
-        return weights[layer][0] == channels
-    return len(weights[layer]) > 2 and weights[layer][1] == channels
+    weight = shapes[f"{layer}.weight"]
+    return _fits(shapes, layer, norm) or (len(weight) > 2 and weight[1] == shapes[f"{norm}.running_var"][0])

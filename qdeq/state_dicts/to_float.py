@@ -75,6 +75,8 @@ def dequantize_state_dict(
         raise QdeqTypeError(expected(f"{_WHERE}: sd", "a state dict", describe(sd), remedy))
     if into is not None and not isinstance(into, nn.Module):
         raise QdeqTypeError(expected(f"{_WHERE}: into", "a float nn.Module", describe(into), "Pass the model to load."))
+    if norms is not None and into is None:
+        refuse(f"{_WHERE}: norms", "None without into", repr(norms), "Pass the float model to load as into.")
     plan = plan_state(_WHERE, sd, into)
     mark_rowwise(_WHERE, plan, rowwise)
     if not plan.targets:
@@ -91,7 +93,9 @@ def dequantize_state_dict(
         matches = _own_names(plan, report, strict=strict)
     else:
         matches = match(plan, into, report, shape_of, strict=strict, norms=norms)
-    tensors = {name: _value(name, target, dtype) for name, target in plan.targets.items()}
+    where = sd.path if isinstance(sd, WeightFile) else _WHERE
+    _check_biases(where, plan)
+    tensors = {name: _value(where, name, target, dtype) for name, target in plan.targets.items()}
     _fill_report(report, plan, matches)
     for text in sd.unchecked if isinstance(sd, WeightFile) else ():
         report.note("", text)
@@ -110,8 +114,19 @@ def _own_names(plan: Plan, report: Report, *, strict: bool) -> list[Match]:
     return [Match(name, name, "", "Tensor") for name in plan.targets]
 
 
-def _value(name: str, target: Target, dtype: torch.dtype) -> Tensor:
-    where = f"{_WHERE}: {target.source}"
+def _check_biases(where: str, plan: Plan) -> None:
+    """Refuse integers as the bias of a quantized weight: their scale, input times weight, is in no state dict."""
+    for name, target in plan.targets.items():
+        weight = plan.targets.get(name.removesuffix("bias") + "weight") if name.endswith("bias") else None
+        if weight is None or not isinstance(target.value, Tensor) or target.value.is_floating_point():
+            continue
+        if isinstance(weight.value, Scaled) or isinstance(as_weight(where, weight.value), QuantizedWeight):
+            remedy = "Multiply it by the scales of input and weight, and save the floats."
+            refuse(f"{where}: {target.source}", "a floating-point bias", describe(target.value), remedy)
+
+
+def _value(where: str, name: str, target: Target, dtype: torch.dtype) -> Tensor:
+    where = f"{where}: {target.source}"
     value: Any = target.value
     if isinstance(value, Fold):
         return value_of(where, value).to(dtype)  # type: ignore[union-attr]  # a fold is float

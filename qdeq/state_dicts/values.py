@@ -107,7 +107,9 @@ def stack_weights(where: str, parts: Sequence[QuantizedWeight | Tensor]) -> Quan
     zeros = [_per_row(w, w.zero_point) for w in weights]
     integers = torch.cat([part.int_repr for part in weights])
     dtype, shape = weights[0].dtype, tuple(integers.shape)
-    return QuantizedWeight(integers, torch.cat(scales), torch.cat(zeros), 0, PER_CHANNEL, dtype, shape)
+    return QuantizedWeight(
+        integers, torch.cat(scales), torch.cat(zeros), 0, PER_CHANNEL, dtype, shape, weights[0].origin
+    )
 
 
 def _per_row(weight: QuantizedWeight, values: Tensor) -> Tensor:

@@ -68,55 +68,67 @@ class Flow:
     def _called(self, owner: str, node: fx.Node) -> str | None:
         """Path of the module that a node runs."""
         if node.op == "call_module":
-            return self._every[join(owner, str(node.target))]
+            return self._every.get(join(owner, str(node.target)))
         if node.op == "call_function" and node.target is F.batch_norm:
             mean = node.kwargs.get("running_mean", node.args[1] if len(node.args) > 1 else None)
             if isinstance(mean, fx.Node) and mean.op == "get_attr":
                 return self._every.get(join(owner, str(mean.target).rpartition(".")[0]))
         return None
 
-    def _after(self, owner: str, node: fx.Node) -> str | None:
+    def _after(self, owner: str, node: fx.Node, seen: frozenset[_Place] = frozenset()) -> str | None:
+        """Where a value ends up; ``seen`` are the values on the way, for a block that runs on its own output."""
+        if (owner, node) in seen:
+            return ""
+        seen |= {(owner, node)}
         users = [user for user in node.users if not _asks_about(user)]
         if len(users) != 1:
             return ""
         (user,) = users
         if user.op == "output":
-            return self._after_owner(owner) if user.args[0] is node else ""
+            return self._after_owner(owner, seen) if user.args[0] is node else ""
         path = self._called(owner, user)
         graph = None if path is None else self._graphs.get(path)
         if graph is not None and path is not None:
             inside = [] if isinstance(graph, str) else [at for at in _inputs(graph) if _argument(user, at) is node]
-            return self._after(path, inside[0]) if len(inside) == 1 else None
+            return self._after(path, inside[0], seen) if len(inside) == 1 else None
         if _input(user) is not node:
             return ""
         if path is None or isinstance(self.modules[path], _SAME_VALUES):
-            return self._after(owner, user) if path is not None or _keeps(user) else ""
+            return self._after(owner, user, seen) if path is not None or _keeps(user) else ""
         return path if isinstance(self.modules[path], _BatchNorm) else ""
 
-    def _after_owner(self, owner: str) -> str | None:
+    def _after_owner(self, owner: str, seen: frozenset[_Place]) -> str | None:
         if not owner:
             return ""
-        return _agreed({self._after(*call) for call in self._calls.get(owner, ())})
+        return _agreed({self._after(*call, seen) for call in self._calls.get(owner, ())})
 
-    def _origins(self, owner: str, node: object) -> Iterator[str | None]:
+    def _origins(self, owner: str, node: object, seen: frozenset[_Place] = frozenset()) -> Iterator[str | None]:
+        """Where a value comes from, through all calls of the forward that it is in."""
         if not isinstance(node, fx.Node):
             yield ""
-        elif node.op == "placeholder":
-            calls = self._calls.get(owner, ())
-            if not calls:
-                yield None if owner else ""
-            for at, call in calls:
-                yield from self._origins(at, _argument(call, node))
+            return
+        if (owner, node) in seen:
+            return
+        seen |= {(owner, node)}
+        if node.op == "placeholder":
+            yield from self._origins_of_input(owner, node, seen)
         elif (path := self._called(owner, node)) is None or isinstance(self.modules[path], _SAME_VALUES):
             if path is not None or _keeps(node):
-                yield from self._origins(owner, _input(node))
+                yield from self._origins(owner, _input(node), seen)
             else:
                 yield ""
         elif path not in self._graphs:
             yield path
         else:
             graph = self._graphs[path]
-            yield from [None] if isinstance(graph, str) else self._origins(path, _output(graph))
+            yield from [None] if isinstance(graph, str) else self._origins(path, _output(graph), seen)
+
+    def _origins_of_input(self, owner: str, node: fx.Node, seen: frozenset[_Place]) -> Iterator[str | None]:
+        calls = self._calls.get(owner, ())
+        if not calls:
+            yield None if owner else ""
+        for at, call in calls:
+            yield from self._origins(at, _argument(call, node), seen)
 
 
 def _graphs(model: nn.Module, modules: dict[str, nn.Module]) -> dict[str, fx.Graph | str]:

@@ -92,7 +92,12 @@ def norms_behind(
 
 
 def by_order(
-    layers: Mapping[str, int], norms: Mapping[str, int], fits: Callable[[str, str], bool], *, ordered: bool = True
+    layers: Mapping[str, int],
+    norms: Mapping[str, int],
+    fits: Callable[[str, str], bool],
+    surely: Callable[[str, str], bool] | None = None,
+    *,
+    ordered: bool = True,
 ) -> NormsBehind:
     """Pair layers and norms of one module by the order in which they are listed, and by their channels.
 
@@ -102,7 +107,8 @@ def by_order(
     Args:
         layers: path of a layer -> its place in the order.
         norms: path of a batch norm -> its place.
-        fits: whether a layer (first) has the channels of a norm.
+        fits: whether a layer (first) may have the channels of a norm.
+        surely: whether it has them, where ``fits`` does not say so much.
         ordered: with False the places mean nothing.
 
     """
@@ -123,6 +129,7 @@ def by_order(
         }
         wanted = Counter(layer for some in left.values() for layer in some)
         sole = {some[0]: norm for norm, some in left.items() if len(some) == 1 and wanted[some[0]] == 1}
+        sole = {layer: norm for layer, norm in sole.items() if surely is None or surely(layer, norm)}
         if not sole:
             break
         found.pairs.update(sole)

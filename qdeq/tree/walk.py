@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ __all__ = [
     "HOLDS_NOTHING",
     "MODULE_INTERNALS",
     "children",
+    "empty_containers",
     "every_module",
     "has_forward",
     "is_library_module",
@@ -90,8 +90,13 @@ def shallow_copy(module: nn.Module) -> nn.Module:
     """A module of the same class with containers of its own that hold the same objects; no method is called."""
     copied = type(module).__new__(type(module))
     for name, value in vars(module).items():
-        copied.__dict__[name] = copy.copy(value) if type(value) in CONTAINERS else value
+        copied.__dict__[name] = type(value)(value) if type(value) in CONTAINERS else value
     return copied
+
+
+def empty_containers(module: nn.Module) -> dict[int, Any]:
+    """A memo for deepcopy with the empty containers of ``module``: most of what it would copy, each at a high price."""
+    return {id(value): type(value)() for value in vars(module).values() if type(value) in CONTAINERS and not value}
 
 
 def is_library_module(module: nn.Module) -> bool:

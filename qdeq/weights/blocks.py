@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def take(weight: QuantizedWeight, index: Index) -> QuantizedWeight:
     scale, zero_point = weight.scale, weight.zero_point
     if weight.axis is not None and weight.axis < len(index):
         scale, zero_point = scale[index[weight.axis]], zero_point[index[weight.axis]]
-    return QuantizedWeight(ints, scale, zero_point, weight.axis, weight.qscheme, weight.dtype, shape)
+    return replace(weight, int_repr=ints, scale=scale, zero_point=zero_point, shape=shape)
 
 
 def float_block(

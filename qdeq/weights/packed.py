@@ -148,7 +148,8 @@ def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
 
     Returns:
         ``obj`` itself where it can be read in place, otherwise the weight as torch unpacks it, which may be memory
-        that the engine goes on using; and the bias as in :func:`packed_bias`.
+        that the engine goes on using; and the bias as in :func:`packed_bias`, which requires gradients if the packed
+        one does.
 
     Raises:
         QdeqTypeError: ``obj`` is no packed weight.
@@ -165,7 +166,7 @@ def open_packed(obj: object, *, where: str) -> tuple[Any, Tensor | None]:
         weight, bias = unpack_with_torch(obj, where)
         if not weight.is_quantized or is_lost(obj, weight):
             weight = obj  # float16, or a weight that torch lost: dequantize_packed() knows what to do and to say
-    return weight, None if bias is None else bias.detach().clone()
+    return weight, None if bias is None else bias.detach().clone().requires_grad_(bias.requires_grad)
 
 
 def read_convolutions(

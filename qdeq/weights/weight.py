@@ -11,7 +11,7 @@ CPU (``aten/src/ATen/native/quantized/AffineQuantizerBase.cpp``, ``cpu/kernels/Q
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -40,6 +40,7 @@ class QuantizedWeight:
         qscheme: "per_tensor_affine", "per_channel_affine" or "per_channel_affine_float_qparams".
         dtype: "qint8", "quint8", "qint32", "quint4x2" or "quint2x4".
         shape: shape of the tensor that this stands for.
+        origin: file and key that it was read from, for errors; empty where it comes from no file.
 
     Raises:
         QdeqTypeError: a field is of the wrong Python type.
@@ -55,6 +56,7 @@ class QuantizedWeight:
     qscheme: str
     dtype: str
     shape: tuple[int, ...]
+    origin: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         check_weight(self)
@@ -145,7 +147,7 @@ def explain_refusal(
 ) -> NoReturn:
     """Say why an operator refused: look at what it was given and raise the fitting QdeqError, else ``error``."""
     if not allow_bad_scales:
-        check_scales(where, weight.scale)
+        check_scales(weight.origin or where, weight.scale)
     if out is not None:
         check_out(where, out, weight.shape, dtype, (weight.int_repr, weight.scale, weight.zero_point))
     raise error

@@ -15,12 +15,12 @@ from tools.models import engine, tq
 class SmallVGG(nn.Module):
     """The shape of VGG11, small: conv features, a Linear-ReLU-Dropout-Linear classifier, stubs around them."""
 
-    def __init__(self, *, bn: bool = False, channels: Sequence[int] = (8, 16)) -> None:
+    def __init__(self, *, bn: bool = False, channels: Sequence[int] = (8, 16), conv_bias: bool = True) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
         for outputs in channels:
-            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1))
+            layers.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=conv_bias))
             if bn:
                 layers.append(nn.BatchNorm2d(outputs))
             layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
@@ -66,13 +66,15 @@ def quantize(model: nn.Module, *examples: Tensor, groups=None, backend: str = "f
     return model
 
 
-def small_vgg(*, bn: bool = False, fuse: bool = True, seed: int = 0, same_on_every_cpu: bool = False) -> nn.Module:
+def small_vgg(
+    *, bn: bool = False, fuse: bool = True, seed: int = 0, same_on_every_cpu: bool = False, conv_bias: bool = True
+) -> nn.Module:
     """A converted :class:`SmallVGG` with random weights; the BN statistics are random, too.
 
     With ``same_on_every_cpu`` no CPU saturates, whatever the input.
     """
     torch.manual_seed(seed)
-    model = SmallVGG(bn=bn)
+    model = SmallVGG(bn=bn, conv_bias=conv_bias)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

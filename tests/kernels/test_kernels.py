@@ -24,6 +24,7 @@ def test_every_set_of_this_machine_is_scalar(compiler, tmp_path):
     assert_every_set_agrees(build_and_run(compiler, PROGRAM, tmp_path))
 
 
+@pytest.mark.slow
 def test_nothing_outside_the_buffers_is_touched(tmp_path):
     if shutil.which("g++") is None or not can_sanitize("g++", tmp_path):
         pytest.skip("needs g++ with the address and undefined behaviour sanitizers")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,9 @@ from torch import nn
 import qdeq
 from qdeq.layers.batch_norm import NormValues, fill_identity, fold_batch_norm
 from tests.helpers.models import SmallVGG, assert_same_bits, bits, quantize, small_vgg, tq
+from tests.helpers.norm_models import Points, trained
 from tests.helpers.saturation import assert_same_on_every_cpu
+from tools.models import engine
 
 NORMS = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -86,46 +91,77 @@ def test_wrong_eps_is_no_identity():
 
 @pytest.mark.parametrize("unfold_bn", [True, 1e-5])
 @pytest.mark.parametrize("mode", ["drop", "clamp", "fake_quant"])
-def test_norms_come_back_in_their_places(unfold_bn, mode):
-    model = small_vgg(bn=True)
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_come_back_in_their_places(unfold_bn, mode, bias):
+    model = small_vgg(bn=True, conv_bias=bias)
     rebuilt, report = qdeq.dequantize_model(model, unfold_bn=unfold_bn, activations=mode, return_report=True)
     assert [type(layer).__name__ for layer in rebuilt.features[:3]] == ["Conv2d", "BatchNorm2d", "ReLU"]
-    assert rebuilt.features[0].bias is None
     assert not rebuilt.features[1].training
     folded = qdeq.dequantize_model(model, activations=mode)
-    assert_same_bits(rebuilt.features[1].bias, folded.features[0].bias)
+    # The folded bias stays where the layer had one of its own, and becomes the norm's where it had none.
+    has_bias, without = (rebuilt.features[0], rebuilt.features[1]) if bias else rebuilt.features[1::-1]
+    assert_same_bits(has_bias.bias, folded.features[0].bias)
+    assert not without.bias.any() if bias else without.bias is None
     assert_same_bits(rebuilt.features[0].weight, folded.features[0].weight)
-    entry = next(entry for entry in report.entries if entry.target == "features.1.bias")
-    assert entry.source == "features.0.bias"
+    entry = next(entry for entry in report.entries if entry.source == "features.0.bias")
+    assert entry.target == ("features.0.bias" if bias else "features.1.bias")
     assert "any eps" in report.notes["features.1"][0] or unfold_bn is not True
     x = model.example()
-    assert torch.allclose(rebuilt(x), folded(x), atol=1e-5)
+    assert torch.equal(rebuilt(x), folded(x)) if bias else torch.allclose(rebuilt(x), folded(x), atol=1e-5)
     if mode == "fake_quant":
         assert report.uncovered == []
         assert_same_on_every_cpu(model, x)
         assert float((rebuilt(x) == model(x)).float().mean()) >= 0.99
 
 
-def test_keys_are_those_of_a_class_with_norms():
-    class Usual(SmallVGG):
-        """Convolutions before a BatchNorm have no bias."""
-
-        def __init__(self) -> None:
-            super().__init__(bn=True)
-            for layer in self.features:
-                if isinstance(layer, nn.Conv2d):
-                    layer.bias = None
-
-    torch.manual_seed(1)
-    model = Usual().eval()
-    model = quantize(model, model.example(16), groups=model.fuse_groups())
+# torch warns about its own TypedStorage whenever it loads a quantized tensor.
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("way", ["live", "copied", "saved", "QAT"])
+def test_keys_are_those_of_the_class(bias, way):
+    model = small_vgg_qat(conv_bias=bias) if way == "QAT" else small_vgg(bn=True, conv_bias=bias)
+    if way == "copied":
+        model = copy.deepcopy(model)
+    if way == "saved":
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        model = small_vgg(bn=True, conv_bias=not bias)
+        model.load_state_dict(torch.load(file))
     rebuilt = qdeq.dequantize_model(model, unfold_bn=True)
-    fresh = Usual().eval()
+    fresh = SmallVGG(bn=True, conv_bias=bias).eval()
     for tensor in fresh.state_dict().values():
         tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(-1)
-    fresh.load_state_dict(rebuilt.state_dict())
+    fresh.load_state_dict(rebuilt.state_dict(), strict=True)
     x = fresh.example()
     assert torch.equal(bits(fresh(x)), bits(rebuilt(x)))
+
+
+def small_vgg_qat(*, conv_bias):
+    torch.manual_seed(3)
+    model = SmallVGG(bn=True, conv_bias=conv_bias).train()
+    tq.fuse_modules_qat(model, model.fuse_groups(), inplace=True)
+    model.qconfig = tq.get_default_qat_qconfig("fbgemm")
+    tq.prepare_qat(model, inplace=True)
+    model(model.example()).sum().backward()
+    with engine("fbgemm"):
+        return tq.convert(model.eval())
+
+
+def test_a_norm_whose_place_cannot_be_proven_is_reported():
+    model = trained(Points(traced=False))
+    x = model.example()
+    model = quantize(model, x, groups=[list(group) for group in model.groups])
+    rebuilt, report = qdeq.dequantize_model(model, unfold_bn=True, return_report=True)
+    assert "no BatchNorm put back behind it: its owner's forward cannot be traced" in report.notes["conv1"][0]
+    assert type(rebuilt.bn1) is nn.Identity
+
+
+def test_no_norm_comes_back_behind_a_layer_without_a_bias():
+    """Folding gives a layer a bias: an Identity behind one without it is the class's own."""
+    model = nn.Sequential(tq.QuantStub(), nn.Conv2d(3, 4, 1, bias=False), nn.Identity(), tq.DeQuantStub())
+    rebuilt = qdeq.dequantize_model(quantize(model, torch.randn(2, 3, 4, 4)), unfold_bn=True)
+    assert type(rebuilt[2]) is nn.Identity
 
 
 def test_norm_after_a_layer_without_activation_and_in_1d():

@@ -100,12 +100,13 @@ class SafetensorsFile(WeightFile):
             return self._tensor(name)
         kept = self._kept[name]
         scale, zero_point = self._tensor(name + SCALE_SUFFIX), self._tensor(name + ZERO_POINT_SUFFIX)
+        where = f"{self.path}: {shown(name)}"
         try:
             return QuantizedWeight(
-                self._tensor(name), scale, zero_point, kept.axis, kept.qscheme, kept.dtype, kept.shape
+                self._tensor(name), scale, zero_point, kept.axis, kept.qscheme, kept.dtype, kept.shape, where
             )
         except QdeqError as error:
-            raise QdeqValueError(f"{self.path}: {shown(name)}: {error}") from error
+            raise QdeqValueError(f"{where}: {error}") from error
 
     def _tensor(self, name: str) -> Tensor:
         if self._parts is None:

@@ -106,7 +106,7 @@ class StoredTensor:
             zero_point = torch.tensor(self.zero_point, dtype=torch.int64)
         try:
             return QuantizedWeight(
-                values, scale.clone(), zero_point.clone(), self.axis, self.qscheme, self.dtype, self.shape
+                values, scale.clone(), zero_point.clone(), self.axis, self.qscheme, self.dtype, self.shape, where
             )
         except QdeqError as error:
             refuse(where, "a consistent quantized tensor", f"({error})", HOSTILE)

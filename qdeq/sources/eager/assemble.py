@@ -6,18 +6,18 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.layers.batch_norm import unfold
-from qdeq.layers.make import Made, hold
+from qdeq.layers.make import Made, hold, part_value
 from qdeq.report import Report
 from qdeq.sources.eager.carry_over import carry_over, detached
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module
 from qdeq.sources.eager.slots import Slots
 from qdeq.sources.eager.walk import find_quantized
 from qdeq.sources.form import Options
-from qdeq.tree.walk import HOLDS_NOTHING, every_module
+from qdeq.tree.walk import HOLDS_NOTHING, empty_containers, every_module
 from qdeq.words import class_name
 
 __all__ = ["assemble"]
@@ -47,6 +47,7 @@ class _Assembly:
         for module in self.modules.values():
             if id(module) not in sources:
                 self.memo |= detached(module)
+                self.memo |= empty_containers(module)
         for part in self.made:
             self._place(part)
         if unfold_bn:
@@ -85,16 +86,22 @@ class _Assembly:
         return self.slots.find(path, most) if path in self.modules else "it is not registered as a submodule"
 
     def _unfold_all(self, eps: bool | float) -> None:
-        """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place."""
+        """Fill the Identity right behind a layer with a BatchNorm, unless an activation took that place.
+
+        No batch norm was folded into a layer without a bias: folding gives it one.
+        """
         names: dict[int, str] = {}
         for path, module in self.modules.items():
             names.setdefault(id(module), path)
         for part in self.made:
             path = part.layer.path
-            slot = self._slot(path, 1)
-            if isinstance(slot, str) or id(slot) in self.memo:
+            slot, bias = self._slot(path, 1), _bias(part)
+            if bias is None or id(slot) in self.memo:
                 continue
-            batch_norm = unfold(part.module, path, names[id(slot)], eps, self.report)
+            if isinstance(slot, str):
+                self.report.note(path, f"no BatchNorm put back behind it: {slot}")
+                continue
+            batch_norm = unfold(part.module, path, names[id(slot)], eps, self.report, keep_bias=bias.requires_grad)
             if batch_norm is not None:
                 self.memo[id(slot)] = batch_norm.train(self.parents[path].training)
                 part.carrier = batch_norm if part.carrier is part.module else part.carrier
@@ -127,3 +134,14 @@ class _Assembly:
             remedy = "Register these modules as submodules, or keep them in a list, tuple or dict."
             what = "quantized modules that are registered or in plain containers"
             raise QdeqValueError(expected("model", what, f"{names} inside another object", remedy))
+
+
+def _bias(part: Made) -> Tensor | None:
+    """The bias of a layer as its source holds it.
+
+    Folding marks it: it requires gradients where the layer had a bias of its own to train, and not where zeros took
+    the place of one (``torch.nn.utils.fusion``); packing, copying and saving keep that.
+    """
+    found = [source for own in part.layer.parts if own.name == "bias" for source in own.sources]
+    value = part_value(found[0]) if len(found) == 1 else None
+    return value if isinstance(value, Tensor) else None

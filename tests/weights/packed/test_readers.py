@@ -14,6 +14,7 @@ from tests.helpers.native import SANITIZE, build_and_run, can_sanitize
 PROGRAM = Path(__file__).with_name("check_readers.cpp")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="fbgemm packs on x86 only")
 def test_readers_follow_the_formula_and_stay_inside(tmp_path):
     if shutil.which("g++") is None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from qdeq.layers.layer import Layer
 from qdeq.sources.eager.describe import Context, Rule, add_output, begin
+from qdeq.tree.walk import empty_containers
 
 __all__ = ["RULES"]
 
@@ -18,7 +19,8 @@ def describe_qfunctional(module: Any, path: str, context: Context) -> Layer:
     """Describe ``nnq.QFunctional``; ``activation_post_process``, which the user may have replaced, is copied."""
     layer = begin(nnq.FloatFunctional, module, path)
     add_output(layer, module)
-    layer.attributes["activation_post_process"] = copy.deepcopy(module.activation_post_process)
+    process = module.activation_post_process
+    layer.attributes["activation_post_process"] = copy.deepcopy(process, empty_containers(process))
     return layer
 
 
