@@ -29,7 +29,8 @@ def mutate(rng: random.Random, original: bytes, index: int) -> tuple[str, bytes,
         crafted,
     ]
     if is_zip:
-        kinds += [flip_anywhere, flip_data, flip_directory, directory_fields, repack]
+        # A zip that torch did not write, such as an .npz, has other names in it.
+        kinds += [flip_anywhere, *([flip_data] if _records(original) else []), flip_directory, directory_fields, repack]
     return kinds[index % len(kinds)](rng, original, index)
 
 
@@ -45,12 +46,17 @@ def flip_anywhere(rng: random.Random, data: bytes, index: int) -> tuple[str, byt
 
 def flip_data(rng: random.Random, data: bytes, index: int) -> tuple[str, bytes, bool]:
     """One bit in a weight's record: the checksum must tell."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        infos = [i for i in archive.infolist() if "/data/" in i.filename or "/constants/" in i.filename if i.file_size]
+    infos = _records(data)
     info = infos[rng.randrange(len(infos))]
     name_len, extra_len = struct.unpack_from("<HH", data, info.header_offset + 26)
     at = info.header_offset + 30 + name_len + extra_len + rng.randrange(info.file_size)
     return "data bit flip", _flip(data, at, rng), True
+
+
+def _records(data: bytes) -> list[zipfile.ZipInfo]:
+    """The weights of an archive that torch wrote."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return [i for i in archive.infolist() if "/data/" in i.filename or "/constants/" in i.filename if i.file_size]
 
 
 def flip_directory(rng: random.Random, data: bytes, index: int) -> tuple[str, bytes, bool]:

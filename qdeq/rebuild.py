@@ -36,6 +36,8 @@ def dequantize_model(
     activations: str = "drop",
     unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
+    weights: str = "master",
+    fold_bn: bool = True,
 ) -> nn.Module: ...
 
 
@@ -51,6 +53,8 @@ def dequantize_model(
     activations: str = "drop",
     unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
+    weights: str = "master",
+    fold_bn: bool = True,
 ) -> tuple[nn.Module, Report]: ...
 
 
@@ -65,6 +69,8 @@ def dequantize_model(
     activations: str = "drop",
     unfold_bn: bool | float = False,
     recover_direct_conv: bool = False,
+    weights: str = "master",
+    fold_bn: bool = True,
 ) -> nn.Module | tuple[nn.Module, Report]:
     """Rebuild the float model that a converted (int8) model stands for.
 
@@ -79,7 +85,8 @@ def dequantize_model(
     the module around them, float modules keep theirs.
 
     Args:
-        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU.
+        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU; or one after ``prepare``,
+            ``prepare_qat``, ``prepare_fx`` or ``prepare_qat_fx``, which comes back without observers. It is not run.
         strict: with False, quantized modules that are not known are kept as deep copies and listed in the report,
             and a model without anything quantized is copied; with True both are errors.
         return_report: also return the :class:`qdeq.Report`.
@@ -101,6 +108,10 @@ def dequantize_model(
             padding, channels divisible by 8, groups 1) is then read by running it. torch hands out uninitialized
             memory for such a weight, a copy was packed from that and cannot be told from the original, so by default
             these modules are refused.
+        weights: of a prepared or QAT model, which has no integers yet: ``"master"``, the float weights that were
+            trained, or ``"rounded"`` to the grid of their fake quantization, with which the model was evaluated.
+        fold_bn: of a prepared or QAT model: fold each batch norm into its layer, as ``convert`` does; with False it is
+            put back into the place that fusing emptied, or stays as ``<layer>.bn``.
 
     Returns:
         The float model, or ``(float model, report)``.
@@ -112,10 +123,10 @@ def dequantize_model(
 
     """
     form = _form_of(model)
-    _check_options(dtype, device)
+    _check_options(dtype, device, weights)
     check_mode(activations)
     check_unfold(unfold_bn, dtype)
-    options, report = Options(unfold_bn, recover_direct_conv), Report()
+    options, report = Options(unfold_bn, recover_direct_conv, weights, fold_bn, activations), Report()
     with _named(form):
         description = form.describe(model, options, report)
         made, failures = make(
@@ -138,7 +149,10 @@ def _form_of(model: object) -> Form:
     return form
 
 
-def _check_options(dtype: object, device: object) -> None:
+def _check_options(dtype: object, device: object, weights: object) -> None:
+    if weights not in ("master", "rounded"):
+        remedy = "The master weights are those that were trained; convert() would round them again."
+        raise QdeqValueError(expected("weights", '"master" or "rounded"', repr(weights), remedy))
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise QdeqTypeError(expected("dtype", "a floating-point torch.dtype", str(dtype), "Pass torch.float32."))
     if device is not None:
@@ -169,7 +183,12 @@ def _check_complete(description: Description, failures: list[QdeqError], strict:
         names = "; ".join(f"{item.path or 'the model itself'} is {item.module_class}" for item in description.unknown)
         remedy = "Teach it with qdeq.register, or pass strict=False to keep them quantized."
         failures.append(QdeqValueError(expected("model", "only quantized modules that qdeq knows", names, remedy)))
-    found = description.unknown or failures or any(layer.role is not Role.STUB for layer in description.layers)
+    found = (
+        description.certain
+        or description.unknown
+        or failures
+        or any(layer.role is not Role.STUB for layer in description.layers)
+    )
     if not found and strict:
         remedy = "It is a float model already; pass strict=False for a copy."
         raise QdeqValueError(expected("model", "at least one quantized module", "none", remedy))
@@ -206,6 +225,7 @@ def _rounded(part: Made) -> Rounded:
         part.carrier,
         dynamic=layer.role is Role.DYNAMIC,
         dequantizes=layer.role is Role.DEQUANTIZE,
+        registered=layer.made is not None,
     )
 
 

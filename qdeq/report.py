@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from qdeq.words import clip, percent_digits, shape_text, strict_json
@@ -102,6 +102,13 @@ class Report:
     activation_qparams: dict[str, tuple[float, int]] = field(default_factory=dict)
     uncovered: list[Uncovered] = field(default_factory=list)
     activation_dtypes: dict[str, str] = field(default_factory=dict)
+
+    def move(self, before: str, after: str, target_class: str) -> None:
+        """Parameters under the dotted name ``before`` are now under ``after``, in a module of another class."""
+        for index, entry in enumerate(self.entries):
+            if entry.target == before or entry.target.startswith(f"{before}."):
+                target = after + entry.target[len(before) :]
+                self.entries[index] = replace(entry, target=target, target_class=target_class)
 
     def note(self, path: str, text: str) -> None:
         """Record a choice that was made at the module ``path``."""

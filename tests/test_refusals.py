@@ -46,11 +46,12 @@ class TestRefusals:
         with pytest.raises(QdeqError, match=r"head\.weight: .*meta device"):
             dequantize_model(int8)
 
-    def test_prepared(self):
+    def test_half_converted(self):
         model = SmallVGG().train()
         model.qconfig = tq.get_default_qat_qconfig("fbgemm")
         prepared = tq.prepare_qat(model)
-        with pytest.raises(QdeqError, match=r"prepared model.*torch\.ao\.quantization\.convert"):
+        prepared.head = small_vgg()
+        with pytest.raises(QdeqError, match=r"half converted model.*torch\.ao\.quantization\.convert"):
             dequantize_model(prepared)
 
     def test_torchscript(self):

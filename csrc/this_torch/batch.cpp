@@ -23,16 +23,17 @@ std::optional<at::Tensor> read(Packed& packed, const at::Tensor& out, bool allow
     auto* conv = dynamic_cast<ConvPackedParamsBase<2>*>(&packed);
     TORCH_CHECK(conv != nullptr && !conv->transpose(), "qdeq: not a plain 2-d convolution");
     const auto described = describe(packed);
-    if (*obstacle_to(described, allow_bad_scales) == 0 && out_fits(*described, out, out.scalar_type())) {
-        std::optional<at::Tensor> bias;
-        packed_bias(packed, &bias);  // unpack() would read the whole weight for it
+    std::optional<at::Tensor> bias;
+    const bool in_place =
+        *obstacle_to(described, allow_bad_scales) == 0 && out_fits(*described, out, out.scalar_type());
+    if (in_place && packed_bias(packed, &bias)) {  // unpack() would read the whole weight for the bias
         write_floats(*described, out);
         return bias;
     }
-    const auto [weight, bias] = conv->unpack();
+    const auto [weight, unpacked_bias] = conv->unpack();
     TORCH_CHECK(weight.is_quantized(), "qdeq: not a weight of integers");
     read_unpacked(weight, out, allow_bad_scales);
-    return bias;
+    return unpacked_bias;
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ class Rounded:
         carrier: what gives its output: the module, or the activation or BatchNorm that was fused into it.
         dynamic: it quantizes its input anew at every call.
         dequantizes: it gives float values.
+        registered: a builder of the user's own made the module; how the source rounds is not known.
 
     """
 
@@ -51,6 +52,7 @@ class Rounded:
     carrier: nn.Module
     dynamic: bool
     dequantizes: bool
+    registered: bool
 
 
 def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Report) -> None:
@@ -75,6 +77,9 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
     for layer in layers:
         if layer.dynamic:
             reason = "its input is quantized anew at every call, with no fixed scale"
+            report.leave_uncovered(layer.path, layer.source_class, reason)
+        if layer.registered:
+            reason = "a registered builder made it, and says nothing of how its output is rounded"
             report.leave_uncovered(layer.path, layer.source_class, reason)
     if mode == "fake_quant":
         ends = {id(layer.module) for layer in layers if layer.dequantizes}

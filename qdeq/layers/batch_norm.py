@@ -19,7 +19,6 @@ the other's work:
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -169,12 +168,6 @@ def unfold(
     else:
         batch_norm.bias = bias
         layer.bias = None  # type: ignore[assignment]
-        moved, target = join(path, "bias"), join(slot_path, "bias")
-        report.entries[:] = [
-            dataclasses.replace(entry, target=target, target_class=f"torch.nn.{kind.__name__}")
-            if entry.target == moved
-            else entry
-            for entry in report.entries
-        ]
+        report.move(join(path, "bias"), join(slot_path, "bias"), f"torch.nn.{kind.__name__}")
         report.note(slot_path, f"{kind.__name__} put back: bias of {path}, otherwise an exact identity for {what}")
     return batch_norm

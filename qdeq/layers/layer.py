@@ -14,7 +14,7 @@ from qdeq.grids.grid import Output
 from qdeq.report import DroppedSource
 from qdeq.words import join
 
-__all__ = ["Activation", "Later", "Layer", "Part", "Role", "Source", "unreadable"]
+__all__ = ["Activation", "Later", "Layer", "Norm", "Part", "Role", "Source", "unreadable"]
 
 
 class Role(enum.Enum):
@@ -85,6 +85,20 @@ class Activation:
     args: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Norm:
+    """The batch norm that a layer applies to its output, as a child of its own.
+
+    Attributes:
+        child: name of the child in the float module.
+        plain: class of the float module without it, for where the norm has a place of its own.
+
+    """
+
+    child: str
+    plain: type[nn.Module]
+
+
 @dataclass(eq=False)
 class Layer:
     """A quantized layer.
@@ -95,6 +109,7 @@ class Layer:
         kind: class of the float module, without the activation.
         args: its arguments by name.
         parts: its parameters and buffers, each once.
+        norm: the batch norm behind it that stays one; None for none.
         activation: what it does after that; None for nothing.
         output: how its output is rounded; None for a float one.
         role: what it does to the quantization of values.
@@ -112,6 +127,7 @@ class Layer:
     kind: Callable[..., nn.Module]
     args: dict[str, Any] = field(default_factory=dict)
     parts: list[Part] = field(default_factory=list)
+    norm: Norm | None = None
     activation: Activation | None = None
     output: Output | None = None
     role: Role = Role.LAYER

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
-from qdeq.layers.layer import Activation, Later, Layer, Part, Source, unreadable
+from qdeq.layers.layer import Activation, Later, Layer, Norm, Part, Source, unreadable
 from qdeq.report import Report, ReportEntry
 from qdeq.tree.walk import children, every_module, shallow_copy
 from qdeq.weights import native
@@ -20,7 +20,7 @@ from qdeq.weights.packed import read_convolutions
 from qdeq.weights.weight import report_facts
 from qdeq.words import class_name, dtype_name, join
 
-__all__ = ["Made", "hold", "make", "part_value"]
+__all__ = ["Made", "hold", "make", "part_value", "without_norm"]
 
 
 @dataclass(eq=False)
@@ -84,6 +84,14 @@ def hold(module: nn.Module, activation: Activation) -> nn.Module:
     held.__dict__.update(module.__dict__)
     held.__dict__.update(activation.args)
     return held
+
+
+def without_norm(module: nn.Module, norm: Norm) -> tuple[nn.Module, nn.Module]:
+    """A layer as its plain class, which takes over its state, and the batch norm that it held."""
+    plain = norm.plain.__new__(norm.plain)
+    plain.__dict__.update(module.__dict__)
+    held: nn.Module = plain._modules.pop(norm.child)  # type: ignore[assignment] # the layer has it
+    return plain, held
 
 
 def part_value(source: Source) -> Any:

@@ -23,12 +23,18 @@ class Options:
     Attributes:
         unfold_bn: put batch norms back where fusing folded them away: False, True, or the eps they will run with.
         recover_direct_conv: the caller states that nothing in the model was copied or loaded.
+        weights: of a prepared model: "master", the float weights that were trained, or "rounded" to their grid.
+        fold_bn: of a prepared model: fold each batch norm into its layer, as ``convert`` does.
+        activations: what becomes of the quantization of activations; a form that has none refuses the rest.
         partial: describe what can be described, also of a model that cannot be rebuilt as a whole.
 
     """
 
     unfold_bn: bool | float = False
     recover_direct_conv: bool = False
+    weights: str = "master"
+    fold_bn: bool = True
+    activations: str = "drop"
     partial: bool = False
 
 
@@ -40,12 +46,14 @@ class Description:
         layers: every quantized layer once, in the model's order.
         unknown: what is quantized and of no known kind.
         failures: dotted path of a layer that could not be described -> why.
+        certain: there is something to undo even where no layer is described.
 
     """
 
     layers: list[Layer] = field(default_factory=list)
     unknown: list[Unconverted] = field(default_factory=list)
     failures: dict[str, QdeqError] = field(default_factory=dict)
+    certain: bool = False
 
 
 class Form(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 
-__all__ = ["CHILD", "install", "remove"]
+__all__ = ["CHILD", "install", "is_observer_hook", "remove"]
 
 CHILD = "activation_post_process"
 
@@ -16,6 +16,11 @@ def post_process(module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: passes the output of a module on through its ``activation_post_process``."""
     del args
     return module.get_submodule(CHILD)(output)
+
+
+def is_observer_hook(hook: Any) -> bool:
+    """Whether a hook is one of those that torch's ``prepare`` registers, which pass values on to an observer."""
+    return getattr(hook, "__module__", None) == "torch.ao.quantization.quantize"
 
 
 def install(module: nn.Module, child: nn.Module) -> None:

@@ -70,6 +70,7 @@ def _read(layer: Layer, found: Int8Side) -> None:
     """Take a layer's parts as integers, or as plain tensors where they are not quantized."""
     if layer.made is not None:  # a registered builder has written its module itself
         found.plain.extend(_plain_of(layer.path, layer.made, own=False))
+        found.registered.append(layer.path)
         return
     try:
         values = {part.name: [part_value(source) for source in part.sources] for part in layer.parts}

@@ -142,11 +142,12 @@ class Int8Side:
     plain: list[PlainTensor] = field(default_factory=list)  # what is not quantized
     unread: dict[str, str] = field(default_factory=dict)  # dotted path -> why what is quantized there cannot be read
     float16: list[str] = field(default_factory=list)  # dotted paths of quantized modules whose weights are no integers
+    registered: list[str] = field(default_factory=list)  # those that a registered builder reads
 
     @property
     def is_quantized(self) -> bool:
         """Whether the side holds any weight that was quantized."""
-        return bool(self.layers or self.unread or self.float16)
+        return bool(self.layers or self.unread or self.float16 or self.registered)
 
 
 def stacked(parts: list[Integers]) -> Integers:

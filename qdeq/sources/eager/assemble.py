@@ -10,34 +10,36 @@ from torch import Tensor, nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.layers.batch_norm import unfold
-from qdeq.layers.make import Made, hold, part_value
+from qdeq.layers.layer import Norm
+from qdeq.layers.make import Made, hold, part_value, without_norm
 from qdeq.report import Report
 from qdeq.sources.eager.carry_over import carry_over, detached
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module
 from qdeq.sources.eager.slots import Slots
-from qdeq.sources.eager.walk import find_quantized
+from qdeq.sources.eager.walk import Found
 from qdeq.sources.form import Options
 from qdeq.tree.walk import HOLDS_NOTHING, empty_containers, every_module
-from qdeq.words import class_name
+from qdeq.words import class_name, join
 
 __all__ = ["assemble"]
 
 
-def assemble(model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
-    """Copy everything that is float around the float modules.
+def assemble(
+    model: nn.Module, made: Sequence[Made], found: Sequence[Found], options: Options, report: Report
+) -> nn.Module:
+    """Copy everything that is float around the float modules, which go where their layers were ``found``.
 
     deepcopy with a memo that already maps each quantized module to its float form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    return _Assembly(model, made, report).run(options.unfold_bn)
+    return _Assembly(model, made, found, report).run(options.unfold_bn)
 
 
 class _Assembly:
-    def __init__(self, model: nn.Module, made: Sequence[Made], report: Report) -> None:
+    def __init__(self, model: nn.Module, made: Sequence[Made], found: Sequence[Found], report: Report) -> None:
         self.model, self.made, self.report = model, made, report
         self.modules = dict(every_module(model, remove_duplicate=False))
         self.slots = Slots(self.modules)
-        found = find_quantized(model)
         self.sources = {path: module for path, module, _, _ in found}
         self.parents = {path: parent for path, _, parent, _ in found}
         self.memo: dict[int, Any] = {}
@@ -60,8 +62,10 @@ class _Assembly:
 
     def _place(self, part: Made) -> None:
         """Decide where a layer and its activation go."""
-        path, source = part.layer.path, self.sources[part.layer.path]
+        path, source, made = part.layer.path, self.sources[part.layer.path], part.module
         slot = self._slot(path, part.layer.activation.places) if part.layer.activation else ""
+        if part.layer.norm is not None:
+            self._place_norm(part, part.layer.norm, slot)
         # convert() leaves every converted leaf at training=True, also in an eval model: only the parent knows.
         mode = self.parents[path].training
         if part.layer.activation is not None:
@@ -76,11 +80,26 @@ class _Assembly:
                     self.report.note(path, f"its forward hooks now see the value before the {name}")
                 activation = part.layer.activation.kind(**part.layer.activation.args)
                 self.memo[id(slot)] = part.carrier = activation.train(mode)
-        if isinstance(slot, str):
+        if isinstance(slot, str) and part.carrier is made:
             part.carrier = part.module
         part.module.train(mode)
         self.memo[id(source)] = part.module
         self.report.replaced[path] = (part.layer.source_class, class_name(part.module))
+
+    def _place_norm(self, part: Made, norm: Norm, activation: nn.Module | str) -> None:
+        """Give a batch norm its own place, the first behind the layer, where the activation, if any, has another."""
+        path = part.layer.path
+        slot = self._slot(path, 1)
+        if slot is activation or (part.layer.activation is not None and isinstance(activation, str)):
+            slot = "the activation has no place behind it"
+        if isinstance(slot, str):
+            self.report.note(path, f"batch norm kept inside as {join(path, norm.child)}: {slot}")
+            return
+        place = next(name for name, module in self.modules.items() if module is slot)
+        part.module, held = without_norm(part.module, norm)
+        self.report.move(join(path, norm.child), place, class_name(held))
+        self.report.note(path, f"batch norm put back into {place}")
+        self.memo[id(slot)] = part.carrier = held
 
     def _slot(self, path: str, most: int) -> nn.Module | str:
         return self.slots.find(path, most) if path in self.modules else "it is not registered as a submodule"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qdeq.report import Report
 from qdeq.sources.eager.recognise import quantized_sources
+from qdeq.tree.post_process import is_observer_hook
 from qdeq.tree.walk import plain_values
 
 __all__ = ["carry_over", "detached"]
@@ -17,7 +18,7 @@ __all__ = ["carry_over", "detached"]
 _QUANTIZATION_ATTRIBUTES = {
     *("scale", "zero_point", "output_scale", "output_zero_point", "dtype", "version", "transposed"),
     *("weight_dtype", "weight_qscheme", "weight_axis_int", "weight_quant_min", "weight_quant_max", "is_decomposed"),
-    *("pruned_weights", "split_gates", "mode", "qconfig", "negative_slope"),
+    *("pruned_weights", "split_gates", "mode", "qconfig", "freeze_bn", "negative_slope"),
     *("initial_hidden_state_qparams", "initial_cell_state_qparams", "hidden_state_dtype", "cell_state_dtype"),
 }
 # What reference RNNs call the same, after the name of each weight.
@@ -41,16 +42,16 @@ def carry_over(source: nn.Module, target: nn.Module, path: str, memo: dict[int, 
     for name in names:
         setattr(target, name, copy.deepcopy(source.__dict__[name], memo))
     for name in _HOOKS:
-        hooks = source.__dict__.get(name)
+        hooks = {key: hook for key, hook in (source.__dict__.get(name) or {}).items() if not is_observer_hook(hook)}
         if hooks:
             getattr(target, name).update(copy.deepcopy(hooks, memo))
             if "_with_" not in name and "_always_" not in name:
                 report.note(path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
     target._is_full_backward_hook = source.__dict__.get("_is_full_backward_hook")
     for name in _LOST_HOOKS:
-        hooks = source.__dict__.get(name)
-        if hooks:
-            report.note(path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} not kept")
+        lost = source.__dict__.get(name)
+        if lost:
+            report.note(path, f"{len(lost)} {name.strip('_').replace('_', ' ')} not kept")
 
 
 def detached(module: nn.Module) -> dict[int, Any]:

@@ -47,11 +47,15 @@ class Context:
     Attributes:
         report: handed to builders that users registered; nothing else writes to it here.
         recover_direct_conv: the caller states that no module was copied or loaded after it was converted.
+        weights: of a prepared model: "master" or "rounded".
+        fold_bn: of a prepared model: fold a batch norm into its layer.
 
     """
 
     report: Report
     recover_direct_conv: bool = False
+    weights: str = "master"
+    fold_bn: bool = True
 
 
 Describe: TypeAlias = Callable[[Any, str, Context], Layer]

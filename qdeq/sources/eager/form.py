@@ -11,7 +11,7 @@ from qdeq.layers.make import Made
 from qdeq.report import Report
 from qdeq.sources.eager.assemble import assemble
 from qdeq.sources.eager.recognise import unsupported_form
-from qdeq.sources.eager.walk import describe_all
+from qdeq.sources.eager.walk import describe_all, find_quantized
 from qdeq.sources.form import Description, Options
 from qdeq.tree.walk import every_module, own_tensors
 from qdeq.words import join
@@ -31,7 +31,7 @@ class _Eager:
         return describe_all(model, options, report)
 
     def rebuild(self, model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
-        return assemble(model, made, options, report)
+        return assemble(model, made, find_quantized(model), options, report)
 
 
 def _check(model: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 from torch import nn
@@ -16,14 +17,20 @@ from qdeq.tree.walk import children, every_module, own_tensors, plain_values
 from qdeq.weights.packed import is_packed_weight, packed_bias
 from qdeq.words import class_name, join
 
-__all__ = ["describe_all", "find_quantized"]
+__all__ = ["Found", "describe_all", "describe_layers", "find_layers", "find_quantized"]
+
+Found: TypeAlias = tuple[str, nn.Module, nn.Module, Rule | None]
 
 
 def describe_all(model: nn.Module, options: Options, report: Report) -> Description:
     """Describe every known quantized module once; collect everything that cannot be described."""
-    context = Context(report, options.recover_direct_conv)
+    return describe_layers(find_quantized(model), Context(report, options.recover_direct_conv))
+
+
+def describe_layers(layers: list[Found], context: Context) -> Description:
+    """Describe what was found; collect everything that cannot be described."""
     found = Description()
-    for path, module, _, rule in find_quantized(model):
+    for path, module, _, rule in layers:
         if rule is None:
             reason = "no builder is registered for this class"
             found.unknown.append(Unconverted(path, class_name(module), reason))
@@ -38,15 +45,19 @@ def describe_all(model: nn.Module, options: Options, report: Report) -> Descript
     return found
 
 
-_Found: TypeAlias = tuple[str, nn.Module, nn.Module, Rule | None]
+def find_quantized(model: nn.Module) -> list[Found]:
+    """:func:`find_layers` for converted models."""
+    return find_layers(model, find_rule, is_quantized_module)
 
 
-def find_quantized(model: nn.Module) -> list[_Found]:
-    """(path, module, parent, its rule) once per quantized module; registered ones first, then plain attributes.
+def find_layers(
+    model: nn.Module, rule_of: Callable[[type[nn.Module]], Rule | None], is_layer: Callable[[nn.Module], bool]
+) -> list[Found]:
+    """(path, module, parent, its rule) once per layer that is to be rebuilt; registered ones first, then attributes.
 
-    Does not enter modules that can be described or are quantized themselves.
+    Does not enter modules that can be described or are layers themselves.
     """
-    found: list[_Found] = []
+    found: list[Found] = []
     seen: set[int] = set()
     entered: list[tuple[str, nn.Module]] = []
 
@@ -54,8 +65,8 @@ def find_quantized(model: nn.Module) -> list[_Found]:
         if id(module) in seen:
             return
         seen.add(id(module))
-        rule = find_rule(type(module))
-        if rule is not None or is_quantized_module(module):
+        rule = rule_of(type(module))
+        if rule is not None or is_layer(module):
             found.append((path, module, parent, rule))
             return
         entered.append((path, module))

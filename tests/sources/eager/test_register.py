@@ -64,6 +64,30 @@ def test_what_a_builder_returns_is_taken_even_if_it_counts_as_false():
     assert dequantize_model(nn.Sequential(Scaled()))[0].why == "dropped"
 
 
+@pytest.mark.parametrize("activations", ["clamp", "fake_quant"])
+def test_the_output_of_a_registered_class_is_named_as_not_imitated(activations):
+    """Its scale and zero point may be those of its weight: only its builder knows."""
+    qdeq.register(Scaled, build_scaled)
+    model = nn.Sequential(Scaled(), nnq.Linear(3, 2))
+    rebuilt, report = dequantize_model(model, activations=activations, return_report=True)
+    assert [item.path for item in report.uncovered] == ["0"]
+    assert not hasattr(rebuilt[0], "activation_post_process")
+    assert hasattr(rebuilt[1], "activation_post_process")
+    assert not dequantize_model(model, return_report=True)[1].uncovered
+
+
+def test_explain_compares_what_the_builder_returns_also_where_nothing_else_is_quantized():
+    qdeq.register(Scaled, build_scaled)
+    model = nn.Sequential(Scaled())
+    rebuilt = dequantize_model(model)
+    assert qdeq.explain(model, rebuilt).agrees
+    with torch.no_grad():
+        rebuilt[0].weight[1, 2] += 1
+    wrong = qdeq.explain(model, rebuilt)
+    assert not wrong.agrees
+    assert [(item.module, item.kind) for item in wrong.findings] == [("0", "parameter_wrong")]
+
+
 def test_dtype_applies_to_what_a_registered_builder_returns():
     qdeq.register(Scaled, build_scaled)
     assert dequantize_model(nn.Sequential(Scaled()), dtype=torch.bfloat16)[0].weight.dtype == torch.bfloat16

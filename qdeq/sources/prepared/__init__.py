@@ -1,0 +1,1 @@
+"""Models between ``prepare`` and ``convert``: float weights among observers and fake quantizations."""

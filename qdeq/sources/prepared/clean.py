@@ -1,0 +1,58 @@
+"""Takes what ``prepare`` put into a model out of a copy of it: observers, fake quantizations, their hooks, qconfigs."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import FakeQuantizeBase, ObserverBase
+
+from qdeq.report import DroppedSource, Report
+from qdeq.sources.prepared.describe import OBSERVED
+from qdeq.tree.post_process import CHILD, is_observer_hook
+from qdeq.tree.walk import every_module, own_tensors
+from qdeq.words import join
+
+__all__ = ["clean", "is_observing"]
+
+
+def is_observing(module: object) -> bool:
+    """Whether a module is an observer or a fake quantization."""
+    return isinstance(module, ObserverBase | FakeQuantizeBase)
+
+
+def clean(model: nn.Module, report: Report) -> nn.Module:
+    """Clean a copy of a prepared model in place; ``report`` gets each tensor that goes."""
+    for path, module in every_module(model):
+        if isinstance(module, fx.GraphModule):
+            _clean_graph(module)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if is_observer_hook(hook)]:
+                del hooks[key]
+        module.__dict__.pop("qconfig", None)
+        for name, child in list(module._modules.items()):
+            if child is None or not is_observing(child):
+                continue
+            report.dropped += [
+                DroppedSource(join(join(path, name), join(at, own) if at else own), OBSERVED)
+                for at, part in every_module(child)
+                for own, _ in own_tensors(part)
+            ]
+            if isinstance(module, FloatFunctional) or name != CHILD:
+                module._modules[name] = nn.Identity()  # the forward calls it
+            else:
+                del module._modules[name]
+    return model
+
+
+def _clean_graph(module: fx.GraphModule) -> None:
+    """Drop the calls of observers from a graph, and then the observers."""
+    targets = set()
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and is_observing(module.get_submodule(str(node.target))):
+            targets.add(str(node.target))
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    for target in targets:
+        module.delete_submodule(target)
+    module.graph.lint()
+    module.recompile()
