@@ -45,7 +45,7 @@ def convert(
     prefix: str,
     everything: bool,
 ) -> None:
-    r"""Write the weights of SRC as float numbers to DST, a .safetensors file.
+    """Write the weights of SRC as float numbers to DST, a .safetensors file.
 
     DST appears when it is complete; if anything goes wrong, or you press Ctrl-C, nothing is left behind. SRC is never
     changed. With --shard-size, the shards and their index lie beside DST:
@@ -55,7 +55,7 @@ def convert(
       out/model-00001-of-00003.safetensors ... out/model.safetensors.index.json
 
     --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
-    """
+    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
     _check_suffix(dst)
     limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
     begin = time.perf_counter()

@@ -21,7 +21,7 @@ __all__ = ["diff"]
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--all", "show_all", is_flag=True, help="List equal tensors, too.")
 def diff(a: Path, b: Path, show_all: bool) -> int:
-    r"""Compare the weights of two files, quantized or float, in any format.
+    """Compare the weights of two files, quantized or float, in any format.
 
     Weights of one name are compared as the float32 values that they stand for.
 
@@ -30,7 +30,7 @@ def diff(a: Path, b: Path, show_all: bool) -> int:
     max, mean  absolute difference over all values of the weight
 
     Exit status: 0 equal, 1 different, 2 an error.
-    """
+    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
     with qdeq.open(a) as first, qdeq.open(b) as second:
         common = [name for name in first if name in second]
         total = sum(first.entry(name).bytes for name in common)

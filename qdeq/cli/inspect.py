@@ -79,14 +79,14 @@ def _scales(row: Row) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
 @prefix_options
 def inspect(file: Path, as_json: bool, prefix: str, everything: bool) -> None:
-    r"""List every weight of FILE: shape, dtype, scheme, scales, size; and what it holds that is no weight.
+    """List every weight of FILE: shape, dtype, scheme, scales, size; and what it holds that is no weight.
 
     \b
     scheme  tensor or channel: one scale for all, or one for each channel
     ends%   share of integers at the two ends of their range: many of them mean
             that values were cut off
     size    bytes of the values in the file
-    """
+    """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
     with qdeq.open(file, everything=everything) as opened:
         source = Selection(opened, (), (), prefix)
         with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:

@@ -21,6 +21,7 @@ from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.modules import Clamp, FakeQuantize
 from qdeq.sources.eager.mappings import owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.tree.half_made import whole
 from qdeq.words import class_name
 
 __all__ = ["compare"]
@@ -48,7 +49,7 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
     for where, model in (("a", a), ("b", b)):
         if not isinstance(model, nn.Module):
             raise QdeqTypeError(expected(where, "a torch.nn.Module", class_name(model), "Pass a model that can run."))
-    a, b = light_copy(a), light_copy(b)
+    a, b = light_copy(whole(a, "a")), light_copy(whole(b, "b"))
     ours, theirs = dict(_comparable(a)), dict(_comparable(b))
     paths = [path for path in ours if path in theirs]
     hooks_a, hooks_b = _hooked(a, b, paths), _hooked(b, a, paths)

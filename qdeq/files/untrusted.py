@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import NoReturn, TypeGuard
 
 from qdeq.errors import QdeqValueError, expected
@@ -11,16 +12,37 @@ __all__ = ["DAMAGED", "is_size", "refuse", "shown"]
 
 DAMAGED = "The file is damaged: get a fresh copy."
 _SHOWN = 80
+_LEVELS, _ITEMS = 3, 12  # of containers: one that holds the next twice, forty times over, unfolds without end
+
+
+class _Bounded(reprlib.Repr):
+    """``repr`` of plain values in bounded time, whatever they hold; other objects by their class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = _LEVELS
+        self.maxtuple = self.maxlist = self.maxdict = _ITEMS
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write thousands of digits out, and takes seconds for millions where it does not.
+        return "an integer of more than 128 bits" if abs(value) >> 128 else repr(value)
+
+    def repr_str(self, value: str, level: int) -> str:
+        return repr(value[: 2 * _SHOWN])
+
+    def repr_instance(self, value: object, level: int) -> str:
+        if isinstance(value, bytes | bytearray | memoryview):
+            return repr(bytes(value[: 2 * _SHOWN]))
+        return str(value) if isinstance(value, float | bool | None) else f"a {type(value).__name__}"
+
+
+_BOUNDED = _Bounded()
 
 
 def shown(value: object) -> str:
     """Word a value that came out of a file: no control characters, never longer than a line."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >> 128:
-        return "an integer of more than 128 bits"
-    try:
-        return clip(ascii(value), _SHOWN, "...")
-    except ValueError:  # Python writes no integer of thousands of digits out
-        return f"a {type(value).__name__} with an integer of more than 128 bits"
+    text = _BOUNDED.repr(value).encode("ascii", "backslashreplace").decode()
+    return clip(text, _SHOWN, "...")
 
 
 def refuse(where: str, what: str, got: str, remedy: str = DAMAGED) -> NoReturn:

@@ -20,7 +20,7 @@ __all__ = ["INTO", "Match", "match"]
 
 INTO = "dequantize_state_dict: into"
 _DYNAMIC = (1.0, 0)  # what dynamic layers save for an output that they do not quantize
-_NAMELESS = re.compile(r"((^|.*\.)_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
+_NAMELESS = re.compile(r"((^|.*\.)(_jit_pass)?_packed_weight_\d+|constants\.\d+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class _Matcher:
         self.unused.pop(source, None)
 
     def _match_nameless(self) -> None:
-        """Match weights of FX function calls and of frozen scripts, which have no names, by shape if only one fits."""
+        """Match what graphs call without a name, and frozen scripts hold, by shape if only one fits."""
         free = [n for n in self.targets if n not in self.matches]
         nameless = [s for s in self.unused if _NAMELESS.fullmatch(s)]
         for source in nameless:

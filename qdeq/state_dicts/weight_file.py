@@ -72,6 +72,7 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
         doubtful: name -> why the bytes of that weight may not be what was trained.
         dropped: keys that have no place among the weights, with the reason.
         integers: name -> what it is, of weights that are plain integers: their floats are not known.
+        unread: keys that may hold weights, but are of no kind that is known -> what they are; they are dropped, too.
 
     """
 
@@ -86,6 +87,7 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
         self.doubtful: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
         self.integers: dict[str, str] = {}
+        self.unread: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -149,9 +151,10 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
 
     @property
     def warnings(self) -> list[str]:
-        """What could not be checked so far, and weights that may be wrong, in words."""
+        """What could not be checked so far or not be read, and weights that may be wrong, in words."""
         integers = {name: f"{text}: left as integers" for name, text in self.integers.items()}
-        return [*self.unchecked, *(f"{name}: {text}" for name, text in {**self.doubtful, **integers}.items())]
+        known = {**self.unread, **self.doubtful, **integers}
+        return [*self.unchecked, *(f"{name}: {text}" for name, text in known.items())]
 
     @property
     def report(self) -> Report:

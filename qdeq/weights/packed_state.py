@@ -5,7 +5,7 @@ or a state dict of linears: nested tuples and lists around tensors, which may be
 file, because nothing here looks at them. The functions for states return None for what is no such state.
 
 Sources: ``ATen/native/quantized/cpu/{fbgemm_utils.cpp, conv_serialization.h, EmbeddingPackedParams.h}``,
-``native/RNN.cpp``, ``torch/ao/nn/quantized/modules/linear.py``.
+``native/RNN.cpp``, ``native/xnnpack/OpContext.h``, ``torch/ao/nn/quantized/modules/linear.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ __all__ = [
     "conv_parts",
     "embedding_weight",
     "is_lost",
+    "is_mobile_context",
     "linear_parts",
+    "mobile_context_parts",
     "packed_class",
     "packed_kind",
     "unpack_with_torch",
@@ -45,6 +47,10 @@ CONV2D = "quantized.Conv2dPackedParamsBase"  # conv1d is packed as conv2d
 CONV3D = "quantized.Conv3dPackedParamsBase"
 EMBEDDING = "quantized.EmbeddingPackedParamsBase"
 CELL = "rnn.CellParamsBase"
+# Float weights that optimize_for_mobile packed for XNNPACK; a torch built for a desktop has no such classes.
+_MOBILE_CONTEXTS = frozenset(
+    f"{_PREFIX}xnnpack.{name}" for name in ("LinearOpContext", "Conv2dOpContext", "TransposeConv2dOpContext")
+)
 _KINDS = frozenset({LINEAR, SPARSE_LINEAR, CONV2D, CONV3D, EMBEDDING, CELL})
 
 
@@ -95,6 +101,20 @@ def linear_parts(state: object) -> tuple[Any, Any] | None:
     if not isinstance(state, tuple | list) or len(state) not in (2, 4):
         return None
     return state[0], state[1]
+
+
+def is_mobile_context(class_name: str) -> bool:
+    """Whether a qualified name is that of a class which holds a float layer packed for XNNPACK."""
+    return class_name in _MOBILE_CONTEXTS
+
+
+def mobile_context_parts(state: object) -> tuple[Any, Any] | None:
+    """``(weight, bias or None)`` of a layer packed for XNNPACK.
+
+    A linear's state goes on with the least and the greatest output, a convolution's with stride, padding, dilation,
+    groups and those two; a transposed one's has its output padding as well (``native/xnnpack/OpContext.h``).
+    """
+    return state[:2] if isinstance(state, tuple) and len(state) in (4, 8, 9) else None
 
 
 def conv_parts(state: object) -> tuple[Any, Any, Any] | None:

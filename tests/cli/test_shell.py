@@ -24,6 +24,7 @@ def test_help_fits_80_columns(run, command):
     status, out, _ = run(*command, "--help")
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
+    assert "\\b" not in out  # click's mark for lines that stay as they are, written as two characters
     assert "--debug" in out
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import qdeq
+from qdeq.files.torch_archive.pickled import Global
 from qdeq.files.untrusted import is_size, shown
 
 HUGE = 10**5000  # Python refuses to write it out
@@ -21,11 +22,32 @@ def test_a_value_is_shown_in_one_line():
         (2**127, str(2**127)),
         (2**200, "an integer of more than 128 bits"),
         (HUGE, "an integer of more than 128 bits"),
-        ([HUGE], "a list with an integer of more than 128 bits"),
+        ([HUGE], "[an integer of more than 128 bits]"),
+        ((1, None, 0.5, b"\xff"), r"(1, None, 0.5, b'\xff')"),
+        ({"a": HUGE}, "{'a': an integer of more than 128 bits}"),
+        (object(), "a object"),
         (True, "True"),
     ):
         assert shown(value) == text
         assert len(text) <= 80
+
+
+def test_a_value_that_unfolds_without_end_is_shown_at_once():
+    doubled, deep = [], ()
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    for _ in range(100_000):
+        deep = (deep,)
+    for value in (
+        doubled,
+        deep,
+        [*"ab"] * 1_000_000,
+        "x" * 10_000_000,
+        b"x" * 10_000_000,
+        {1: doubled},
+        Global("a", "b"),
+    ):
+        assert 0 < len(shown(value)) <= 80
 
 
 def test_sizes():
@@ -45,5 +67,5 @@ def test_an_integer_of_thousands_of_digits_in_a_file(tmp_path):
                 assert data.count(sizes) == 1
                 data = data.replace(sizes, wrong)
             new.writestr(record.filename, data)
-    with pytest.raises(qdeq.QdeqValueError, match=r"bad\.pth: .* got a tuple with an integer of more than 128 bits"):
+    with pytest.raises(qdeq.QdeqValueError, match=r"bad\.pth: .* got \(an integer of more than 128 bits,\)"):
         dict(qdeq.open(bad))

@@ -17,7 +17,9 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70re
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 .fault { border-left: 5px solid #D55E00; padding-left: .8rem; }
 .agree { border-left: 5px solid #009E73; padding-left: .8rem; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
+td:not(.n) { overflow-wrap: anywhere; min-width: 6rem; }
 th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { cursor: pointer; background: #f3f3f3; user-select: none; }
 th.n, td.n { text-align: right; } td.n { white-space: nowrap; }
@@ -40,7 +42,8 @@ def explanation_html(explanation: ExplanationData) -> str:
     """Return the whole page."""
     parts = [
         "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8"><title>qdeq explain</title>',
+        '<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>qdeq explain</title>',
         f"<style>{_STYLE}</style></head><body>",
         f'<h1 class="{"agree" if explanation.agrees else "fault"}" id="verdict">{escape(explanation.verdict)}</h1>',
         _outcome(explanation),
@@ -60,7 +63,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     classes = [' class="n"' if rows and cell.startswith('<td class="n"') else "" for cell in (rows or [header])[0]]
     head = "".join(f"<th{kind}>{escape(name)}</th>" for name, kind in zip(header, classes, strict=True))
     body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+    # A table that a narrow window cannot hold scrolls by itself; the page does not.
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def _text(value: str) -> str:

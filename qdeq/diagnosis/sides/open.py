@@ -15,6 +15,7 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files import open as open_archive
 from qdeq.sources import form_of
 from qdeq.sources.form import Form
+from qdeq.tree.half_made import whole
 from qdeq.words import class_name, error_line
 
 __all__ = ["Side", "open_side"]
@@ -42,6 +43,8 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
     """
     if isinstance(source, str | Path):
         source = _load(Path(source), where, trust)
+    if isinstance(source, nn.Module):
+        source = whole(source, where)
     form = form_of(source)
     if form is not None:
         return Side(source if isinstance(source, nn.Module) else None, form=form, source=source)

@@ -34,6 +34,7 @@ _ALLOWED_CALLS = frozenset(
         "torch.device", "torch.Size", "torch.Generator", "torch.serialization._get_layout", "torch.finfo",
         "torch.jit._pickle.build_intlist", "torch.jit._pickle.build_floatlist", "torch.jit._pickle.build_doublelist",
         "torch.jit._pickle.build_boollist", "torch.jit._pickle.build_tensorlist",
+        "torch.jit._script.unpackage_script_module",
         "torch.jit._pickle.build_tensor_from_id", "torch.jit._pickle.restore_type_tag",
         "torch._C._autograd.DeviceType",
         "torch.fx.graph_module.reduce_graph_module", "torch.fx.graph_module.reduce_package_graph_module",

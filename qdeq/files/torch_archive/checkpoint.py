@@ -7,21 +7,24 @@ Sources: ``torch.nn.Module.__reduce__`` (the instance dict), ``torch/ao/nn/quant
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from qdeq.files.torch_archive.contents import Contents, Level
-from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_NODES, MAX_SHARES
+from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SHARES
+from qdeq.files.torch_archive.packed_objects import (
+    conv_module_geometry,
+    linear_pair,
+    packed_object,
+)
 from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor, tensor_from
 from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.naming import CONSTANTS
-from qdeq.state_dicts.parts import Cell, Packed
+from qdeq.state_dicts.parts import Packed
 from qdeq.state_dicts.rnn import RnnShape
-from qdeq.weights import packed_state
-from qdeq.weights.direct_conv import ConvGeometry
+from qdeq.words import join
 
 __all__ = ["collect"]
 
@@ -29,10 +32,20 @@ _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
 _CONTAINERS = (dict, list, tuple, Instance)  # tuples: a union is built anew at every use, which is slow
 _PLAIN = (str, int, float, bytes, Global)
-_MAX_CONFIG = 64  # numbers that describe a packed convolution
+# What torch.package calls to load a script that lies in the archive by itself; and what torch 1.3 to 1.7 call the
+# module with the packed weight of a linear, whose state in their scripts is (weight, bias, training[, dtype]).
+_PACKAGED_SCRIPT = Global("torch.jit._script", "unpackage_script_module")
+_LINEAR_HOLDER = "LinearPackedParams"
 
 
-def collect(path: str, top: object, reader: StorageReader, prefix: str, into: Contents) -> None:
+def collect(
+    path: str,
+    top: object,
+    reader: StorageReader,
+    prefix: str,
+    into: Contents,
+    scripts: Mapping[Any, dict[str, Any]] | None = None,
+) -> None:
     """Flatten what a pickle describes.
 
     Args:
@@ -41,17 +54,18 @@ def collect(path: str, top: object, reader: StorageReader, prefix: str, into: Co
         reader: gives the storages.
         prefix: goes before every key.
         into: contents to add to.
+        scripts: scripts that the pickle refers to: number -> what is in each, by the prefix it gets.
 
     Raises:
         QdeqValueError: too deep, too large, or a tensor that does not fit the file.
 
     """
-    _Walk(path, reader, into).visit(prefix, top, 0)
+    _Walk(path, reader, into, scripts or {}).visit(prefix, top, 0)
 
 
 class _Walk:
-    def __init__(self, path: str, reader: StorageReader, contents: Contents) -> None:
-        self.path, self.reader, self.contents = path, reader, contents
+    def __init__(self, path: str, reader: StorageReader, contents: Contents, scripts: Mapping[Any, Any]) -> None:
+        self.path, self.reader, self.contents, self.scripts = path, reader, contents, scripts
         self.nodes = 0
         self.tensors: dict[int, StoredTensor] = {}
         self.open: set[int] = set()
@@ -60,7 +74,16 @@ class _Walk:
     def where(self, key: str) -> str:
         return f"{self.path}: {shown(key)[1:-1]}" if key else self.path
 
+    def join(self, key: str, name: str) -> str:
+        """``join`` for names out of a file: one that is used in many places may not be as long as it likes."""
+        if len(key) + len(name) > MAX_NAME:
+            remedy = "Save the state_dict() alone."
+            refuse(self.where(key), f"names of at most {MAX_NAME} characters", shown(name), remedy)
+        return join(key, name)
+
     def put(self, key: str, value: Any) -> None:
+        if isinstance(value, int) and abs(value) >= 2**63:
+            refuse(self.where(key), "a number of at most 63 bits", shown(value))
         self.contents.put(self.where(key), key, value)
 
     def tensor(self, key: str, value: object) -> StoredTensor | None:
@@ -118,22 +141,22 @@ class _Walk:
             return
         level = Level(self.contents, key)
         for name, item in value.items():
-            if isinstance(name, str | int):
+            if isinstance(name, str) or (isinstance(name, int) and abs(name) < 2**63):
                 level.begin()
                 self._child(key, str(name), item, depth)
                 if item is not None:
                     level.end(str(name), _is_nested(item))
             elif isinstance(item, _CONTAINERS):
-                self.contents.dropped[f"{key}.(a key that is no text)"] = "no name to call it by"
+                self.contents.dropped[self.join(key, "(a key that is no text)")] = "no name to call it by"
         level.leave_records()
 
     def _child(self, key: str, name: str, item: Any, depth: int) -> None:
         if isinstance(item, _PLAIN) and not isinstance(item, bool):
             if not self._is_qparam(name, item):
                 return
-            self.put(f"{key}.{name}" if key else name, item)
+            self.put(self.join(key, name), item)
             return
-        self.visit(f"{key}.{name}" if key else name, item, depth + 1)
+        self.visit(self.join(key, name), item, depth + 1)
 
     @staticmethod
     def _is_qparam(name: str, item: Any) -> bool:
@@ -148,13 +171,18 @@ class _Walk:
         elif isinstance(value, Call) and value.cls.module == "torch.fx.graph_module" and value.args:
             if isinstance(value.args[0], dict):
                 self._module(key, value, value.args[0], depth)
-        elif isinstance(state, tuple) and len(state) > _CONV_ZERO_POINT and ".conv" in value.cls.module.lower():
+        elif value.cls == _PACKAGED_SCRIPT and value.args and isinstance(value.args[0], str):
+            for name, part in self.scripts.get(value.args[0], {}).items():
+                self.visit(self.join(key, name) if name else key, part, depth + 1)
+        elif value.cls.name == _LINEAR_HOLDER and isinstance(state, tuple) and len(state) >= 2:
+            self.put(self.join(key, "_packed_params"), self._pair(key, state[:2]))
+        elif self._is_conv(key, state):
             self._conv(key, state)
         elif isinstance(state, dict):
             if not self.contents.drop_optimizer(key, state):
                 self._module(key, value, state, depth)
         elif isinstance(state, tuple | list):
-            self.visit(f"{key}.state" if key else "state", state, depth + 1)
+            self.visit(self.join(key, "state"), state, depth + 1)
         elif value.items:
             self.visit(key, value.items, depth + 1)
         elif value.elements:
@@ -162,7 +190,7 @@ class _Walk:
         else:
             for at, item in enumerate(value.args):
                 if isinstance(item, _CONTAINERS):
-                    self.visit(f"{key}.{at}" if key else str(at), item, depth + 1)
+                    self.visit(self.join(key, str(at)), item, depth + 1)
 
     def _module(self, key: str, value: Instance, state: dict[Any, Any], depth: int) -> None:
         """Walk a module by its instance dict (a pickle) or its attributes (a script)."""
@@ -178,7 +206,7 @@ class _Walk:
         for name, item in state.items():
             if not isinstance(name, str) or name in _PYTHON_STATE:
                 continue
-            full = f"{key}.{name}" if key else name
+            full = self.join(key, name)
             tensor = self.tensor(full, item)
             if tensor is not None and python and tensor.qscheme is None:
                 self.contents.dropped[full] = "an attribute, not a parameter or buffer"
@@ -202,19 +230,27 @@ class _Walk:
         if isinstance(layers, int) and isinstance(both, bool):
             self.contents.rnn_shapes[key] = RnnShape(layers, both)
 
+    def _is_conv(self, key: str, state: object) -> bool:
+        """Whether a state is the tuple that torch's quantized convolutions, and classes made from them, pickle."""
+        if not isinstance(state, tuple) or len(state) <= _CONV_ZERO_POINT:
+            return False
+        numbers = state[_CONV_SCALE], state[_CONV_ZERO_POINT]
+        if not all(isinstance(number, int | float) for number in numbers):
+            return False
+        return self.tensor(self.join(key, "weight"), state[_CONV_WEIGHT]) is not None
+
     def _conv(self, key: str, state: tuple[Any, ...]) -> None:
-        prefix = f"{key}." if key else ""
-        weight = self._need(prefix + "weight", state[_CONV_WEIGHT])
-        self.put(prefix + "weight", weight)
-        bias = self.tensor(prefix + "bias", state[_CONV_BIAS])
-        self.put(prefix + "bias", bias)
-        self.put(prefix + "scale", state[_CONV_SCALE])
-        self.put(prefix + "zero_point", state[_CONV_ZERO_POINT])
-        stride, padding, dilation, transposed, groups = state[3], state[4], state[5], state[6], state[8]
-        sizes = (stride, padding, dilation)
-        if all(isinstance(size, tuple) and all(isinstance(n, int) for n in size) for size in sizes):
-            geometry = ConvGeometry(transposed is True, *sizes, groups)
-            self.contents.geometries[prefix + "weight"] = geometry
+        weight, bias = self.join(key, "weight"), self.join(key, "bias")
+        self.put(weight, self._need(weight, state[_CONV_WEIGHT]))
+        self.put(bias, self.tensor(bias, state[_CONV_BIAS]))
+        self.put(self.join(key, "scale"), state[_CONV_SCALE])
+        self.put(self.join(key, "zero_point"), state[_CONV_ZERO_POINT])
+        geometry = conv_module_geometry(state)
+        if geometry is not None:
+            self.contents.geometries[weight] = geometry
+
+    def _pair(self, key: str, state: object) -> Packed:
+        return linear_pair(self.where(key), state, lambda value: self._need(key, value))
 
     def _need(self, key: str, value: object) -> StoredTensor:
         tensor = self.tensor(key, value)
@@ -222,61 +258,19 @@ class _Walk:
             refuse(self.where(key), "a weight", shown(type(value).__name__))
         return tensor
 
-    def _pair(self, key: str, value: Any) -> Packed:
-        """``(weight, bias)`` of a linear; a sparse one adds its block sizes."""
-        parts = packed_state.linear_parts(value)
-        if parts is None:
-            refuse(self.where(key), "a weight and a bias", shown(type(value).__name__))
-        return Packed(self._need(key, parts[0]), None if parts[1] is None else self._need(key, parts[1]))
-
     def _script_object(self, key: str, class_name: object, state: Any) -> None:
-        kind = packed_state.packed_kind(class_name) if isinstance(class_name, str) else ""
-        if kind in (packed_state.LINEAR, packed_state.SPARSE_LINEAR):
-            self.put(key, self._pair(key, state))
-        elif kind in (packed_state.CONV2D, packed_state.CONV3D):
-            self.put(key, self._conv_params(key, state))
-        elif kind == packed_state.EMBEDDING:
-            weight = packed_state.embedding_weight(state)
-            if weight is None:
-                refuse(self.where(key), "packed parameters of an embedding", "something else")
-            self.put(key, Packed(self._need(key, weight), None))
-        elif kind == packed_state.CELL:
-            self.put(key, self._cell(key, state))
-        else:
-            remedy = "Save the state_dict() of the eager model."
-            refuse(self.where(key), "packed parameters of a known class", shown(class_name), remedy)
-
-    def _conv_params(self, key: str, state: Any) -> Packed:
-        parts = packed_state.conv_parts(state)
-        if parts is None or (parts[2] is None and not isinstance(parts[0], Call)):
-            refuse(self.where(key), "convolution parameters of version 1, 2 or 3", "another layout")
-        weight, bias, config = parts
-        if config is not None and not isinstance(config, list):
-            described = self._need(key, config)
-            numbers = described.read(self.where(key)) if described.numel <= _MAX_CONFIG else None
-            config = numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else []
-        geometry = packed_state.conv_geometry(config or [])
+        if not isinstance(class_name, str):
+            refuse(self.where(key), "the name of a class", shown(class_name))
+        packed, geometry = packed_object(self.where(key), class_name, state, lambda value: self._need(key, value))
+        if packed is None:
+            what = f"packed parameters of {shown(class_name)}, a class that qdeq does not read"
+            self.contents.leave_unread(key, what)
+            return
+        self.put(key, packed)
         if geometry is not None:
             self.contents.geometries[key] = geometry
-        return self._pair(key, (weight, bias))
-
-    def _cell(self, key: str, state: Any) -> Cell:
-        packed = packed_state.cell_parts(state)
-        if packed is None:
-            kind = state[0] if isinstance(state, tuple) and len(state) == 5 else None
-            refuse(self.where(key), "a quantized_dynamic or quantized_fp16 cell", shown(kind))
-        ih, hh = (self._pair(key, _state_of(item)) for item in packed)
-        return Cell(ih, hh)
 
 
 def _is_nested(item: object) -> bool:
     """Whether an entry is a mapping or an object of its own, such as a model."""
     return isinstance(item, dict) or (isinstance(item, Instance) and (isinstance(item.state, dict) or bool(item.items)))
-
-
-def _state_of(item: object) -> Any:
-    """The state of a packed linear inside another state: a pickle wraps it with its class's name."""
-    state = item.state if isinstance(item, Instance) else None
-    if isinstance(item, Instance) and item.cls.name == "ScriptObject" and isinstance(state, tuple) and state:
-        return state[0]
-    return state

@@ -25,6 +25,7 @@ class Contents:
         sources: what there is.
         rnn_shapes: path of an RNN -> its layers and directions.
         dropped: key -> why it is left out.
+        unread: key of something that holds weights and is of no known kind -> what it is.
         geometries: key of a convolution's weight or packed parameters -> how it was set up, where the file says it.
         everything: optimizer state and other records of a training count as weights, too.
         order: keys as they came.
@@ -35,6 +36,7 @@ class Contents:
     sources: dict[str, Any] = field(default_factory=dict)
     rnn_shapes: dict[str, RnnShape] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
     geometries: dict[str, ConvGeometry] = field(default_factory=dict)
     everything: bool = False
     order: list[str] = field(default_factory=list)
@@ -49,6 +51,11 @@ class Contents:
         self.order.append(key)
         stored = isinstance(value, StoredTensor)
         self.weights += could_be_weight(value.shape, value.dtype) if stored else isinstance(value, Packed | Cell)
+
+    def leave_unread(self, key: str, what: str) -> None:
+        """Note what cannot be read; it is a weight all the same."""
+        self.unread[key] = what
+        self.weights += 1
 
     def drop_optimizer(self, key: str, entries: dict[Any, Any]) -> bool:
         """Whether a mapping is the state of an optimizer that is left out."""

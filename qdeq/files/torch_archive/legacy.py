@@ -105,4 +105,4 @@ def _add_width(path: str, widths: dict[str, int], pid: object) -> None:
         )
     width = element_bytes(pid[1])
     if width is None or widths.setdefault(pid[2], width) != width:
-        refuse(f"{path}: storage {shown(pid[2])}", "one known type", shown(str(pid[1])))
+        refuse(f"{path}: storage {shown(pid[2])}", "one known type", shown(pid[1]))

@@ -10,6 +10,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_ENTRIES",
     "MAX_INFLATED_BYTES",
+    "MAX_NAME",
     "MAX_NODES",
     "MAX_OPCODES",
     "MAX_PICKLE_BYTES",
@@ -30,5 +31,6 @@ MAX_NODES = 200_000  # containers and leaves met while a checkpoint is flattened
 MAX_SHARES = 64  # places that one container may stand in
 MAX_DEPTH = 100
 MAX_ENTRIES = 200_000
+MAX_NAME = 1000  # characters of a name with all names above it; 200,000 entries may share a part of it
 
 REMEDY_BROKEN = "The file is damaged or is no checkpoint of torch: get a fresh copy."

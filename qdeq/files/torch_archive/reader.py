@@ -17,10 +17,9 @@ from qdeq.files.mapped import map_file
 from qdeq.files.torch_archive.checkpoint import collect
 from qdeq.files.torch_archive.contents import Contents
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
-from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
+from qdeq.files.torch_archive.packages import is_package, package_contents, read_record
 from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
-from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.integers import unexplained
@@ -53,6 +52,7 @@ class Archive(WeightFile):
             name: (float(self._number(name, scale)), int(self._number(name, zero)))
             for name, (scale, zero) in self._plan.activations.items()
         }
+        self.unread = contents.unread
         self.constants, self.dropped, self.doubtful = self._plan.constants, self._plan.dropped, self._plan.doubtful
         self.integers = unexplained({name: target.value for name, target in self._plan.targets.items()})
 
@@ -60,7 +60,7 @@ class Archive(WeightFile):
         """The file's keys under the names of a float model."""
         contents = self._contents
         plan = plan_names(path, contents.sources, _shape_of, like, contents.rnn_shapes)
-        plan.dropped = {**contents.dropped, **plan.dropped}
+        plan.dropped = {**contents.dropped, **contents.unread, **plan.dropped}
         plan.doubtful = doubts(plan, lambda tensor: (tensor.stride, tensor.qscheme), contents.geometries)
         return plan
 
@@ -146,7 +146,8 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None,
     """Open a checkpoint saved by torch, without running or importing anything it names.
 
     Reads ``.pt`` and ``.pth`` files of state dicts, nested checkpoints, whole pickled models and TorchScript, in the
-    zip format and the one before it. Nothing is read but the pickle until a weight is asked for.
+    zip format and the one before it, and archives of ``torch.package``. Nothing is read but the pickles until a weight
+    is asked for.
 
     Args:
         path: the file.
@@ -181,9 +182,12 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None,
         )
     archive = Archive(name, contents, like, unchecked, buffer)
     if not archive:
-        remedy = "qdeq.open reads state dicts, nested checkpoints, pickled models and TorchScript."
-        left = sorted(set(archive.dropped.values()))
-        refuse(name, "a checkpoint that holds weights", f"none ({'; '.join(left)})" if left else "none", remedy)
+        remedy = (
+            "qdeq.open reads state dicts, nested checkpoints, pickled models, TorchScript and torch.package archives."
+        )
+        unread = [f"{shown(key)[1:-1]}: {what}" for key, what in list(contents.unread.items())[:3]]
+        got = "; ".join(unread or sorted(set(archive.dropped.values())))
+        refuse(name, "a checkpoint that holds weights", got or "none that could be named", remedy)
     return archive
 
 
@@ -213,6 +217,9 @@ def _legacy_contents(path: str, buffer: Any, contents: Contents) -> None:
 
 
 def _zip_contents(path: str, directory: ZipDirectory, contents: Contents) -> None:
+    if is_package(directory):
+        package_contents(path, directory, contents)
+        return
     roots = {name.split("/", 1)[0] for name in directory.records}
     tops = [name for name in directory.records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(tops) != 1 or len(roots) != 1:
@@ -237,9 +244,5 @@ def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix:
     def bytes_of(key: str) -> Any:
         return directory.view(directory.records[folder + key])
 
-    where = f"{path}: {shown(name.split('/', 1)[1])[1:-1]}"
-    data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
-    top, end = read_pickle(data, where)
-    if end != len(data):
-        refuse(where, f"a pickle of {len(data)} bytes", f"{end}")
+    top = read_record(path, directory, name)
     collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)

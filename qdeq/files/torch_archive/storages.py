@@ -81,8 +81,9 @@ class StorageReader:
             refuse(where, "a storage", shown(type(persistent).__name__), HOSTILE)
         _, kind, key, _, values = pid[:5]
         name = kind.name.removesuffix("Storage") if isinstance(kind, Global) else ""
+        key = str(key) if is_size(key) else key  # torch.package counts them
         if name not in _TYPES or not isinstance(key, str) or not is_size(values):
-            got = shown((str(kind), key, values) if isinstance(key, str | int) else str(kind))
+            got = shown((kind, key, values))
             refuse(where, "a storage of a known type", got, HOSTILE)
         type_name, plain, bits = _TYPES[name]
         try:

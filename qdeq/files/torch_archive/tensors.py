@@ -212,12 +212,13 @@ def _quantized(where: str, tensor: StoredTensor, params: Any, reader: StorageRea
         refuse(where, "a contiguous sub-byte tensor", f"strides {shown(tensor.stride)}", "Save a contiguous() copy.")
     if scheme == "per_tensor_affine":
         scale, zero_point = params[1:3]
-        if not isinstance(scale, float | int) or not isinstance(zero_point, int) or abs(zero_point) >= 2**63:
+        numbers = isinstance(scale, float | int) and isinstance(zero_point, int)
+        if not numbers or any(isinstance(n, int) and abs(n) >= 2**63 for n in (scale, zero_point)):
             refuse(where, "a scale and a zero point", shown((scale, zero_point)), HOSTILE)
         _check_zero_range(where, tensor.plain, zero_point)
         return replace(tensor, qscheme=scheme, scale=float(scale), zero_point=int(zero_point))
     if scheme not in ("per_channel_affine", "per_channel_affine_float_qparams") or len(params) < 4:
-        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(str(params[0])), HOSTILE)
+        refuse(where, "per_tensor_affine, per_channel_affine or its float form", shown(params[0]), HOSTILE)
     scales, zero_points = (tensor_from(where, p, reader) for p in params[1:3])
     axis = params[3]
     if not isinstance(axis, int) or isinstance(axis, bool) or not 0 <= axis < len(tensor.shape):

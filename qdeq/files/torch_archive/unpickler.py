@@ -164,6 +164,9 @@ class _Machine:
 
     def persistent(self, _: Any) -> None:
         pid = self.pop()
+        if isinstance(pid, tuple) and len(pid) in (3, 4) and pid[0] == "reduce_package":  # a call, of torch.package
+            self.call(*pid[-2:])
+            return
         named = isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Global)
         self.stack.append(pid[1] if named else Persistent(pid))  # a class, with its source code beside it
 
