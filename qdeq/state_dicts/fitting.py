@@ -102,7 +102,7 @@ def mark_rowwise(where: str, plan: Plan, tables: Collection[str] | Mapping[str, 
     for name, width in bits.items():
         if name not in plan.targets:
             refuse(f"{where}: rowwise", "the name of a table", repr(name), "Give it the name that the source has.")
-        if width not in ROWWISE_BITS:
+        if width not in list(ROWWISE_BITS):
             refuse(
                 f"{where}: rowwise: {name}", f"one of {list(ROWWISE_BITS)} bits", repr(width), "Others are not known."
             )

@@ -126,7 +126,7 @@ class _Walk:
         found = [self._entry(f"{prefix}{key}", str(key), value) for key, value in entries.items()]
         for record in records_among(found):
             name = f"{prefix}{record.name}"
-            self.dropped[name] = BESIDE
+            self.dropped.setdefault(name, BESIDE)
             below = [key for key in self.sources if key == name or key.startswith(f"{name}.")]
             for key in below:
                 del self.sources[key]

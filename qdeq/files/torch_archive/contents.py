@@ -86,6 +86,6 @@ class Level:
     def leave_records(self) -> None:
         """Take out again what is no weight."""
         for record in records_among(() if self.contents.everything else self.entries):
-            self.contents.dropped[join(self.key, record.name)] = BESIDE
+            self.contents.dropped.setdefault(join(self.key, record.name), BESIDE)
             for source in self.contents.order[self.spans[record.name]]:
                 del self.contents.sources[source]
