@@ -39,15 +39,15 @@ def below(front, state):
 FORMS = {
     "state_dict": lambda sd: {"epoch": 3, "state_dict": sd, "optimizer": optimizer_state(), "best_acc1": 3.5},
     "model_state_dict": lambda sd: {"model_state_dict": sd, "optimizer_state_dict": optimizer_state(torch.optim.SGD)},
-    "model": lambda sd: {"model": sd, "epoch": torch.tensor(3), "rng": torch.get_rng_state(), "a": argparse.Namespace(b=1)},
+    "model": lambda sd: {"model": sd, "epoch": torch.tensor(3), "rng": torch.get_rng_state()},
     "parallel in it": lambda sd: {"state_dict": below("module.", sd), "losses": [torch.tensor(0.5), torch.tensor(1)]},
     "Lightning": lambda sd: {
         "state_dict": {**below("model.", sd), "val_acc.total": torch.tensor(3), "val_loss": torch.tensor(0.5)},
         "optimizer_states": [optimizer_state()], "callbacks": {"best": {"score": torch.tensor(0.5)}},
-        "hyper_parameters": {"lr": 1}, "lr_schedulers": [],
+        "hyper_parameters": {"lr": 1}, "args": argparse.Namespace(a=1),
     },
     "averaged": lambda sd: {"n_averaged": torch.tensor(7), **below("module.", sd)},
-    "averaged in it": lambda sd: {"ema": {"n_averaged": torch.tensor(7), **below("module.", sd)}, "amp": {"scale": 1.0}},
+    "averaged in it": lambda sd: {"ema": {"n_averaged": torch.tensor(7), **below("module.", sd)}, "amp": {"scale": 1.}},
     "compiled": lambda sd: below("_orig_mod.", sd),
 }  # fmt: skip
 

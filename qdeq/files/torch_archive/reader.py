@@ -26,6 +26,7 @@ from qdeq.state_dicts.integers import unexplained
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Fold, Plan, Scaled, Stack, Target, map_tensors, target_shape
+from qdeq.state_dicts.records import BESIDE, OPTIMIZER
 from qdeq.state_dicts.values import stacked_kind, value_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
@@ -186,7 +187,7 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None,
             "qdeq.open reads state dicts, nested checkpoints, pickled models, TorchScript and torch.package archives."
         )
         unread = [f"{shown(key)[1:-1]}: {what}" for key, what in list(contents.unread.items())[:3]]
-        got = "; ".join(unread or sorted(set(archive.dropped.values())))
+        got = "; ".join(unread or sorted({OPTIMIZER, BESIDE} & set(archive.dropped.values())))
         refuse(name, "a checkpoint that holds weights", got or "none that could be named", remedy)
     return archive
 
