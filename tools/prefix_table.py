@@ -84,7 +84,8 @@ def models(names: list[str]) -> Iterator[tuple[str, nn.Module, nn.Module, Tensor
 def _vgg() -> tuple[nn.Module, nn.Module, Tensor]:
     torch.manual_seed(0)
     make = torchvision_models().vgg11_bn
-    plain, x = make(weights=None, num_classes=10, init_weights=False).eval(), torch.randn(1, 3, 32, 32)
+    plain, x = make(weights=None, init_weights=False).eval(), torch.randn(1, 3, 32, 32)
+    plain.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10))  # of a size for tests
     work = copy.deepcopy(plain)
     features = [str(at) for at, module in enumerate(work.features) if isinstance(module, nn.Conv2d)]
     groups = [[f"features.{int(at) + step}" for step in range(3)] for at in features]
