@@ -26,6 +26,8 @@ def write(folder: Path) -> None:
     """Write the corpus into ``folder``: models of every family; state dicts, whole models, scripts."""
     import torch.ao.quantization as tq
 
+    import qdeq
+
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -58,3 +60,5 @@ def write(folder: Path) -> None:
         torch.jit.save(torch.jit.script(upsample), folder / "upsample_script.pt")
         torch.jit.save(torch.jit.freeze(torch.jit.script(static)), folder / "frozen.pt")
         torch.save(static.state_dict(), folder / "legacy.pth", _use_new_zipfile_serialization=False)
+        with qdeq.open(folder / "static.pth") as weights:
+            qdeq.save_safetensors(weights, folder / "kept.safetensors", keep="int8")

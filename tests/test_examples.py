@@ -63,3 +63,12 @@ def test_every_example_is_run():
     assert scripts == {name.removeprefix("test_") for name in globals() if name.startswith("test_")} - {
         "every_example_is_run"
     }
+
+
+def test_qat_checkpoint():
+    out = run("qat_checkpoint.py")
+    accuracies = [float(value) for value in re.findall(r"accuracy ([0-9.]+)", out)]
+    assert len(accuracies) == 3
+    assert min(accuracies) > 0.9
+    assert max(accuracies) - min(accuracies) < 0.05
+    assert 0 < float(re.search(r"by ([0-9.]+) %", out)[1]) < 80

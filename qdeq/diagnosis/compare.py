@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
-from qdeq.diagnosis.measure.activations import own_activation
-from qdeq.diagnosis.measure.running import OutputSums, Sums, as_float, batches, forward
+from qdeq.diagnosis.measure.data import Batch, batches
+from qdeq.diagnosis.measure.running import OutputSums, Sums, first_tensor, forward
+from qdeq.diagnosis.measure.watching import own_activation
 from qdeq.diagnosis.results import Layer
 from qdeq.diagnosis.say.explanation import Comparison
 from qdeq.diagnosis.sides.graph import light_copy
-from qdeq.diagnosis.sides.pairs import norms_behind
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.modules import Clamp, FakeQuantize
 from qdeq.sources.eager.mappings import owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
-from qdeq.tree.half_made import whole
+from qdeq.tree.norms import norms_behind
 from qdeq.words import class_name
 
 __all__ = ["compare"]
@@ -30,7 +30,9 @@ __all__ = ["compare"]
 _POST_PROCESS = (ObserverBase, FakeQuantizeBase, FakeQuantize, Clamp)
 
 
-def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> Comparison:
+def compare(
+    a: nn.Module, b: nn.Module, data: Tensor | tuple[Any, ...] | Mapping[str, Any] | Iterable[Any]
+) -> Comparison:
     """Run two models on the same data and compare the outputs of every module that both have.
 
     Any two of float, prepared (QAT), converted and rebuilt models: modules belong together by their path. Each model
@@ -49,7 +51,7 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
     for where, model in (("a", a), ("b", b)):
         if not isinstance(model, nn.Module):
             raise QdeqTypeError(expected(where, "a torch.nn.Module", class_name(model), "Pass a model that can run."))
-    a, b = light_copy(whole(a, "a")), light_copy(whole(b, "b"))
+    a, b = light_copy(a), light_copy(b)
     ours, theirs = dict(_comparable(a)), dict(_comparable(b))
     paths = [path for path in ours if path in theirs]
     hooks_a, hooks_b = _hooked(a, b, paths), _hooked(b, a, paths)
@@ -58,7 +60,7 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
     sums = {path: Sums() for path in paths}
     outputs = OutputSums()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        for batch in batches(data):
+        for batch in batches(data, a):
             seen: dict[str, list[Tensor]] = {path: [] for path in paths}
 
             def keep(path: str, value: Tensor, seen: dict[str, list[Tensor]] = seen) -> None:
@@ -68,9 +70,10 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
                 if seen[path] and seen[path][0].shape == value.shape:
                     sums[path].add(seen[path].pop(0), after_b[path](value))
 
-            one = _run(a, hooks_a, "a", batch.inputs, keep)
-            two = _run(b, hooks_b, "b", batch.inputs, judge)
+            one = _run(a, hooks_a, "a", batch, keep)
+            two = _run(b, hooks_b, "b", batch, judge)
             outputs.add(one, two, batch.labels)
+            outputs.check_shapes()
     rows = [
         Layer(path, path, class_name(ours[path]), class_name(theirs[path]), **sums[path].numbers())
         for path in paths
@@ -81,11 +84,11 @@ def compare(a: nn.Module, b: nn.Module, data: Tensor | tuple[Tensor, Tensor] | I
 
 
 def _run(
-    model: nn.Module, hooks: dict[str, str], where: str, inputs: Tensor, see: Callable[[str, Tensor], None]
+    model: nn.Module, hooks: dict[str, str], where: str, batch: Batch, see: Callable[[str, Tensor], None]
 ) -> Tensor:
     def hook(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(module: nn.Module, args: Any, output: Any) -> None:
-            value = as_float(output)
+            value = first_tensor(output)
             if value is not None:
                 see(path, value)
 
@@ -94,12 +97,12 @@ def _run(
     with ExitStack() as stack:
         for path, at in hooks.items():
             stack.enter_context(model.get_submodule(at).register_forward_hook(hook(path)))
-        return forward(model, inputs, where)
+        return forward(model, batch, where)
 
 
 def _hooked(model: nn.Module, other: nn.Module, paths: list[str]) -> dict[str, str]:
     """Path -> the module whose output to compare: the batch norm behind a layer where the other has it folded."""
-    norms = {layer: path for layer, (path, _) in norms_behind(model)}
+    norms = norms_behind(model).pairs
     others = dict(other.named_modules())
     folded = {layer for layer, path in norms.items() if type(others.get(path)) in (nn.Identity, type(None))}
     return {path: norms[path] if path in folded else path for path in paths}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
 from qdeq.diagnosis.findings.structure import structure_findings
+from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
-from qdeq.diagnosis.measure.activations import fill_table, run_side_by_side, runtime_findings
+from qdeq.diagnosis.measure.activations import fill_table, runtime_findings
 from qdeq.diagnosis.measure.attribution import Attribution, attribute
+from qdeq.diagnosis.measure.data import batches
+from qdeq.diagnosis.measure.imitation import Imitations
+from qdeq.diagnosis.measure.judging import Run, accuse, acquit
+from qdeq.diagnosis.measure.kernels import kernel_findings
 from qdeq.diagnosis.measure.repair import Repairs
-from qdeq.diagnosis.measure.running import batches
-from qdeq.diagnosis.results import Finding, Layer, Outcome, make_finding
+from qdeq.diagnosis.measure.sensitivity import Progress, sensitivities
+from qdeq.diagnosis.measure.watching import run_side_by_side
+from qdeq.diagnosis.results import Finding, Layer, Sensitivity, make_finding
 from qdeq.diagnosis.say.explanation import Explanation
 from qdeq.diagnosis.sides.float_side import float_tensors
 from qdeq.diagnosis.sides.int8_side import read_int8_side
@@ -29,28 +36,49 @@ from qdeq.rebuild import dequantize_model
 __all__ = ["explain"]
 
 Source = nn.Module | Mapping[str, Any] | str | Path
-Data = Tensor | tuple[Tensor, Tensor] | Iterable[Any]
+Data = Tensor | tuple[Any, ...] | Mapping[str, Any] | Iterable[Any]
 
-# Attribution by repair runs on the data's first samples, this many at most.
+# Attribution by repair and the sensitivity run on the data's first samples, this many at most.
 MOST_REPAIR_SAMPLES = 512
 
 
+@dataclass
+class _Ran:
+    """What running both models brings."""
+
+    run: Run | None = None
+    repaired: Attribution = field(default_factory=Attribution)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
+
+
 def explain(
-    int8_model: Source, float_model: Source, data: Data | None = None, *, layers: bool = True, trust: bool = False
+    int8_model: Source,
+    float_model: Source,
+    data: Data | None = None,
+    *,
+    layers: bool = True,
+    sensitivity: bool | str = False,
+    progress: Progress | None = None,
+    trust: bool = False,
 ) -> Explanation:
     """Say why a quantized model and a float model disagree.
 
     The weights are compared with the integers they should come from; activations, batch norm and training mode are
     compared by tracing both models. With data both are run too, on copies that share the parameters: the table of
-    layers gets numbers, and every fault is repaired, alone and after the others, to see what it causes.
+    layers gets numbers, every fault is repaired, alone and after the others, to see what it causes, and outputs that
+    part are a finding of their own.
 
     Args:
         int8_model: converted model, its ``state_dict()``, or the path of a checkpoint.
         float_model: float model, prepared QAT model, ``state_dict()`` or path. A state_dict is run in the
             architecture that :func:`qdeq.dequantize_model` rebuilds.
-        data: inputs (n, ...), a pair (inputs, int64 labels (n,)), or an iterable of either, such as a DataLoader;
-            the float32 inputs that both models take. With labels, accuracy is measured.
+        data: a batch, or an iterable of batches such as a DataLoader. A batch is a tensor (n, ...), a tuple of the
+            forward's arguments, or a dict of them by name; with labels int64 (n,) as the last of a tuple, behind it
+            (``((a, b), labels)``), or in the dict as ``labels``. With labels, accuracy is measured.
         layers: fill ``Explanation.layers``.
+        sensitivity: fill ``Explanation.sensitivity``: what quantizing each layer costs, weights and activations apart
+            (True, two forwards of the float model for each layer) or at once (``"together"``, one forward). Needs data.
+        progress: called while that is measured, as ``progress(module, done, total)``.
         trust: also read files that hold a pickled model or TorchScript; reading them runs their code.
 
     Returns:
@@ -59,38 +87,52 @@ def explain(
     Raises:
         QdeqTypeError: a side or ``data`` is of no known kind.
         QdeqValueError: nothing quantized on the first side, no layer in common, a file that cannot be read, data that
-            a model does not take, a forward that fails (the module is named), or data with a side that cannot run.
+            a model does not take, labels that do not fit, a forward that fails (the module is named), or data with a
+            side that cannot run.
 
     """
+    _check_sensitivity(sensitivity, data)
     ours, theirs = open_side(int8_model, "int8_model", trust=trust), open_side(float_model, "float_model", trust=trust)
     held = read_int8_side(ours)
     quantized = held.layers
     if not held.is_quantized:
         remedy = "Pass the converted model first and the float model second."
         raise QdeqValueError(expected("int8_model", "a model with quantized weights", "none", remedy))
-    pairs, alone = match_layers(quantized, theirs)
+    pairs, alone = match_layers(held, theirs)
     total = max(1, sum(layer.numel for layer in quantized))
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
-    findings += plain_findings(held.plain, theirs, total) + unread_findings(held.unread)
+    findings += plain_findings(held, theirs, total) + unread_findings(held.unread)
+    findings += [] if ours.model is None else uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
         findings += structure_findings(ours.model, theirs.model, pairs, right)
-    outcome, first, repaired = None, None, Attribution()
+    ran = _Ran()
     if data is not None:
-        outcome, first, repaired = _run(ours, held, theirs, pairs, table, findings, data)
-    findings = order(findings, repaired.groups)
+        findings, ran = _run(ours, held, theirs, pairs, table, findings, data, sensitivity, progress)
+    findings = order(findings, ran.repaired.groups)
+    outcome = None if ran.run is None else ran.run.outcome
     return Explanation(
         findings,
         list(table.values()) if layers else [],
-        verdict(findings, repaired.groups, repaired.lost, outcome),
+        verdict(findings, ran.repaired.groups, ran.repaired.lost, outcome),
         outcome,
-        first,
-        repaired.cumulative,
-        repaired.lost,
+        None if ran.run is None else ran.run.first,
+        ran.repaired.cumulative,
+        ran.repaired.lost,
         [layer.path for layer in alone],
+        ran.sensitivity,
         histograms,
     )
+
+
+def _check_sensitivity(sensitivity: object, data: object) -> None:
+    if sensitivity not in (False, True, "apart", "together"):
+        remedy = 'Pass True for weights and activations apart, or "together".'
+        raise QdeqValueError(expected("sensitivity", 'True, False, "apart" or "together"', repr(sensitivity), remedy))
+    if sensitivity and data is None:
+        remedy = "What a layer's quantization costs is measured by running the float model: pass data."
+        raise QdeqValueError(expected("data", "inputs for the sensitivity", "none", remedy))
 
 
 def _run(
@@ -101,18 +143,35 @@ def _run(
     table: dict[str, Layer],
     findings: list[Finding],
     data: Data,
-) -> tuple[Outcome, str | None, Attribution]:
+    sensitivity: bool | str,
+    progress: Progress | None,
+) -> tuple[list[Finding], _Ran]:
     if ours.model is None:
         remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
         raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
-    float_model = theirs.model if theirs.model is not None else _model_of_state(ours.model, theirs, pairs)
+    float_model = theirs.model
+    if float_model is None:
+        pairs = [pair.as_applied() for pair in pairs]
+        float_model = _model_of_state(ours.model, theirs, pairs)
     same_shape = [pair for pair in pairs if pair.same_shape]
     runnable = [pair for pair in same_shape if pair.alone]
-    watches, outputs, answers = run_side_by_side(ours.model, float_model, runnable, batches(data), MOST_REPAIR_SAMPLES)
-    first = fill_table(watches, table)
-    findings += runtime_findings(watches)
-    sides = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
-    return outputs.outcome(), first, attribute(findings, sides, float_model, answers)
+    watches, outputs, answers = run_side_by_side(
+        ours.model, float_model, runnable, batches(data, ours.model), MOST_REPAIR_SAMPLES
+    )
+    run = Run((ours.model, float_model), watches, outputs, answers)
+    fill_table(watches, table)
+    findings += kernel_findings(ours.model, float_model, same_shape, held.unread, answers[0].batch)
+    findings = accuse(run, findings + runtime_findings(watches), pairs)
+    repairs = Repairs(ours.model, {pair.layer.path: pair for pair in same_shape}, held.plain)
+    imitations = Imitations(repairs, ours.model, float_model, watches)
+    repaired = Attribution() if outputs.shapes else attribute(findings, imitations, float_model, answers)
+    ran = _Ran(run, repaired)
+    if sensitivity:
+        apart = sensitivity != "together"
+        ran.sensitivity = sensitivities(
+            imitations, float_model, watches, same_shape, answers, apart=apart, progress=progress
+        )
+    return acquit(run, findings, repaired), ran
 
 
 def _model_of_state(int8_model: nn.Module, side: Side, pairs: list[Pair]) -> nn.Module:

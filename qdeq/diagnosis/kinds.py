@@ -13,9 +13,11 @@ class Kind:
 
     phrase: str  # what is wrong, to follow "<modules>: " in the verdict
     # A line of code; ``{module}`` is the dotted path, ``{source}`` the path in the int8 model, and ``{extra}``,
-    # ``{norm}``, ``{activation}`` are from the evidence.
+    # ``{norm}``, ``{activation}``, ``{side}`` and ``{advice}`` are from the evidence.
     remedy: str
     benign: bool = False  # the two models still count as agreeing
+    # "weight" or "bias": it is about a layer's own, which can be put back; empty for everything else.
+    about: str = ""
     urgency: int = 1  # of two findings with equal weight, the one with the higher number comes first
 
 
@@ -26,35 +28,42 @@ _BIAS = (
     "float_model.get_submodule('{module}').bias = "
     "torch.nn.Parameter(int8_model.get_submodule('{source}').bias().detach().clone())"
 )
+_CALIBRATE = (
+    "prepared = torch.ao.quantization.prepare(fused_model); [prepared(x) for x in typical_inputs]; "
+    "int8_model = torch.ao.quantization.convert(prepared)"
+)
+_FORWARD = "print(inspect.getsource(type(float_model).forward))  # {advice}"
 REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
 
 KINDS: dict[str, Kind] = {
-    "not_finite": Kind("NaN or infinite values", _COPY, urgency=5),
+    "not_finite": Kind("NaN or infinite values", _COPY, about="weight", urgency=5),
     "shape_mismatch": Kind("weights of another shape", REBUILD, urgency=5),
     "no_partner": Kind("quantized modules without a partner in the float model", REBUILD, urgency=4),
     "not_compared": Kind("quantized, and not compared: nothing is known about it", REBUILD, urgency=0),
     "parameter_wrong": Kind("parameters that are not quantized differ", REBUILD, urgency=2),
-    "weight_not_copied": Kind("weights never copied", _COPY, urgency=4),
-    "weight_partly_copied": Kind("weights copied in part", _COPY, urgency=3),
-    "weight_of_other_layer": Kind("weights copied from another layer", _COPY, urgency=3),
-    "weights_swapped": Kind("weights swapped between layers", _COPY, urgency=3),
-    "weight_transposed": Kind("weights transposed", _COPY, urgency=3),
-    "weight_altered": Kind("weights changed after the copy", _COPY, urgency=2),
-    "channels_permuted": Kind("channels in another order", _COPY, urgency=3),
-    "other_checkpoint": Kind("weights of a different checkpoint", REBUILD, urgency=3),
-    "scale_missing": Kind("integers copied without their scale", _COPY, urgency=3),
-    "scale_of_activation": Kind("multiplied by the scale of the output, not of the weight", _COPY, urgency=3),
-    "scale_of_one_channel": Kind("one channel's scale used for all channels", _COPY, urgency=3),
-    "scale_mean": Kind("the mean scale used for all channels", _COPY, urgency=3),
-    "scale_wrong_axis": Kind("scales applied along the wrong axis", _COPY, urgency=3),
-    "scale_divided": Kind("integers divided by the scale", _COPY, urgency=3),
-    "scale_wrong": Kind("integers multiplied by wrong scales", _COPY, urgency=3),
-    "zero_point_ignored": Kind("zero point ignored", _COPY, urgency=3),
-    "zero_point_wrapped": Kind("zero point subtracted in int8, which wraps around", _COPY, urgency=3),
-    "bias_missing": Kind("biases missing", _BIAS),
-    "bias_zeroed": Kind("biases zeroed", _BIAS),
-    "bias_not_copied": Kind("biases never copied", _BIAS),
-    "bias_wrong": Kind("wrong biases", _BIAS),
+    "weight_not_copied": Kind("weights never copied", _COPY, about="weight", urgency=4),
+    "weight_partly_copied": Kind("weights copied in part", _COPY, about="weight", urgency=3),
+    "weight_of_other_layer": Kind("weights copied from another layer", _COPY, about="weight", urgency=3),
+    "weights_swapped": Kind("weights swapped between layers", _COPY, about="weight", urgency=3),
+    "weight_transposed": Kind("weights transposed", _COPY, about="weight", urgency=3),
+    "weight_altered": Kind("weights changed after the copy", _COPY, about="weight", urgency=2),
+    "channels_permuted": Kind("channels in another order", _COPY, about="weight", urgency=3),
+    "other_checkpoint": Kind("weights of a different checkpoint", REBUILD, about="weight", urgency=3),
+    "scale_missing": Kind("integers copied without their scale", _COPY, about="weight", urgency=3),
+    "scale_of_activation": Kind(
+        "multiplied by the scale of the output, not of the weight", _COPY, about="weight", urgency=3
+    ),
+    "scale_of_one_channel": Kind("one channel's scale used for all channels", _COPY, about="weight", urgency=3),
+    "scale_mean": Kind("the mean scale used for all channels", _COPY, about="weight", urgency=3),
+    "scale_wrong_axis": Kind("scales applied along the wrong axis", _COPY, about="weight", urgency=3),
+    "scale_divided": Kind("integers divided by the scale", _COPY, about="weight", urgency=3),
+    "scale_wrong": Kind("integers multiplied by wrong scales", _COPY, about="weight", urgency=3),
+    "zero_point_ignored": Kind("zero point ignored", _COPY, about="weight", urgency=3),
+    "zero_point_wrapped": Kind("zero point subtracted in int8, which wraps around", _COPY, about="weight", urgency=3),
+    "bias_missing": Kind("biases missing", _BIAS, about="bias"),
+    "bias_zeroed": Kind("biases zeroed", _BIAS, about="bias"),
+    "bias_not_copied": Kind("biases never copied", _BIAS, about="bias"),
+    "bias_wrong": Kind("wrong biases", _BIAS, about="bias"),
     "activation_lost": Kind(
         "activation lost",
         "float_model.get_submodule('{module}').register_forward_hook(lambda m, x, y: torch.nn.{activation}()(y))",
@@ -75,11 +84,38 @@ KINDS: dict[str, Kind] = {
         urgency=4,
     ),
     "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),
-    "flatten_order": Kind("features flattened in another order", _COPY, urgency=4),
+    "flatten_order": Kind("features flattened in another order", _COPY, about="weight", urgency=4),
+    "draws_at_random": Kind(
+        "a forward that gives other outputs for the same inputs", "{side}.eval()  # {advice}", urgency=4
+    ),
+    "never_calibrated": Kind("outputs that were never calibrated", _CALIBRATE, urgency=4),
+    "input_range": Kind("inputs that do not fit the grid of the stub", _CALIBRATE, urgency=4),
+    "calibrated_wide": Kind("calibrated too wide: few levels of the grid are in use", _CALIBRATE, urgency=3),
+    "calibrated_narrow": Kind("calibrated too narrow: values are clipped", _CALIBRATE, urgency=3),
+    "levels_collapsed": Kind(
+        "one scale for channels of uneven weights",
+        "fused_model.get_submodule('{module}').qconfig = torch.ao.quantization.QConfig("
+        "activation=torch.ao.quantization.default_observer, "
+        "weight=torch.ao.quantization.default_per_channel_weight_observer)",
+        urgency=3,
+    ),
+    "differs_before": Kind("the forwards differ before this layer, the first one that both run", _FORWARD, urgency=3),
+    "differs_between": Kind("the forwards differ before this layer", _FORWARD, urgency=3),
+    "differs_after": Kind("the forwards differ behind this layer, the last one that both run", _FORWARD, urgency=3),
+    "outputs_part": Kind(
+        "the outputs part, and no single cause stands out",
+        "print(qdeq.explain(int8_model, float_model, data, sensitivity=True))",
+        urgency=1,
+    ),
+    "int8_kernel_wrong": Kind(
+        "torch's own int8 kernel is wrong here; the float model is right",
+        "float_model = qdeq.dequantize_model(int8_model)  # or quantize with another engine",
+        urgency=5,
+    ),
     "saturation": Kind(
         "the int8 model saturates in 16-bit sums on CPUs without VNNI; the float model is right",
         "quantize with reduce_range=True: torch.ao.quantization.get_default_qconfig('fbgemm')",
     ),
     "clipping": Kind("values outside what int8 represents are clipped", "none needed", benign=True, urgency=0),
-    "rounding": Kind("right weights, rounding only", "none needed", benign=True, urgency=-1),
+    "rounding": Kind("right weights, rounding only", "none needed", about="weight", benign=True, urgency=-1),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 from qdeq.diagnosis.kinds import KINDS
 
-__all__ = ["ExplanationData", "Finding", "Layer", "Outcome", "make_finding"]
+__all__ = ["Cost", "ExplanationData", "Finding", "Layer", "Outcome", "Sensitivity", "make_finding"]
 
 
 @dataclass
@@ -120,6 +120,47 @@ class Outcome:
 
 
 @dataclass
+class Cost:
+    """What a change of the float model costs.
+
+    Attributes:
+        noise: power of the change of the output, relative to the output's.
+        sqnr_db: the same in dB; None where nothing changes, or nothing but zeros is left.
+        top1_agreement: share of rows whose largest value stays at its place; None for outputs that are not (n, c).
+        accuracy: share of right rows after the change; None without labels.
+
+    """
+
+    noise: float
+    sqnr_db: float | None
+    top1_agreement: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass
+class Sensitivity:
+    """What quantizing one module costs, all others being left in float.
+
+    Attributes:
+        module: dotted path in the int8 model.
+        weights: of rounding its weights; None where it has none, or where both were rounded together.
+        activations: of rounding its output; None for a float output, or where both were rounded together.
+        together: of rounding both; None where they were rounded apart.
+
+    """
+
+    module: str
+    weights: Cost | None = None
+    activations: Cost | None = None
+    together: Cost | None = None
+
+    @property
+    def noise(self) -> float:
+        """The largest noise of the three."""
+        return max((cost.noise for cost in (self.weights, self.activations, self.together) if cost), default=0.0)
+
+
+@dataclass
 class ExplanationData:
     """The fields of :class:`qdeq.Explanation`, which says what they are."""
 
@@ -131,6 +172,7 @@ class ExplanationData:
     cumulative: list[tuple[str, float]] = field(default_factory=list)
     regained: dict[str, float] = field(default_factory=dict)
     unmatched: list[str] = field(default_factory=list)
+    sensitivity: list[Sensitivity] = field(default_factory=list)
     # What the pictures need: module -> histogram of the weights; kept out of to_dict().
     histograms: dict[str, Any] = field(default_factory=dict, repr=False)
 

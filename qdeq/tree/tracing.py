@@ -16,6 +16,7 @@ from qdeq.tree.walk import (
     MODULE_INTERNALS,
     children,
     every_module,
+    is_half_made,
     is_library_module,
     plain_values,
     shallow_copy,
@@ -129,8 +130,8 @@ def _stand_in(module: nn.Module, shared: Callable[[nn.Module, str], bool], memo:
     for tensors in owned:
         tensors.update({name: copy.deepcopy(value, memo) for name, value in tensors.items()})
     for name, child in children(module):
-        # A half made child (see children) has nothing that a trace needs; its name is all that is asked for.
-        made = child if "_modules" in vars(child) else nn.Module()
+        # A half made child has nothing that a trace needs; its name is all that is asked for.
+        made = nn.Module() if is_half_made(child) else child
         copied._modules[name] = made if shared(child, name) else _stand_in(child, shared, memo)
     # Modules and tensors in plain attributes are called by their own names, or by none.
     kept = {id(value): value for _, value in plain_values(module) if isinstance(value, nn.Module | Tensor)}

@@ -19,6 +19,7 @@ __all__ = [
     "empty_containers",
     "every_module",
     "has_forward",
+    "is_half_made",
     "is_library_module",
     "own_tensors",
     "owner_of",
@@ -39,12 +40,16 @@ HOLDS_NOTHING = ATOMS | CONTAINERS | {tuple}
 
 
 def children(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Name and module of each registered child; none for the convolutions that ``torch.load`` leaves half made.
-
-    A whole int8 model that was pickled comes back with ``nnq.Conv*`` objects that hold their weight and bias, and
-    nothing of what ``nn.Module.__init__`` sets up.
-    """
+    """Name and module of each registered child; none for the convolutions that ``torch.load`` leaves half made."""
     return [(name, child) for name, child in module.__dict__.get("_modules", {}).items() if child is not None]
+
+
+def is_half_made(module: nn.Module) -> bool:
+    """Whether ``torch.load`` made a module and left out what ``nn.Module.__init__`` sets up.
+
+    A whole int8 model that was pickled comes back with such ``nnq.Conv*`` objects; they hold their weight and bias.
+    """
+    return "_modules" not in vars(module)
 
 
 def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -27,6 +27,7 @@ __all__ = [
     "is_direct_conv",
     "is_onednn",
     "is_packed_weight",
+    "is_qnnpack",
     "open_packed",
     "packed_bias",
     "read_convolutions",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _ONEDNN = ("PackedLinearWeightsOnednn", "PackedConvWeightsOnednn<2>", "PackedConvWeightsOnednn<3>")
+_QNNPACK = ("PackedLinearWeightsQnnp", "PackedConvWeightsQnnp<2>", "PackedConvWeightsQnnp<3>")
 # What csrc/this_torch/packed.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
@@ -134,6 +136,12 @@ def is_onednn(obj: object) -> bool:
     """
     native = _native()
     return native is not None and native.packed_by(obj) in _ONEDNN
+
+
+def is_qnnpack(obj: object) -> bool:
+    """Whether qnnpack packed a weight; False where the extension is not there to look."""
+    native = _native()
+    return native is not None and native.packed_by(obj) in _QNNPACK
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

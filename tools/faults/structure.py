@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+import qdeq
 from tools.faults.subject import Mutant, NoPlaceError, Subject, integers, layers, pick
 
 _NAMES = ("ReLU", "LeakyReLU")
@@ -155,9 +156,12 @@ def quant_stub_lost(rng: random.Random, subject: Subject) -> Mutant:
 
 
 def clipping(rng: random.Random, subject: Subject) -> Mutant:
-    """No fault: one int8 layer represents a part of its values only."""
-    path, int8 = rng.choice(layers(subject)), copy.deepcopy(subject.int8)
-    int8.get_submodule(path).scale /= rng.uniform(6, 12)
+    """No fault: one int8 layer represents all but the largest of its values.
+
+    Not the last one: there the largest value is the answer.
+    """
+    path, int8 = rng.choice(layers(subject)[:-1]), copy.deepcopy(subject.int8)
+    int8.get_submodule(path).scale /= rng.uniform(2.4, 3)  # reduce_range left a half of the grid free
     return Mutant(int8, copy.deepcopy(subject.rebuilt), "clipping", (path,), subject.images)
 
 
@@ -190,7 +194,8 @@ def saturation(rng: random.Random, subject: Subject) -> Mutant:
     low, high = (0.0 if "ReLU" in type(layer).__name__ else min(0.0, float(output.min()))), float(output.max())
     layer.scale = max(high - low, 1e-3) / 127  # so that the layers behind it see a reduced range, as before
     layer.zero_point = round(-low / layer.scale)
-    return Mutant(int8, model, "saturation", (path,), subject.images)
+    # Clipped values would be a fault of their own.
+    return Mutant(int8, qdeq.dequantize_model(int8, activations="clamp"), "saturation", (path,), subject.images)
 
 
 def _producers(subject: Subject) -> dict[str, str]:

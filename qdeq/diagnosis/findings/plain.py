@@ -5,27 +5,30 @@ from __future__ import annotations
 import torch
 
 from qdeq.diagnosis.results import Finding, make_finding
-from qdeq.diagnosis.sides.float_side import float_tensors
-from qdeq.diagnosis.sides.integers import PlainTensor
+from qdeq.diagnosis.sides.float_side import float_tensors, renaming_of
+from qdeq.diagnosis.sides.integers import Int8Side
 from qdeq.diagnosis.sides.open import Side
+from qdeq.words import join
 
 __all__ = ["plain_findings", "unread_findings"]
 
-# Such tensors are copied, so they are equal but for the rounding of the float side's dtype.
+# Such tensors are copied, so they are equal but for the rounding of either side's dtype.
 SAME = 1e-5
 
 
-def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -> list[Finding]:
+def plain_findings(held: Int8Side, side: Side, total_weights: int) -> list[Finding]:
     """Compare the tensors that are not quantized by name: one finding for each module that has a wrong one.
 
     A name that the float side lacks is reported as not compared.
     """
-    theirs = float_tensors(side)
+    theirs, renamed = float_tensors(side), renaming_of(held, side)
     wrong: dict[str, dict[str, float]] = {}
     count: dict[str, int] = {}
     missing: dict[str, str] = {}
-    for tensor in tensors:
-        other = theirs.get(tensor.path)
+    for tensor in held.plain:
+        module, name = renamed(tensor.path).rpartition(".")[::2]
+        # Fusing moves a module into a container, which takes its name and calls it "0".
+        other = theirs.get(join(module, name), theirs.get(join(f"{module}.0", name)))
         if other is None:
             missing[tensor.path] = "the float model has no tensor of this name"
             continue
@@ -34,7 +37,8 @@ def plain_findings(tensors: list[PlainTensor], side: Side, total_weights: int) -
         if other.shape == tensor.value.shape:
             difference = (other.to(torch.float32) - tensor.value.to(torch.float32)).abs()
             error = float(difference.max()) if difference.numel() else 0.0
-        if not error <= max(SAME, torch.finfo(other.dtype).eps) * size:
+        rounding = max(torch.finfo(value.dtype).eps for value in (other, tensor.value))
+        if not error <= max(SAME, rounding) * size:
             wrong.setdefault(tensor.module, {})[tensor.name] = error
             count[tensor.module] = count.get(tensor.module, 0) + tensor.value.numel()
     found = []

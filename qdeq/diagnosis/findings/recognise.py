@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qdeq.diagnosis.findings.scan import Case
 
-__all__ = ["FROM_INTEGERS", "Fault", "Verdict"]
+__all__ = ["FROM_INTEGERS", "Fault", "Verdict", "scaled_wrongly"]
 
 Fault: TypeAlias = tuple[str, str, dict[str, Any]]
 Verdict: TypeAlias = "Fault | None"
@@ -57,13 +57,13 @@ def scaled_wrongly(case: Case) -> Verdict:
         "fit": "every sampled weight lies on the line",
     }
     formula = "q" if bool((used_zero.abs() < 1e-2).all()) else "(q - zero_point)"
+    if _close(a, s) and ignored:
+        return "zero_point_ignored", "the weight is scale * q: the zero point was not subtracted", evidence
     for recognise in (_missing, _of_activation, _divided, _constant):
         found = recognise(case, a, s, formula)
         if found is not None:
             kind, sentence = found
             return kind, sentence, evidence
-    if _close(a, s) and ignored:
-        return "zero_point_ignored", "the weight is scale * q: the zero point was not subtracted", evidence
     return "scale_wrong", f"the weight is factor * {formula} with factors that are not the scales", evidence
 
 
@@ -88,10 +88,11 @@ def _divided(case: Case, a: Tensor, s: Tensor, formula: str) -> tuple[str, str] 
 
 
 def _constant(case: Case, a: Tensor, s: Tensor, formula: str) -> tuple[str, str] | None:
-    if not _close(a, a[:1].expand_as(a)) or len(a) < 2:
+    scales = case.ints.scale
+    one_scale = _close(scales, scales[:1].expand_as(scales))  # per tensor: there is no other to take it for
+    if not _close(a, a[:1].expand_as(a)) or len(a) < 2 or one_scale:
         return None
     factor = float(a.median())
-    scales = case.ints.scale
     nearest = int((scales - factor).abs().argmin())
     to_mean = abs(float(scales.mean()) - factor)
     if to_mean <= SAME_SCALE * factor and to_mean <= abs(float(scales[nearest]) - factor):

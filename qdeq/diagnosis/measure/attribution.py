@@ -10,9 +10,9 @@ from torch import nn
 
 from qdeq.diagnosis.findings.verdict import group_by_kind, order
 from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.measure.activations import Answer
-from qdeq.diagnosis.measure.repair import Repairs
+from qdeq.diagnosis.measure.imitation import Imitations
 from qdeq.diagnosis.measure.running import OutputSums, forward
+from qdeq.diagnosis.measure.watching import Answer
 from qdeq.diagnosis.results import Finding
 from qdeq.diagnosis.say.wording import join_names
 from qdeq.diagnosis.sides.graph import light_copy
@@ -45,7 +45,9 @@ class Attribution:
     cumulative: list[tuple[str, float]] = field(default_factory=list)
 
 
-def attribute(findings: list[Finding], repairs: Repairs, float_model: nn.Module, answers: list[Answer]) -> Attribution:
+def attribute(
+    findings: list[Finding], repairs: Imitations, float_model: nn.Module, answers: list[Answer]
+) -> Attribution:
     """Repair findings on copies of the float model and measure.
 
     Sets ``repair`` of each finding that can be repaired, in the order of the findings, as far as the number of
@@ -82,7 +84,7 @@ def attribute(findings: list[Finding], repairs: Repairs, float_model: nn.Module,
 class _Bench:
     """Measures repaired copies of the float model against the answers of the int8 model."""
 
-    def __init__(self, repairs: Repairs, float_model: nn.Module, answers: list[Answer], *, at_random: bool) -> None:
+    def __init__(self, repairs: Imitations, float_model: nn.Module, answers: list[Answer], *, at_random: bool) -> None:
         self.repairs, self.float_model, self.answers, self.at_random = repairs, float_model, answers, at_random
         self.count = sum(len(answer.batch) for answer in answers)
         self.weights = sum(parameter.numel() for parameter in float_model.parameters())
@@ -124,7 +126,7 @@ class _Bench:
         left = self.samples
         for answer in self.answers:
             if left > 0:
-                yield Answer(answer.batch.part(0, left), answer.ours[:left], answer.theirs[:left])
+                yield answer.first(left)
             left -= len(answer.batch)
 
     def _measure(self, items: list[Finding]) -> OutputSums:
@@ -137,7 +139,7 @@ class _Bench:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             for answer in self._parts():
-                sums.add(answer.ours, forward(model, answer.batch.inputs, "float_model"), answer.batch.labels)
+                sums.add(answer.ours, forward(model, answer.batch, "float_model"), answer.batch.labels)
         return sums
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qdeq.diagnosis.kinds import KINDS
 from qdeq.diagnosis.results import Finding
 from qdeq.diagnosis.sides.integers import PlainTensor
 from qdeq.diagnosis.sides.pairs import Pair
@@ -17,8 +18,6 @@ from qdeq.sources.eager.mappings import owned_activation
 __all__ = ["Repair", "Repairs"]
 
 Repair: TypeAlias = Callable[[nn.Module], Any]
-
-_WEIGHT_KINDS = ("weight", "channels", "other_", "scale", "zero_point", "flatten", "not_finite")
 
 
 class Repairs:
@@ -49,9 +48,8 @@ class Repairs:
             return None
         if item.kind == "bn_applied_twice":
             return lambda model: model.set_submodule(pair.norm, nn.Identity())
-        if item.kind.startswith("bias") or item.evidence.get("part") == "bias":
-            return lambda model: _set(model, pair, bias=True)
-        return (lambda model: _set(model, pair, bias=False)) if item.kind.startswith(_WEIGHT_KINDS) else None
+        about = item.evidence.get("part", KINDS[item.kind].about)
+        return (lambda model: _set(model, pair, bias=about == "bias")) if about else None
 
     def _set_plain(self, model: nn.Module, item: Finding) -> None:
         for tensor in self._plain.values():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,82 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdeq.diagnosis.measure.data import Batch
 from qdeq.diagnosis.results import Outcome
-from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.words import class_name, dtype_name, error_line
+from qdeq.errors import QdeqError, QdeqValueError, expected, refuse
+from qdeq.words import dtype_name, error_line
 
-__all__ = ["Batch", "OutputSums", "Sums", "as_float", "batches", "first_tensor", "forward", "squared_error"]
+__all__ = ["OutputSums", "Sums", "as_float", "first_tensor", "forward", "squared_error"]
 
-# Data is run in parts of this many samples, and about this many bytes: the layers' outputs of one part stay small.
-BATCH_SAMPLES = 64
-BATCH_BYTES = 4 << 20
 # Sums are taken over this many values at once: they stay in the cache, and torch starts no threads for so few.
 CHUNK_VALUES = 1 << 15
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs (n, ...) and, where the data has them, int64 labels (n,)."""
-
-    inputs: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def part(self, start: int, end: int) -> Batch:
-        """Return some of the samples."""
-        return Batch(self.inputs[start:end], None if self.labels is None else self.labels[start:end])
-
-
-def batches(data: object) -> Iterator[Batch]:
-    """Take a tensor (n, ...), a pair (inputs, labels), or an iterable of either.
-
-    Raises:
-        QdeqTypeError: something else.
-        QdeqValueError: no samples.
-
-    """
-    count = 0
-    for batch in _parts(data):
-        if batch.inputs.ndim == 0:
-            raise QdeqValueError(expected("data", "batches of samples", "a scalar", "Pass a tensor (n, ...)."))
-        sample_bytes = batch.inputs[:1].numel() * batch.inputs.element_size()
-        size = max(1, min(BATCH_SAMPLES, BATCH_BYTES // max(1, sample_bytes)))
-        for start in range(0, len(batch.inputs), size):
-            yield batch.part(start, start + size)
-        count += len(batch.inputs)
-    if count == 0:
-        raise QdeqValueError(expected("data", "at least one sample", "none", "Pass a tensor (n, ...) or a loader."))
-
-
-def _parts(data: object) -> Iterator[Batch]:
-    single = _as_batch(data)
-    if single is not None:
-        yield single
-        return
-    if isinstance(data, Mapping | str | bytes) or not isinstance(data, Iterable):
-        remedy = "Pass a tensor (n, ...), a pair (inputs, labels), or a loader of either."
-        raise QdeqTypeError(expected("data", "a tensor or an iterable of batches", class_name(data), remedy))
-    for item in data:
-        batch = _as_batch(item)
-        if batch is None:
-            remedy = "Pass batches that are a tensor (n, ...) or a pair (inputs, labels)."
-            raise QdeqTypeError(expected("data", "batches of tensors", class_name(item), remedy))
-        yield batch
-
-
-def _as_batch(item: object) -> Batch | None:
-    if isinstance(item, Tensor):
-        return Batch(item, None)
-    if not isinstance(item, tuple | list) or not item or not isinstance(item[0], Tensor):
-        return None
-    if len(item) == 1:
-        return Batch(item[0], None)
-    inputs, labels = item[0], item[1]
-    if len(item) != 2 or not isinstance(labels, Tensor) or labels.shape != inputs.shape[:1]:
-        return None
-    return Batch(inputs, None) if labels.is_floating_point() else Batch(inputs, labels)
 
 
 def as_float(value: Any) -> Tensor | None:
@@ -99,27 +34,41 @@ def as_float(value: Any) -> Tensor | None:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """Return the first tensor of a model's output, which may be nested in tuples, lists and dicts."""
+    """Return the first float tensor of a model's output as float32: in tuples, lists, dicts and dataclasses, too.
+
+    A single number, such as a loss, comes after tensors of samples.
+    """
+    found = list(_tensors(value))
+    return next((tensor for tensor in found if tensor.ndim), found[0] if found else None)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
-        return as_float(value)
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((found for item in items if (found := first_tensor(item)) is not None), None)
+        tensor = as_float(value)
+        if tensor is not None:
+            yield tensor
+        return
+    items: Any = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+        items = (getattr(value, part.name) for part in dataclasses.fields(value))
+    for item in items:
+        yield from _tensors(item)
 
 
-def forward(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
+def forward(model: nn.Module, batch: Batch, where: str) -> Tensor:
     """Run a model and return its output as float32.
 
     Raises:
-        QdeqValueError: the forward fails; names the module that failed and the shape of the data.
+        QdeqValueError: the forward fails; names the module that failed, what it got and the shape of the data.
 
     """
     try:
-        output = first_tensor(model(inputs))
+        output = first_tensor(model(*batch.args, **batch.kwargs))
     except QdeqError:
         raise
     except Exception as error:
-        path = _failing_module(model, inputs)
-        remedy = f"The data was {tuple(inputs.shape)} {dtype_name(inputs.dtype)}: pass what the model takes."
+        path, got = _failing_module(model, batch)
+        remedy = f"{got}The data was {batch.words()}: pass what the model takes."
         at = f"{where}, module {path}" if path else where
         raise QdeqValueError(expected(at, "a forward that runs on the data", error_line(error), remedy)) from error
     if output is None:
@@ -127,12 +76,13 @@ def forward(model: nn.Module, inputs: Tensor, where: str) -> Tensor:
     return output
 
 
-def _failing_module(model: nn.Module, inputs: Tensor) -> str:
-    entered: list[str] = []
+def _failing_module(model: nn.Module, batch: Batch) -> tuple[str, str]:
+    """(path of the module that fails, a sentence about the shapes of its input and weight)."""
+    entered: list[tuple[nn.Module, Any]] = []
     names = {id(module): path for path, module in model.named_modules()}
 
     def enter(module: nn.Module, args: Any) -> None:
-        entered.append(names[id(module)])
+        entered.append((module, args))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         entered.pop()
@@ -141,11 +91,21 @@ def _failing_module(model: nn.Module, inputs: Tensor) -> str:
         for module in model.modules():
             hooks.enter_context(module.register_forward_pre_hook(enter))
             hooks.enter_context(module.register_forward_hook(leave))
-        try:
-            model(inputs)
-        except Exception:  # noqa: BLE001 (it failed before; the question is only where)
-            return entered[-1] if entered else ""
-    return ""
+        with contextlib.suppress(Exception):  # it failed before; the question is only where
+            model(*batch.args, **batch.kwargs)
+    if not entered:
+        return "", ""
+    module, args = entered[-1]
+    return names[id(module)], _shapes(module, args)
+
+
+def _shapes(module: nn.Module, args: Any) -> str:
+    if not args or not isinstance(args[0], Tensor):
+        return ""
+    weight: Any = getattr(module, "weight", None)
+    weight = weight() if callable(weight) and not isinstance(weight, Tensor) else weight
+    shaped = f", its weight is {tuple(weight.shape)}" if isinstance(weight, Tensor) else ""
+    return f"Its input was {tuple(args[0].shape)} {dtype_name(args[0].dtype)}{shaped}. "
 
 
 @dataclass
@@ -178,6 +138,13 @@ class Sums:
         if not (self.error > 0 and self.aa > 0 and math.isfinite(self.error)):
             return None
         return 10 * math.log10(self.aa / self.error)
+
+    @property
+    def noise(self) -> float:
+        """Sum (b - a)^2 / sum a^2; 0 where both are equal, infinite where only a is zero or a value is not finite."""
+        if self.error == 0:
+            return 0.0
+        return self.error / self.aa if self.aa > 0 and math.isfinite(self.error) else math.inf
 
     @property
     def cosine(self) -> float:
@@ -213,17 +180,19 @@ class OutputSums:
         self.sums = Sums()
         self.samples = self.agreed = self.right_a = self.right_b = self.labelled = 0
         self.classes = True
+        # Shapes of a and b in the first batch where they differ: nothing can be said of such outputs.
+        self.shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     def add(self, a: Tensor, b: Tensor, labels: Tensor | None) -> None:
         """Count the outputs of one batch in.
 
         Raises:
-            QdeqValueError: the outputs differ in shape.
+            QdeqValueError: a label is no class of the output.
 
         """
-        if a.shape != b.shape:
-            remedy = "Pass two forms of the same network."
-            raise QdeqValueError(expected("float_model", f"an output {tuple(a.shape)}", str(tuple(b.shape)), remedy))
+        if a.shape != b.shape or self.shapes is not None:
+            self.shapes = self.shapes or (tuple(a.shape), tuple(b.shape))
+            return
         self.sums.add(a, b)
         self.samples += len(a) if a.ndim else 1
         self.classes = self.classes and a.ndim == 2 and a.shape[1] > 1
@@ -231,9 +200,21 @@ class OutputSums:
             top_a, top_b = a.argmax(1), b.argmax(1)
             self.agreed += int((top_a == top_b).sum())
             if labels is not None:
+                _check_labels(labels, a)
                 self.labelled += len(labels)
                 self.right_a += int((top_a == labels).sum())
                 self.right_b += int((top_b == labels).sum())
+
+    def check_shapes(self) -> None:
+        """Refuse outputs of different shapes.
+
+        Raises:
+            QdeqValueError: they differ.
+
+        """
+        if self.shapes is not None:
+            ours, theirs = self.shapes
+            refuse("float_model", f"an output {ours}", str(theirs), "Pass two forms of the same network.")
 
     def outcome(self) -> Outcome:
         """Return the numbers so far."""
@@ -245,3 +226,11 @@ class OutputSums:
             accuracy_a=self.right_a / self.labelled if labelled else None,
             accuracy_b=self.right_b / self.labelled if labelled else None,
         )
+
+
+def _check_labels(labels: Tensor, output: Tensor) -> None:
+    if len(labels) == 0 or (int(labels.min()) >= 0 and int(labels.max()) < output.shape[1]):
+        return
+    outside = f"{int(labels.min())} to {int(labels.max())}"
+    remedy = "Pass the index of each sample's class, or inputs alone."
+    refuse("data", f"labels of the output's {output.shape[1]} classes, counted from 0", outside, remedy)

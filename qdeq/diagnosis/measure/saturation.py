@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.sides.integers import IntegerLayer
 from qdeq.errors import QdeqValueError, expected
+from qdeq.sources.eager.recognise import quantized_sources
+from qdeq.weights.packed import is_packed_weight, is_qnnpack
 
 __all__ = ["Saturation", "measure_saturation", "pair_sums"]
 
@@ -55,8 +57,14 @@ class Saturation:
 def measure_saturation(module: nn.Module, inputs: Tensor, layer: IntegerLayer) -> Saturation | None:
     """Recompute a sample of a quantized Linear's or Conv2d's outputs in integers, with and without the clamp.
 
-    None where nothing can saturate or the layer is of another kind. The inputs are quint8.
+    None where nothing can saturate or the layer is of another kind; qnnpack adds in 32 bits. The inputs are quint8.
     """
+    if any(
+        is_packed_weight(value) and is_qnnpack(value)
+        for part in module.modules()
+        for _, value in quantized_sources(part)
+    ):
+        return None
     if not inputs.is_quantized or inputs.dtype != torch.quint8 or layer.output is None:
         return None
     values = inputs.int_repr()
@@ -136,6 +144,15 @@ def cpu_saturates() -> bool:
         return stated == "1"
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        return _fbgemm_saturates()
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+def _fbgemm_saturates() -> bool:
     with torch.no_grad():
         # 255 x 127 twice is 64770 > 32767; an output scale of 400 shows which of the two was summed.
         from torch.ao.nn.quantized import functional as qf

@@ -7,7 +7,7 @@ from html import escape
 
 from qdeq.diagnosis.results import ExplanationData
 from qdeq.diagnosis.say.plot import svg_of
-from qdeq.diagnosis.say.wording import percent
+from qdeq.diagnosis.say.wording import noise_text, percent
 from qdeq.errors import QdeqError
 
 __all__ = ["explanation_html"]
@@ -18,9 +18,9 @@ h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 .fault { border-left: 5px solid #D55E00; padding-left: .8rem; }
 .agree { border-left: 5px solid #009E73; padding-left: .8rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-td:not(.n) { overflow-wrap: anywhere; min-width: 6rem; }
-th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid #ddd; vertical-align: top; }
+table { border-collapse: collapse; width: 100%; font-size: .82rem; }
+td:not(.n) { overflow-wrap: break-word; }
+th, td { text-align: left; padding: .3rem .35rem; border-bottom: 1px solid #ddd; vertical-align: top; }
 th { cursor: pointer; background: #f3f3f3; user-select: none; }
 th.n, td.n { text-align: right; } td.n { white-space: nowrap; }
 code { font-size: .82rem; overflow-wrap: anywhere; } svg { max-width: 100%; height: auto; }
@@ -51,6 +51,7 @@ def explanation_html(explanation: ExplanationData) -> str:
         _findings(explanation),
         _cumulative(explanation),
         _layers(explanation),
+        _sensitivity(explanation),
         "<h2>Plots</h2>",
         _plots(explanation),
         f"<script>{_SCRIPT}</script></body></html>",
@@ -153,6 +154,28 @@ def _layers(explanation: ExplanationData) -> str:
     parted = explanation.first_divergence
     note = f"<p>The outputs part at <code>{escape(parted)}</code>.</p>" if parted else ""
     return "<h2>Layers</h2>" + _table(header, rows) + note
+
+
+def _sensitivity(explanation: ExplanationData) -> str:
+    if not explanation.sensitivity:
+        return ""
+    parts = ("weights", "activations", "together")
+    header = ["module"]
+    for part in parts:
+        header += [f"{part}: SQNR dB", "top-1 agreement", "accuracy"]
+    rows = []
+    for row in explanation.sensitivity:
+        cells = [_text(row.module)]
+        for cost in (row.weights, row.activations, row.together):
+            # Sorted by the noise: nothing lost and all lost have no number of dB.
+            cells.append(_number(None if cost is None else -cost.noise, noise_text(cost)))
+            cells.append(_share(None if cost is None else cost.top1_agreement))
+            cells.append(_share(None if cost is None else cost.accuracy))
+        rows.append(cells)
+    used = [i for i in range(len(header)) if i == 0 or any("-1e300" not in row[i] for row in rows)]
+    shown = _table([header[i] for i in used], [[row[i] for i in used] for row in rows])
+    note = "<p>Each module quantized alone in the float model, the most expensive first.</p>"
+    return "<h2>Sensitivity</h2>" + note + shown
 
 
 def _plots(explanation: ExplanationData) -> str:

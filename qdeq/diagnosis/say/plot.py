@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
-from qdeq.diagnosis.results import ExplanationData, Layer
+from qdeq.diagnosis.results import ExplanationData, Layer, Sensitivity
 from qdeq.errors import QdeqError, QdeqValueError, expected
 
 __all__ = ["picture", "svg_of"]
@@ -62,16 +63,19 @@ def _figure(explanation: ExplanationData) -> Any:
     panels = [_draw_error] if layers else []
     panels += [_draw_weights] if explanation.histograms else []
     panels += [_draw_ranges] if ranges else []
+    costs = explanation.sensitivity[:MOST_LAYERS]
+    panels += [_draw_sensitivity] if costs else []
     with mpl.rc_context(_STYLE):
         height = max(2.6, 0.22 * len(layers) + 1.2)
-        figure = Figure(figsize=(9, height * (2 if ranges else 1) + 3.2), layout="constrained")
+        tall = height * (2 if ranges else 1) + (max(2.6, 0.22 * len(costs) + 1.2) if costs else 0)
+        figure = Figure(figsize=(9, tall + 3.2), layout="constrained")
         axes = figure.subplots(max(1, len(panels)), 1, squeeze=False)[:, 0]
         for draw, axis in zip(panels, axes, strict=False):
             draw(axis, explanation)
     return figure
 
 
-def _names(axis: Any, layers: list[Layer]) -> None:
+def _names(axis: Any, layers: Sequence[Layer | Sensitivity]) -> None:
     axis.set_yticks(range(len(layers)), [row.module or "(model)" for row in layers])
     axis.invert_yaxis()
 
@@ -160,3 +164,20 @@ def _draw_ranges(axis: Any, explanation: ExplanationData) -> None:
     axis.set_title("Range of the outputs", loc="left")
     _legend(axis)
     _names(axis, layers)
+
+
+def _draw_sensitivity(axis: Any, explanation: ExplanationData) -> None:
+    rows = explanation.sensitivity[:MOST_LAYERS]
+    parts = (("weights", BLUE, -0.2), ("activations", ORANGE, 0.2), ("together", GREEN, 0.0))
+    for part, color, shift in parts:
+        costs = [getattr(row, part) for row in rows]
+        if any(costs):
+            # The root of the power, as in the other panel; beyond the output itself all is lost.
+            sizes = [100 * min(cost.noise, 1.0) ** 0.5 if cost else 0.0 for cost in costs]
+            axis.barh([place + shift for place in range(len(rows))], sizes, 0.4, color=color, label=part)
+    axis.set_xlabel("change of the output, root mean square, % of the output's")
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_title("What quantizing one module alone costs", loc="left")
+    _legend(axis)
+    _plain_ticks(axis)
+    _names(axis, rows)

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 from qdeq.diagnosis.kinds import KINDS
-from qdeq.diagnosis.results import ExplanationData, Finding, Layer, Outcome
-from qdeq.diagnosis.say.wording import join_names, percent
+from qdeq.diagnosis.results import ExplanationData, Finding, Layer, Outcome, Sensitivity
+from qdeq.diagnosis.say.wording import join_names, noise_text, percent
 from qdeq.words import clip
 
 __all__ = ["comparison_text", "explanation_text"]
@@ -15,6 +15,7 @@ __all__ = ["comparison_text", "explanation_text"]
 COLUMNS = 80
 MOST_SHOWN = 6
 MOST_STEPS = 12
+SHARES = {"accuracy": "accuracy", "top1_agreement": "top-1"}
 
 
 def explanation_text(explanation: ExplanationData) -> str:
@@ -49,6 +50,9 @@ def _explanation_lines(explanation: ExplanationData) -> Iterator[str]:
         yield from _layer_table(explanation.layers)
     if explanation.first_divergence is not None:
         yield f"The outputs part at {explanation.first_divergence}."
+    if explanation.sensitivity:
+        yield ""
+        yield from _sensitivity_table(explanation.sensitivity)
 
 
 def _finding_lines(number: int, item: Finding) -> Iterator[str]:
@@ -87,6 +91,21 @@ def _layer_table(layers: list[Layer]) -> Iterator[str]:
         yield f"{clip(row.module or '(model)', 27):<28}" + "".join(cells)
     if any(row.introduced is not None for row in layers):
         yield "own, before: error made here and error that arrived, relative to the output"
+
+
+def _sensitivity_table(rows: list[Sensitivity]) -> Iterator[str]:
+    """The parts that were measured, each with its SQNR and what is left of the accuracy or the top-1 agreement."""
+    parts = [part for part in ("weights", "activations", "together") if any(getattr(row, part) for row in rows)]
+    costs = [cost for row in rows for part in parts if (cost := getattr(row, part))]
+    right = "accuracy" if any(cost.accuracy is not None for cost in costs) else "top1_agreement"
+    yield "What quantizing one module alone costs the float model, most expensive first:"
+    yield f"{'module':<28}" + "".join(f"{part + ' dB':>15}{SHARES[right]:>10}" for part in parts)
+    for row in rows:
+        line = f"{clip(row.module or '(model)', 27):<28}"
+        for part in parts:
+            cost = getattr(row, part)
+            line += f"{noise_text(cost):>15}{_cell(cost and getattr(cost, right), percent):>10}"
+        yield line
 
 
 def _cell(value: float | None, form: Callable[[float], str]) -> str:

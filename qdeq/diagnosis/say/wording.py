@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["join_names", "percent"]
+from qdeq.diagnosis.results import Cost
+
+__all__ = ["join_names", "noise_text", "percent"]
 
 
 def join_names(names: list[str], most: int = 3) -> str:
@@ -21,3 +23,12 @@ def percent(share: float) -> str:
     if abs(value) < 0.0095:
         return "<0.01 %" if value > 0 else "0 %"
     return f"{value:.2g} %" if 0 < abs(value) < 0.95 else f"{value:.0f} %"
+
+
+def noise_text(cost: Cost | None) -> str:
+    """What something costs, in dB: ``-`` where it was not measured, ``none`` where nothing changes."""
+    if cost is None:
+        return "-"
+    if cost.sqnr_db is not None:
+        return f"{cost.sqnr_db:.1f}"
+    return "all" if cost.noise > 0 else "none"

@@ -13,6 +13,7 @@ from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 from qdeq.grids.modules import PostProcess
 from qdeq.sources.eager.mappings import float_class, owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.tree.walk import every_module, is_half_made, own_tensors
 
 __all__ = ["Activation", "activation_name", "activations_behind", "light_copy"]
 
@@ -33,13 +34,24 @@ _TRANSPARENT = (
 def light_copy(model: nn.Module) -> nn.Module:
     """Copy a model to run or trace it: parameters and quantized modules are shared, buffers and flags are not.
 
-    Quantized modules keep no state that running changes, and copying a packed weight may lose it.
+    Quantized modules keep no state that running changes, and copying a packed weight may lose it. Those that torch.load
+    left half made are completed.
     """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    for module in model.modules():
-        if is_quantized_module(module):
+    memo: dict[int, Any] = {}
+    for _, module in every_module(model):
+        memo |= {id(value): value for _, value in own_tensors(module) if isinstance(value, nn.Parameter)}
+        if is_half_made(module):
+            memo[id(module)] = _completed(module)
+        elif is_quantized_module(module):
             memo[id(module)] = module
     return copy.deepcopy(model, memo)
+
+
+def _completed(module: nn.Module) -> nn.Module:
+    whole = type(module).__new__(type(module))
+    nn.Module.__init__(whole)
+    whole.__dict__.update(vars(module))
+    return whole
 
 
 @dataclass(frozen=True)

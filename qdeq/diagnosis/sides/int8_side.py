@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,13 +18,17 @@ from qdeq.layers.make import part_value
 from qdeq.report import Report
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module, quantized_sources
 from qdeq.sources.form import Form, Options
-from qdeq.state_dicts.named import named_tensors
+from qdeq.state_dicts.named import named_tensors, plan_state
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import join
 
 __all__ = ["read_int8_side"]
+
+
+# Keys under which torch saves packed weights.
+_PACKED_KEY = re.compile(r"(^|\.)(_packed_params|_packed_weight_|_all_weight_values)")
 
 
 def read_int8_side(side: Side) -> Int8Side:
@@ -78,7 +83,7 @@ def _read(layer: Layer, found: Int8Side) -> None:
     except QdeqError as error:
         found.unread[layer.path] = str(error)
         return
-    floats = {name: torch.cat([v.detach().float() for v in s]) for name, s in values.items() if _is_float(s)}
+    floats = {name: _together(sources) for name, sources in values.items() if _is_float(sources)}
     if any(_is_half(name, sources) for name, sources in values.items()):
         found.float16.append(layer.path)
     for part, ints in integers.items():
@@ -88,11 +93,14 @@ def _read(layer: Layer, found: Int8Side) -> None:
             found.plain.append(PlainTensor(at, name, ints.reference()))
             continue
         bias = floats.pop(join(owner, name.replace("weight", "bias")), None)
+        bias = None if bias is None else bias.float()
         known = None if layer.output is None else (layer.output.scale, layer.output.zero_point)
         path, output = (at, known) if name == "weight" else (join(at, name), None)
         found.layers.append(IntegerLayer(path, layer.source_class, ints, bias, output, name))
     for part, value in floats.items():
         owner, _, name = part.rpartition(".")
+        if not value.is_floating_point():
+            continue  # a counter of a batch norm
         found.plain.append(PlainTensor(join(layer.path, owner) if owner else layer.path, name, value))
 
 
@@ -111,6 +119,11 @@ def _without_height(weight: QuantizedWeight) -> QuantizedWeight:
 
 def _is_float(values: list[Any]) -> bool:
     return all(isinstance(value, Tensor) and not value.is_quantized for value in values)
+
+
+def _together(values: list[Tensor]) -> Tensor:
+    """Several tensors one below the other; a single one may have no dimension, or be a counter."""
+    return values[0].detach() if len(values) == 1 else torch.cat([value.detach() for value in values])
 
 
 def _is_half(name: str, values: list[Any]) -> bool:
@@ -136,6 +149,7 @@ def _of_state(state: Mapping[str, Any]) -> Int8Side:
         found.unread.update({name: reason for name, value in state.items() if is_packed_object(value)})
         state = {name: value for name, value in state.items() if name not in found.unread}
     named = list(named_tensors("int8_model", state))
+    keys = {name: target.source for name, target in plan_state("int8_model", state).targets.items()}
     biases = {tensor.bias_name for tensor in named if isinstance(tensor.value, QuantizedWeight)}
     for tensor in named:
         if isinstance(tensor.value, QuantizedWeight):
@@ -143,5 +157,9 @@ def _of_state(state: Mapping[str, Any]) -> Int8Side:
             ints, bias = Integers.of(tensor.value), None if tensor.bias is None else tensor.bias.clone()
             found.layers.append(IntegerLayer(at, "", ints, bias, tensor.output, tensor.parameter))
         elif tensor.value.is_floating_point() and tensor.name not in biases:
-            found.plain.append(PlainTensor(tensor.path, tensor.parameter, tensor.value.detach()))
+            value = tensor.value.detach()
+            if _PACKED_KEY.search(keys[tensor.name]) and value.dim() > 1:
+                value = value.half()  # torch packs what is no integer in float16, and unpacks it to float32
+                found.float16.append(tensor.path)
+            found.plain.append(PlainTensor(tensor.path, tensor.parameter, value))
     return found

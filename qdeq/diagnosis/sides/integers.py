@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from qdeq.layers.batch_norm import NormValues
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["FloatLayer", "Int8Side", "IntegerLayer", "Integers", "PlainTensor", "stacked"]
@@ -35,6 +37,14 @@ class Integers:
         return cls(
             values.reshape(channels, -1), scale, zero_point, weight.shape, axis, weight.qscheme, (kind.low, kind.high)
         )
+
+    @cached_property
+    def in_use(self) -> tuple[int, int]:
+        """Smallest and largest integer that occurs."""
+        if not self.values.numel():
+            return self.full_range
+        low, high = torch.aminmax(self.values)
+        return int(low), int(high)
 
     @property
     def per_channel(self) -> bool:
@@ -111,13 +121,19 @@ class IntegerLayer(_Placed):
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer(_Placed):
-    """A weight and bias of the float side as it applies them: batch norm inside the module is folded in."""
+    """A weight and bias of the float side; the batch norm inside a module is folded in."""
 
     path: str  # as in :class:`IntegerLayer`
     class_name: str  # class of its module; empty where the side is a state_dict
     weight: Tensor  # two dimensions or more
     bias: Tensor | None  # (channels,), or None
     parameter: str = "weight"  # name of the weight
+    # Smallest and largest integer that the recipe of a prepared layer allows; None where there is none.
+    limits: tuple[int, int] | None = None
+    transposed: bool | None = None  # the output channels are the second dimension; None where nothing tells
+    norm: NormValues | None = (
+        None  # batch norm that the layer applies itself, not folded in: the file does not hold eps
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from qdeq.diagnosis.sides.graph import light_copy
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files import open as open_archive
 from qdeq.sources import form_of
 from qdeq.sources.form import Form
-from qdeq.tree.half_made import whole
+from qdeq.tree.walk import every_module, is_half_made
 from qdeq.words import class_name, error_line
 
 __all__ = ["Side", "open_side"]
@@ -43,8 +44,8 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
     """
     if isinstance(source, str | Path):
         source = _load(Path(source), where, trust)
-    if isinstance(source, nn.Module):
-        source = whole(source, where)
+    if isinstance(source, nn.Module) and any(is_half_made(module) for _, module in every_module(source)):
+        source = light_copy(source)
     form = form_of(source)
     if form is not None:
         return Side(source if isinstance(source, nn.Module) else None, form=form, source=source)

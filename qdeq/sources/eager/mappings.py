@@ -104,7 +104,7 @@ def owned_activation(module: nn.Module) -> type[nn.Module] | None:
 _PART = "part of the class that holds it, read with it"
 _BASE = "base class"
 _FLOAT = "float already: copied as it is"
-_PREPARED = "prepared, not converted: call torch.ao.quantization.convert first"
+_PREPARED = "of a prepared model, which comes back with its float weights; an error beside converted modules"
 
 # Classes of torch.ao.nn that are not rebuilt by themselves, and why: dotted name, or namespace.* for all others in it.
 NOT_REBUILT: dict[str, str] = {
