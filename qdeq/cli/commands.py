@@ -27,21 +27,30 @@ def _run(command: str, options: dict[str, Any]) -> Any:
 
 
 def _selection_options(function: Function) -> Function:
-    """Add ``--only`` and ``--rename``."""
+    """Add ``--only``, ``--rename``, ``--prefix`` and ``--all``."""
     only = "Take only weights whose names match, such as 'features.*'; may be given more than once."
     rename = (
         "Call a weight, or everything below a dotted name, by another: module= takes the first part away, "
         "encoder=backbone replaces it; may be given more than once."
     )
     function = click.option("--rename", "renames", multiple=True, metavar="OLD=NEW", help=rename)(function)
-    return click.option("--only", multiple=True, metavar="GLOB", help=only)(function)
+    return _prefix_options(click.option("--only", multiple=True, metavar="GLOB", help=only)(function))
+
+
+def _prefix_options(function: Function) -> Function:
+    """Add ``--prefix`` and ``--all``."""
+    prefix = "Take only what lies below this dotted name, such as model_ema, under the names there."
+    everything = "Take what a training checkpoint holds beside weights, too: optimizer state, counters, scores."
+    function = click.option("--all", "everything", is_flag=True, help=everything)(function)
+    return click.option("--prefix", default="", metavar="NAME", help=prefix)(function)
 
 
 @click.command(short_help="List every weight of a file.")
 @click.argument("file", type=_FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
+@_prefix_options
 def inspect(**options: Any) -> Any:
-    """List every weight of FILE: shape, dtype, scheme, scales, size.
+    """List every weight of FILE: shape, dtype, scheme, scales, size; and what it holds that is no weight.
 
     \b
     scheme  tensor or channel: one scale for all, or one for each channel
@@ -83,9 +92,9 @@ def convert(**options: Any) -> Any:
 def verify(**options: Any) -> Any:
     """Read SRC again and check every weight of DST against it, bit for bit.
 
-    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --only and --rename that were given
-    there. Weights in half precision have to be the float32 values rounded to nearest even; weights kept as integers
-    have to be the same integers, scales and zero points.
+    DST is what qdeq convert made of SRC; for a part of it, or new names, give the --prefix, --only, --rename and --all
+    that were given there. Weights in half precision have to be the float32 values rounded to nearest even; weights
+    kept as integers have to be the same integers, scales and zero points.
 
     Exit status: 0 equal, 1 different, 2 an error.
     """

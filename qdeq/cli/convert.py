@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
-from qdeq.cli.selection import Selection
+from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
 from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
@@ -20,7 +20,6 @@ from qdeq.words import dtype_name, shape_text
 __all__ = ["convert"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NAMES_SHOWN = 3
 
 
 def convert(
@@ -33,13 +32,15 @@ def convert(
     force: bool,
     only: Sequence[str],
     renames: Sequence[str],
+    prefix: str,
+    everything: bool,
 ) -> None:
     """Run the command; ``commands.py`` says what each option means."""
     _check_suffix(dst)
     limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
     begin = time.perf_counter()
-    with qdeq.open(src) as source:
-        chosen = Selection(source, only, renames)
+    with qdeq.open(src, everything=everything) as source:
+        chosen = Selection(source, only, renames, prefix)
         plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype], limit, keep, force))
         _refuse_source(source, plan)
         check_plan(plan)
@@ -92,25 +93,17 @@ def _show_summary(plan: Plan, saved: Saved, seconds: float) -> None:
     out.print(f"{done}, {saved.tensors - len(quantized)} other tensors")
 
 
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = len(listed) - NAMES_SHOWN
-    return ", ".join(listed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
 def _show_rest(chosen: Selection, plan: Plan) -> None:
     out = console()
     rest = []
-    if chosen.left_out:
-        rest.append(f"{len(chosen.left_out)} tensors left out by --only: {_some(chosen.left_out)}")
+    for names, reason in ((chosen.outside, "outside --prefix"), (chosen.left_out, "left out by --only")):
+        if names:
+            rest.append(f"{len(names)} tensors {reason}: {some(names)}")
     if scales := chosen.source.activation_qparams:
-        rest.append(f"{len(scales)} scales of activations, which are not weights: {_some(scales)}")
-    reasons: dict[str, list[str]] = {}
-    for dropped in chosen.source.report.dropped:
-        reasons.setdefault(dropped.reason, []).append(dropped.source)
-    rest += [f"{len(names)} x {reason}: {_some(names)}" for reason, names in reasons.items()]
+        rest.append(f"{len(scales)} scales of activations, which are not weights: {some(scales)}")
+    rest += dropped_lines(chosen.dropped)
     out.print("not converted:" if rest else "not converted: nothing")
     for line in rest:
         print_item(out, line)
-    for text in (*plan.notes, *chosen.source.warnings):
+    for text in (*plan.notes, *chosen.warnings):
         warn(text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import qdeq
 from qdeq.cli.console import Advance, console, print_table, progress, size_text, warn
+from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.weights.blocks import take, weight_blocks
 from qdeq.words import percent_digits, shape_text, strict_json
 
@@ -73,9 +74,10 @@ def _scales(row: Row) -> str:
     return low if low == high else f"{low}..{high}"
 
 
-def inspect(file: Path, as_json: bool) -> None:
+def inspect(file: Path, as_json: bool, prefix: str, everything: bool) -> None:
     """Run the command; ``commands.py`` says what each option means."""
-    with qdeq.open(file) as source:
+    with qdeq.open(file, everything=everything) as opened:
+        source = Selection(opened, (), (), prefix)
         with progress("reading", sum(source.entry(name).bytes for name in source)) as advance:
             rows = _rows(source, advance)
         for text in source.warnings:
@@ -103,3 +105,9 @@ def inspect(file: Path, as_json: bool) -> None:
         out.print(f"{len(rows)} tensors, {quantized} of them quantized; {values:,} values in {total}")
         if source.activation_qparams:
             out.print(f"{len(source.activation_qparams)} scales of activations, which are not weights")
+        for line in (*_outside(source), *dropped_lines(source.dropped)):
+            out.print(f"not listed: {line}")
+
+
+def _outside(source: Selection) -> list[str]:
+    return [f"{len(source.outside)} tensors outside --prefix: {some(source.outside)}"] if source.outside else []

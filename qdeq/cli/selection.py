@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,44 +14,68 @@ from qdeq.errors import QdeqValueError, expected
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "dropped_lines", "some"]
+
+NAMES_SHOWN = 3
+Value = TypeVar("Value")
 
 
 class Selection(WeightFile):
-    """Part of an open file (``source``) under other names; ``left_out`` are the names that no pattern matches.
+    """Part of an open file (``source``) under other names.
 
     Args:
         source: from :func:`qdeq.open`.
-        only: patterns of names in ``source``; all if there are none.
-        renames: ``OLD=NEW`` each, for whole names or leading parts of them up to a dot.
+        only: patterns of names below ``prefix``; all if there are none.
+        renames: ``OLD=NEW`` each, for whole names below ``prefix`` or leading parts of them up to a dot.
+        prefix: takes what is below this path.
+
+    Attributes:
+        left_out: names that no pattern of ``only`` matches.
+        outside: names that are not below ``prefix``.
 
     Raises:
         QdeqValueError: a pattern or a name that fits nothing, or two weights that would have one name.
 
     """
 
-    def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str]) -> None:
+    def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str], prefix: str = "") -> None:
         self.source, self.kind = source, source.kind
-        taken = [name for name in source if not only or any(fnmatch.fnmatchcase(name, glob) for glob in only)]
+        front = f"{prefix.rstrip('.')}." if prefix.rstrip(".") else ""
+        below = [name.removeprefix(front) for name in source if name.startswith(front)]
+        if front and not below:
+            remedy = f"qdeq inspect {source.path} lists the names."
+            raise QdeqValueError(expected("--prefix", f"the start of names in {source.path}", repr(prefix), remedy))
+        self.outside = [name for name in source if not name.startswith(front)]
+        taken = [name for name in below if not only or any(fnmatch.fnmatchcase(name, glob) for glob in only)]
         for glob in only:
-            if not fnmatch.filter(source, glob):
+            if not fnmatch.filter(below, glob):
                 remedy = f"qdeq inspect {source.path} lists the names."
                 raise QdeqValueError(expected("--only", f"a name in {source.path}", repr(glob), remedy))
         kept = set(taken)
-        self.left_out = [name for name in source if name not in kept]
+        self.left_out = [front + name for name in below if name not in kept]
         pairs = [_pair(text, taken) for text in renames]
         self._old: dict[str, str] = {}
         for name in taken:
             new = _renamed(name, pairs)
             if new in self._old:
                 remedy = "Give them different names."
-                got = f"{new} for {self._old[new]} and {name}"
+                got = f"{new} for {self._old[new]} and {front}{name}"
                 raise QdeqValueError(expected("--rename", "a name for each weight", got, remedy))
-            self._old[new] = name
+            self._old[new] = front + name
         super().__init__(source.path, self._old)
-        self.activation_qparams = {_renamed(path, pairs): value for path, value in source.activation_qparams.items()}
-        self.constants = {_renamed(name, pairs): value for name, value in source.constants.items()}
-        self.doubtful = {new: source.doubtful[old] for new, old in self._old.items() if old in source.doubtful}
+
+        def moved(table: dict[str, Value]) -> dict[str, Value]:
+            """What is said of names below the prefix, by the new names."""
+            return {
+                _renamed(name.removeprefix(front), pairs): value
+                for name, value in table.items()
+                if f"{name}.".startswith(front)
+            }
+
+        self.activation_qparams = moved(source.activation_qparams)
+        self.constants = moved(source.constants)
+        self.doubtful = {new: text for new, text in moved(source.doubtful).items() if new in self._old}
+        self.integers = {new: text for new, text in moved(source.integers).items() if new in self._old}
         self.dropped = source.dropped
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
@@ -77,6 +102,21 @@ class Selection(WeightFile):
     def unchecked(self) -> list[str]:
         """What could not be checked so far, in words."""
         return self.source.unchecked
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    more = len(listed) - NAMES_SHOWN
+    return ", ".join(listed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def dropped_lines(dropped: Mapping[str, str]) -> list[str]:
+    """What has no place among the weights, a line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for source, reason in dropped.items():
+        reasons.setdefault(reason, []).append(source)
+    return [f"{len(names)} x {reason}: {some(names)}" for reason, names in reasons.items()]
 
 
 def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:

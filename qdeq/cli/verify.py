@@ -22,10 +22,10 @@ from qdeq.words import dtype_name, shape_text
 __all__ = ["verify"]
 
 
-def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str]) -> int:
+def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], prefix: str, everything: bool) -> int:
     """Run the command; ``commands.py`` says what each option means."""
-    with qdeq.open(src) as source, qdeq.open(dst) as target:
-        chosen = Selection(source, only, renames)
+    with qdeq.open(src, everything=everything) as source, qdeq.open(dst) as target:
+        chosen = Selection(source, only, renames, prefix)
         dtype = _dtype_of(target)
         rows = []
         with progress("verifying", sum(chosen.entry(name).bytes for name in chosen)) as advance:

@@ -19,20 +19,20 @@ Path = str | os.PathLike[str]
 
 
 class Format(NamedTuple):
-    """A format of files: what begins as it does, and how it is opened, ``like`` being a float model or None."""
+    """A format of files: what begins as it does, and how it is opened with the arguments of :func:`open`."""
 
     recognise: Callable[[Path], bool]
-    open: Callable[[Path, nn.Module | None], WeightFile]
+    open: Callable[[Path, nn.Module | None, bool], WeightFile]
 
 
 FORMATS: list[Format] = [
-    Format(looks_like_safetensors, lambda path, like: open_safetensors(path)),
-    Format(lambda path: True, lambda path, like: open_archive(path, like=like)),
+    Format(looks_like_safetensors, lambda path, like, everything: open_safetensors(path)),
+    Format(lambda path: True, lambda path, like, everything: open_archive(path, like=like, everything=everything)),
 ]
 """The known formats, in the order in which they are asked; the last takes what no other does."""
 
 
-def open(path: Path, *, like: nn.Module | None = None) -> WeightFile:
+def open(path: Path, *, like: nn.Module | None = None, everything: bool = False) -> WeightFile:
     """Open a file of weights as a mapping from names to :class:`qdeq.QuantizedWeight` or tensors; runs no code of it.
 
     Args:
@@ -40,6 +40,8 @@ def open(path: Path, *, like: nn.Module | None = None) -> WeightFile:
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too.
         like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
             forward ones, when input and hidden size are equal), and whether attentions keep three projections.
+        everything: take what a training checkpoint holds beside weights, too: optimizer state, counters, scores.
+            Without it these are among :attr:`~WeightFile.dropped`.
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -48,4 +50,4 @@ def open(path: Path, *, like: nn.Module | None = None) -> WeightFile:
     """
     is_path = isinstance(path, str | os.PathLike)
     known = next((form for form in FORMATS if is_path and form.recognise(path)), FORMATS[-1])
-    return known.open(path, like)
+    return known.open(path, like, everything)

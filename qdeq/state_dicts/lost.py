@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from qdeq.state_dicts.naming import CONSTANTS
-from qdeq.state_dicts.parts import Fold, Plan, Stack
+from qdeq.state_dicts.parts import Fold, Plan, Rowwise, Scaled, Stack
 from qdeq.weights.direct_conv import ConvGeometry, saved_weight_doubt
 from qdeq.words import join
 
@@ -32,7 +32,7 @@ def doubts(
     """
     found = {}
     for name, target in plan.targets.items():
-        if not isinstance(target.value, Fold | Stack):
+        if not isinstance(target.value, Fold | Rowwise | Scaled | Stack):
             stride, qscheme = stride_of(target.value)
             why = saved_weight_doubt(target.value.shape, stride, qscheme, geometries.get(target.source))
             if why:

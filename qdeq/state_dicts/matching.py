@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qdeq.errors import QdeqValueError, expected, refuse
 from qdeq.report import DroppedSource, Report
 from qdeq.state_dicts.folded_norms import fold_norms
+from qdeq.state_dicts.integers import INTEGERS_REMEDY, plain_dtype
 from qdeq.state_dicts.lost import constants_of, lost_names, remedy_for
 from qdeq.state_dicts.parts import Plan, ShapeOf, Stack, target_shape
 
@@ -77,21 +78,22 @@ class _Matcher:
         self.matches: dict[str, Match] = {}
 
     def run(self, strict: bool) -> list[Match]:
-        prefix = self._prefix()
         for name in self.targets:
-            source = self._renamed(name, prefix)
-            if source is not None:
-                self._take(name, source, "" if source == name else f"the name without {prefix[0] or prefix[1]!r}")
+            if name in self.plan.targets:
+                self._take(name, name, "")
         self._match_nameless()
         self._match_tied()
         self._fold_norms(strict)
+        self._check_dtypes()
         self._check_shapes()
         self._drop_zero_biases()
         missing = [n for n in self.targets if n not in self.matches and not n.endswith("num_batches_tracked")]
         unused = [source for source in self.unused if not source.endswith("num_batches_tracked")]
-        missing += self._missing_constants(prefix, strict)
-        if strict and (missing or unused):
+        missing += self._missing_constants(strict)
+        if (strict and (missing or unused)) or not any(found.source for found in self.matches.values()):
             raise QdeqValueError(self._complaint(missing, unused))
+        if missing or unused:
+            self._list_what_matched()
         self._check_doubtful(strict)
         for source in unused:
             self.report.dropped.append(DroppedSource(self.plan.targets[source].source, "no parameter of this name"))
@@ -100,9 +102,13 @@ class _Matcher:
                 self.report.note(name, "not written: nothing in the state dict goes there")
         return [self.matches[name] for name in self.targets if name in self.matches]
 
-    def _missing_constants(self, prefix: tuple[str, str], strict: bool) -> list[str]:
+    def _list_what_matched(self) -> None:
+        written = [name for name, found in self.matches.items() if found.source]
+        self.report.note("", f"{len(written)} of {len(self.targets)} tensors written: {', '.join(written)}")
+
+    def _missing_constants(self, strict: bool) -> list[str]:
         """Names of constants that the file of a model with quantized activations should hold, and does not."""
-        known = {prefix[1] + name.removeprefix(prefix[0]): value for name, value in self.plan.constants.items()}
+        known = self.plan.constants
         static = any(qparams != _DYNAMIC for qparams in self.report.activation_qparams.values())
         if not static and not known:
             return []  # activations were not quantized: their classes are the user's own
@@ -148,27 +154,6 @@ class _Matcher:
         self.matches[name] = Match(name, source, how, self._class_of(name), value, tied)
         self.unused.pop(source, None)
 
-    def _prefix(self) -> tuple[str, str]:
-        """Find what the sources' names have in front (``module.``, ``model.``), and what the targets' have."""
-        names = set(self.plan.targets)
-        if names & set(self.targets):
-            return "", ""
-        for front in {name.split(".", 1)[0] + "." for name in names if "." in name}:
-            if all(name.startswith(front) for name in names) and any(
-                n.removeprefix(front) in self.targets for n in names
-            ):
-                return front, ""
-        for front in {name.split(".", 1)[0] + "." for name in self.targets if "." in name}:
-            if any(front + name in self.targets for name in names):
-                return "", front
-        return "", ""
-
-    def _renamed(self, name: str, prefix: tuple[str, str]) -> str | None:
-        if prefix[1] and not name.startswith(prefix[1]):
-            return None
-        source = prefix[0] + name.removeprefix(prefix[1])
-        return source if source in self.plan.targets else None
-
     def _match_nameless(self) -> None:
         """Match what graphs call without a name, and frozen scripts hold, by shape if only one fits."""
         free = [n for n in self.targets if n not in self.matches]
@@ -203,6 +188,20 @@ class _Matcher:
         )
         for found in folded:
             self._take(*found)
+
+    def _check_dtypes(self) -> None:
+        """Integers are no float weights, and float numbers no integers: a copy would change them in silence."""
+        for name, found in self.matches.items():
+            if found.value is not None:
+                continue
+            target, source = self.targets[name], self.plan.targets[found.source]
+            dtype = plain_dtype(source.value)
+            integers = dtype.startswith(("int", "uint", "bool"))
+            if dtype and integers == (target.is_floating_point() or target.is_complex()):
+                what = f"{'floating point or quantized' if integers else 'integer'} values for {target.dtype}"
+                remedy = INTEGERS_REMEDY if integers else "Pass the float class of the model that was saved."
+                got = f"{dtype} of shape {self.shapes[found.source]} from {source.source}"
+                refuse(f"{INTO}: {name}", what, got, remedy)
 
     def _check_shapes(self) -> None:
         for name, found in self.matches.items():

@@ -14,6 +14,7 @@ from qdeq.layers.names import bias_name
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Cell, Packed, Plan
+from qdeq.state_dicts.records import BESIDE, OPTIMIZER, Entry, could_be_weight, is_optimizer, records_among
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
@@ -21,7 +22,7 @@ from qdeq.weights.checks import describe
 from qdeq.weights.integer_types import scheme_of
 from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.words import join
+from qdeq.words import dtype_name, join
 
 __all__ = ["NamedTensor", "named_tensors", "plan_state"]
 
@@ -85,7 +86,8 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
         like: the float model, where it is known: it tells what keys do not.
 
     Returns:
-        A plan whose targets hold tensors and quantized weights; the numbers of its activations may be tensors.
+        A plan whose targets hold tensors and quantized weights; the numbers of its activations may be tensors. What a
+        checkpoint holds beside weights is among its dropped sources.
 
     Raises:
         QdeqTypeError: packed parameters of an unknown class.
@@ -94,26 +96,51 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
     """
     if isinstance(sd, WeightFile):
         return sd.plan_for(like)
-    plan = plan_names(where, _sources(where, sd), shape_of, like)
+    walk = _Walk(where)
+    walk.visit("", sd)
+    plan = plan_names(where, walk.sources, shape_of, like)
+    plan.dropped = {**walk.dropped, **plan.dropped}
     plan.doubtful = doubts(plan, _stride, {})
     return plan
 
 
-def _stride(value: Tensor | QuantizedWeight) -> tuple[tuple[int, ...], str | None]:
+def _stride(value: Any) -> tuple[tuple[int, ...], str | None]:
     if isinstance(value, QuantizedWeight):
         return value.int_repr.stride(), value.qscheme
     return value.stride(), scheme_of(value) if value.is_quantized else None
 
 
-def _sources(where: str, sd: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    sources: dict[str, Any] = {}
-    for key, value in sd.items():
-        name = f"{prefix}{key}"
+class _Walk:
+    """Names joined by dots through nested mappings, without what is no weight."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.sources: dict[str, Any] = {}
+        self.dropped: dict[str, str] = {}
+
+    def visit(self, prefix: str, entries: Mapping[Any, Any]) -> bool:
+        """Take all entries of a mapping; whether there is a weight among them."""
+        if is_optimizer(entries):
+            self.dropped[prefix.rstrip(".") or "optimizer"] = OPTIMIZER
+            return False
+        found = [self._entry(f"{prefix}{key}", str(key), value) for key, value in entries.items()]
+        for record in records_among(found):
+            name = f"{prefix}{record.name}"
+            self.dropped.setdefault(name, BESIDE)
+            below = [key for key in self.sources if key == name or key.startswith(f"{name}.")]
+            for key in below:
+                del self.sources[key]
+        return any(entry.has_weight for entry in found)
+
+    def _entry(self, name: str, key: str, value: Any) -> Entry:
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = dict(enumerate(value))  # such as the states of several optimizers
         if isinstance(value, Mapping):
-            sources.update(_sources(where, value, f"{name}."))
-        else:
-            sources[name] = _source(f"{where}: {name}", name, value)
-    return sources
+            return Entry(key, True, self.visit(f"{name}.", value))
+        source = self.sources[name] = _source(f"{self.where}: {name}", name, value)
+        if isinstance(source, Tensor):
+            return Entry(key, False, could_be_weight(source.shape, dtype_name(source.dtype)))
+        return Entry(key, False, isinstance(source, Packed | Cell | QuantizedWeight))
 
 
 def _source(where: str, name: str, value: Any) -> Any:

@@ -14,6 +14,7 @@ key                                           float name
 ``P._packed_weight_N``                        ``P._packed_weight_N.weight``, ``.bias`` (FX function call)
 ``P._all_weight_values.N.param``              ``P.weight_ih_l0``, ``P.bias_hh_l1_reverse``, ...
 ``P._packed_weight_ih`` / ``_hh``             ``P.weight_ih``, ``P.bias_ih``, ... (RNN cells)
+``P.weight`` + ``P.weight_scale`` ...         ``P.weight``, dequantized, if it is of plain integers
 ``P.scale`` + ``P.zero_point``, ``_scale_N``  none: the quantization of an activation
 ``P.layers.N.layer_fw.cell.igates`` (+ above)  ``P.weight_ih_lN``, ... (static LSTM)
 ``P.linear_Q``, ``_K``, ``_V`` (+ above)      ``P.in_proj_weight``, ``P.q_proj_weight``, ... (attention)
@@ -32,7 +33,9 @@ from torch import nn
 
 from qdeq.layers.names import lstm_name
 from qdeq.state_dicts.attention import keeps_projections, name_attentions
+from qdeq.state_dicts.integers import plain_dtype, take_scaled
 from qdeq.state_dicts.parts import Fold, Packed, Plan, ShapeOf, Target
+from qdeq.state_dicts.records import COUNTER
 from qdeq.state_dicts.rnn import RnnShape, rnn_shapes_of, take_rnns
 from qdeq.words import join
 
@@ -43,6 +46,7 @@ _OBSERVER = re.compile(r"(^|\.)(activation_post_process(_\d+)?|weight_fake_quant
 _ZERO_POINT = re.compile(r"(?P<before>.*(^|[._]))zero_point(?P<number>_\d+)?")
 _OBSERVED = "an observer or fake quantization of the prepared model: its weights are the float ones"
 _FOLDED = "batch norm folded in with eps 1e-5, the default: the file does not hold it"
+_MAX_AVERAGES = 64  # models in one checkpoint: each is compared with all names
 CONSTANTS = ("alpha", "negative_slope")
 """Attributes of activations that a model saved whole has; torch's state dicts never do."""
 
@@ -73,6 +77,8 @@ def plan_names(
     _take_activations(plan, rest, shape_of)
     take_rnns(where, plan, rest, shape_of, {**(rnn_shapes or {}), **rnn_shapes_of(like)})
     _take_folds(where, plan, rest)
+    take_scaled(where, plan, rest, shape_of)
+    _take_counters(plan, rest)
     fused = _fused_paths(rest)
     for key, value in rest.items():
         cell = re.fullmatch(r"(.*?)(?:weight|bias)_([ih]h)", key)
@@ -81,7 +87,7 @@ def plan_names(
             continue
         if _OBSERVER.search(key):
             plan.dropped[key] = _OBSERVED
-        elif (match := _REFERENCE.fullmatch(key)) and match["weight"] in rest and f"{match['weight']}_scale" in rest:
+        elif _is_reference(key, rest):
             plan.dropped[key] = "of a reference module: its weight is the float one, before quantization"
         elif isinstance(value, Packed):
             _add_packed(where, plan, key, value)
@@ -111,13 +117,30 @@ def _take_activations(plan: Plan, rest: dict[str, Any], shape_of: ShapeOf) -> No
 
     for key in list(rest):
         match = _ZERO_POINT.fullmatch(key)
-        if match is None or _OBSERVER.search(key) or key.endswith(("weight_zero_point", "_hh_zero_point")):
+        if match is None or _OBSERVER.search(key) or _REFERENCE.fullmatch(key):
             continue
         before, number = match["before"], match["number"] or ""
         scale_key = f"{before}scale{number}"
         if scale_key in rest and is_scalar(rest[key]) and is_scalar(rest[scale_key]):
             path = before[:-1] if before.endswith(".") and not number else before.rstrip("_") + number
             plan.activations[path] = (rest.pop(scale_key), rest.pop(key))
+
+
+def _is_reference(key: str, rest: Mapping[str, Any]) -> bool:
+    """Whether a key is a reference module's note of how its float weight is to be quantized."""
+    match = _REFERENCE.fullmatch(key)
+    if match is None or match["weight"] not in rest or f"{match['weight']}_scale" not in rest:
+        return False
+    return not plain_dtype(rest[match["weight"]]).startswith(("int", "uint"))
+
+
+def _take_counters(plan: Plan, rest: dict[str, Any]) -> None:
+    """``n_averaged`` of an AveragedModel, all of whose other names begin with ``module.``."""
+    for key in [key for key in rest if key.rpartition(".")[2] == "n_averaged"][:_MAX_AVERAGES]:
+        path = key.removesuffix("n_averaged")
+        if all(other == key or other.startswith(f"{path}module.") for other in rest if other.startswith(path)):
+            del rest[key]
+            plan.dropped[key] = COUNTER
 
 
 def _take_folds(where: str, plan: Plan, rest: dict[str, Any]) -> None:

@@ -8,9 +8,22 @@ from typing import Any
 
 from qdeq.errors import refuse
 from qdeq.layers.names import bias_name
+from qdeq.state_dicts.rowwise import rowwise_shape
 from qdeq.words import join
 
-__all__ = ["Cell", "Fold", "Packed", "Plan", "ShapeOf", "Stack", "Target", "map_tensors", "target_shape"]
+__all__ = [
+    "Cell",
+    "Fold",
+    "Packed",
+    "Plan",
+    "Rowwise",
+    "Scaled",
+    "ShapeOf",
+    "Stack",
+    "Target",
+    "map_tensors",
+    "target_shape",
+]
 
 ShapeOf = Callable[[Any], "tuple[int, ...] | None"]
 """Gives the shape of a tensor of any kind; None for what is no tensor."""
@@ -57,6 +70,25 @@ class Stack:
 
 
 @dataclass(frozen=True, eq=False)
+class Scaled:
+    """Plain integers (int8, uint8, int32) and, beside them, what they are to be multiplied by.
+
+    ``parts``: integers, scale, and zero point and axis where the source has them, else None. All but the first may be
+    numbers.
+    """
+
+    parts: tuple[Any, Any, Any, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Rowwise:
+    """A table whose rows of bytes hold values of ``bits`` bits, then their scale and offset."""
+
+    table: Any
+    bits: int
+
+
+@dataclass(frozen=True, eq=False)
 class Target:
     """One tensor of the float model: its value as the source gave it, the source's key, and a remark."""
 
@@ -91,6 +123,20 @@ class Plan:
             refuse(f"{where}: {name}", "one source", got, "The checkpoint holds two versions of one layer: remove one.")
         self.targets[name] = target
 
+    def renamed(self, where: str, rename: Callable[[str], str]) -> Plan:
+        """The same under other names; those of modules and constants change, too."""
+        plan = Plan(dropped=dict(self.dropped))
+        for name, target in self.targets.items():
+            plan.add(where, rename(name), target)
+        plan.activations = {rename(path): qparams for path, qparams in self.activations.items()}
+        plan.constants = {rename(name): value for name, value in self.constants.items()}
+        plan.doubtful = {rename(name): why for name, why in self.doubtful.items()}
+        return plan
+
+    def drop(self, name: str, reason: str) -> None:
+        """Take a target out."""
+        self.dropped[self.targets.pop(name).source] = reason
+
     def add_packed(self, where: str, name: str, packed: Packed, key: str) -> None:
         """Put in what one key holds: the weight ``name`` and its bias, if there is one."""
         self.add(where, name, Target(packed.weight, key))
@@ -105,7 +151,11 @@ def map_tensors(value: Any, change: Callable[[Any], Any]) -> Any:
         return Fold(value.part, tuple(None if part is None else change(part) for part in value.parts))
     if isinstance(value, Stack):
         return Stack(tuple(change(part) for part in value.parts), value.sources)
-    return change(value)
+    if isinstance(value, Scaled):
+        known = (part if part is None or isinstance(part, int | float) else change(part) for part in value.parts)
+        integers, scale, zero_point, axis = known
+        return Scaled((integers, scale, zero_point, axis))
+    return Rowwise(change(value.table), value.bits) if isinstance(value, Rowwise) else change(value)
 
 
 def target_shape(value: Any, shape_of: ShapeOf) -> tuple[int, ...] | None:
@@ -115,4 +165,8 @@ def target_shape(value: Any, shape_of: ShapeOf) -> tuple[int, ...] | None:
     if isinstance(value, Stack):
         shapes = [shape_of(part) or () for part in value.parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    if isinstance(value, Scaled):
+        return shape_of(value.parts[0])
+    if isinstance(value, Rowwise):
+        return rowwise_shape(shape_of(value.table) or (), value.bits)
     return shape_of(value)

@@ -114,8 +114,12 @@ class _Meetings:
         self._collect(sources, targets, swapped=False)
         self._collect(targets, sources, swapped=True)
         self.fitting = {front: self._same_shape(pairs) for front, pairs in self.meet.items()}
-        if not any(self.fitting.values()):
-            self.fitting = self.meet
+        self.shapes_meet = any(self.fitting.values())
+        if not self.shapes_meet:  # then names with a path in them still say what was meant
+            self.fitting = {
+                front: {s: t for s, t in pairs.items() if "." in s[len(front[0]) :]}
+                for front, pairs in self.meet.items()
+            }
 
     def _collect(self, ones: Shapes, others: Shapes, *, swapped: bool) -> None:
         """Any front of ``ones``, and fronts that all ``others`` have."""
@@ -141,7 +145,7 @@ class _Meetings:
         if _core(self.targets) <= as_are or not as_are <= set(self.fitting[best].values()):
             return [_NONE]  # another front would mix an auxiliary part of the source into the model
         rivals = [front for front in order[1:] if self._is_rival(front, best)]
-        if rivals:
+        if rivals and self.shapes_meet:
             self._refuse(where, [best, *rivals], remedy)
         if best == _NONE:
             return [best]

@@ -24,11 +24,33 @@ class RnnShape:
     layers: int
     bidirectional: bool
 
+    @property
+    def cells(self) -> int:
+        """How many layers and directions there are."""
+        return self.layers * (1 + self.bidirectional)
+
 
 def rnn_shapes_of(model: nn.Module | None) -> dict[str, RnnShape]:
     """Layers and directions of every RNN of a float model, by its path; nothing for None."""
     rnns = {} if model is None else {name: m for name, m in model.named_modules() if isinstance(m, nn.RNNBase)}
     return {name: RnnShape(m.num_layers, m.bidirectional) for name, m in rnns.items()}
+
+
+def _known_shape(path: str, cells: int, known: Mapping[str, RnnShape]) -> RnnShape | None:
+    """The shape that a float model knows for ``path``, which may have a prefix that its own paths have not, or lack it.
+
+    None where the RNNs that it can be differ.
+    """
+    if path in known:
+        return known[path]
+    fitting = {other: shape for other, shape in known.items() if shape.cells == cells}
+    alike = {shape for other, shape in fitting.items() if _end_alike(path, other)}
+    shapes = alike or set(fitting.values())
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def _end_alike(one: str, other: str) -> bool:
+    return f".{one}".endswith(f".{other}") or f".{other}".endswith(f".{one}")
 
 
 _RNN = re.compile(r"(?P<path>.*?)(?P<dot>^|\.)_all_weight_values\.(?P<at>\d+)\.param")
@@ -50,7 +72,7 @@ def take_rnns(where: str, plan: Plan, rest: dict[str, Any], shape_of: ShapeOf, k
         if sorted(keys) != list(range(len(keys))):
             refuse(f"{where}: {path}", "layers counted from 0", str(sorted(keys)), "The checkpoint is not complete.")
         cells = [rest[keys[at]] for at in range(len(keys))]
-        shape = known.get(path) or _rnn_shape(where, path, cells, shape_of)
+        shape = _known_shape(path, len(cells), known) or _rnn_shape(where, path, cells, shape_of)
         suffixes = rnn_suffixes(len(cells), shape.bidirectional)
         for at, (cell, suffix) in enumerate(zip(cells, suffixes, strict=False)):
             del rest[keys[at]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected, refuse
 from qdeq.report import DroppedSource, Report, ReportEntry
+from qdeq.state_dicts.fitting import below_prefix, fit_names, mark_rowwise
+from qdeq.state_dicts.integers import INTEGERS_REMEDY, unexplained
 from qdeq.state_dicts.matching import INTO, Match, match
 from qdeq.state_dicts.named import plan_state
-from qdeq.state_dicts.parts import Fold, Plan, Stack, Target
+from qdeq.state_dicts.parts import Fold, Plan, Rowwise, Scaled, Stack, Target
+from qdeq.state_dicts.rowwise import rowwise_shape
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.checks import describe
@@ -32,6 +35,8 @@ def dequantize_state_dict(
     dtype: torch.dtype = torch.float32,
     strict: bool = True,
     norms: Mapping[str, str] | None = None,
+    prefix: str | None = None,
+    rowwise: Collection[str] | Mapping[str, int] = (),
 ) -> tuple[dict[str, Tensor], Report]:
     """Turn the state dict of a quantized model into that of the float model it stands for.
 
@@ -49,6 +54,11 @@ def dequantize_state_dict(
         norms: with ``into``: path of a layer -> path of the batch norm that was folded into it, such as
             ``{"conv1": "bn1"}``, for those that neither the forward of ``into`` nor the order of its modules tells.
         strict: with ``into``, raise if a source is unused or a parameter is not written; otherwise the report says so.
+            Without it, raise if a weight is of plain integers with no scale beside them; otherwise it is passed on.
+        prefix: take only what lies below this path, such as ``"model_ema"``, under the names there. With ``into``, a
+            prefix that only one side has is found from the names; the report says what was renamed.
+        rowwise: names of uint8 tables of 8-bit values with float32 scale and offset at the end of each row, as FBGEMM
+            and torchrec store embeddings; or names -> bits, 8 or 4 (with float16 scale and offset).
 
     Returns:
         The float state dict, under the names of ``into`` if that is given, and the report. The scale and zero point of
@@ -68,15 +78,19 @@ def dequantize_state_dict(
     if norms is not None and into is None:
         refuse(f"{_WHERE}: norms", "None without into", repr(norms), "Pass the float model to load as into.")
     plan = plan_state(_WHERE, sd, into)
+    mark_rowwise(_WHERE, plan, rowwise)
     if not plan.targets:
         remedy = "Pass the state dict of a quantized model."
-        refuse(f"{_WHERE}: sd", "at least one tensor", f"{len(sd)} entries", remedy)
-    report = Report(activation_qparams={n: (float(s), int(z)) for n, (s, z) in plan.activations.items()})
+        refuse(f"{_WHERE}: sd", "at least one weight", f"{len(sd)} entries", remedy)
+    if prefix is not None:
+        plan = below_prefix(_WHERE, plan, prefix)
+    report = Report()
+    if into is not None:
+        plan = fit_names(f"{_WHERE}: sd", plan, into, report, shape_of, as_they_are=prefix is not None)
+    report.activation_qparams |= {n: (float(s), int(z)) for n, (s, z) in plan.activations.items()}
     report.dropped.extend(DroppedSource(source, reason) for source, reason in plan.dropped.items())
     if into is None:
-        matches = [Match(name, name, "", "Tensor") for name in plan.targets]
-        for name, why in plan.doubtful.items():
-            report.note(name, why)
+        matches = _own_names(plan, report, strict=strict)
     else:
         matches = match(plan, into, report, shape_of, strict=strict, norms=norms)
     where = sd.path if isinstance(sd, WeightFile) else _WHERE
@@ -88,13 +102,25 @@ def dequantize_state_dict(
     return (tensors if into is None else _load(into, matches, tensors)), report
 
 
+def _own_names(plan: Plan, report: Report, *, strict: bool) -> list[Match]:
+    """Everything under its own float name."""
+    for name, got in unexplained({name: target.value for name, target in plan.targets.items()}).items():
+        if strict:
+            remedy = f"{INTEGERS_REMEDY} With strict=False the integers are passed on."
+            refuse(f"{_WHERE}: {name}", "a floating point or quantized weight", got, remedy)
+        report.note(name, f"{got}: passed on as integers")
+    for name, why in plan.doubtful.items():
+        report.note(name, why)
+    return [Match(name, name, "", "Tensor") for name in plan.targets]
+
+
 def _check_biases(where: str, plan: Plan) -> None:
     """Refuse integers as the bias of a quantized weight: their scale, input times weight, is in no state dict."""
     for name, target in plan.targets.items():
         weight = plan.targets.get(name.removesuffix("bias") + "weight") if name.endswith("bias") else None
         if weight is None or not isinstance(target.value, Tensor) or target.value.is_floating_point():
             continue
-        if isinstance(as_weight(where, weight.value), QuantizedWeight):
+        if isinstance(weight.value, Scaled) or isinstance(as_weight(where, weight.value), QuantizedWeight):
             remedy = "Multiply it by the scales of input and weight, and save the floats."
             refuse(f"{where}: {target.source}", "a floating-point bias", describe(target.value), remedy)
 
@@ -104,7 +130,7 @@ def _value(where: str, name: str, target: Target, dtype: torch.dtype) -> Tensor:
     value: Any = target.value
     if isinstance(value, Fold):
         return value_of(where, value).to(dtype)  # type: ignore[union-attr]  # a fold is float
-    if isinstance(value, Stack):
+    if isinstance(value, Rowwise | Scaled | Stack):
         value = value_of(where, value)
     if isinstance(value, QuantizedWeight) or value.is_quantized:
         return dequantize_source(value, where=where, dtype=dtype)
@@ -122,14 +148,23 @@ def _fill_report(report: Report, plan: Plan, matches: list[Match]) -> None:
             continue
         note = "; ".join(text for text in (target.note, found.how) if text)
         if not isinstance(target.value, Stack):
-            value = target.value.like if isinstance(target.value, Fold) else target.value
-            report.entries.append(_entry(found, value, target.source, note))
+            report.entries.append(_entry(found, _described(target), target.source, note))
             continue
         row = 0
         for value, source in zip(target.value.parts, target.value.sources, strict=True):
             rows = f"rows {row} to {row + value.shape[0] - 1}"
             report.entries.append(_entry(found, value, source, f"{rows}; {note}" if note else rows))
             row += value.shape[0]
+
+
+def _described(target: Target) -> Any:
+    """What a report says of a target's value: the value, or what stands for it."""
+    value = target.value
+    if isinstance(value, Rowwise):
+        return torch.empty(rowwise_shape(tuple(value.table.shape), value.bits), dtype=torch.uint8, device="meta")
+    if isinstance(value, Scaled):
+        return value_of(f"{_WHERE}: {target.source}", value)
+    return value.like if isinstance(value, Fold) else value
 
 
 def _entry(found: Match, value: Any, source: str, note: str) -> ReportEntry:

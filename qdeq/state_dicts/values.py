@@ -13,7 +13,9 @@ from torch import Tensor
 
 from qdeq.errors import refuse
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
-from qdeq.state_dicts.parts import Fold, Stack
+from qdeq.state_dicts.integers import scaled_weight
+from qdeq.state_dicts.parts import Fold, Rowwise, Scaled, Stack
+from qdeq.state_dicts.rowwise import rowwise_values
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.integer_types import PER_CHANNEL, PER_TENSOR
 from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
@@ -34,7 +36,7 @@ def as_weight(where: str, value: Any) -> QuantizedWeight | Tensor:
 
 
 def value_of(where: str, value: Any) -> QuantizedWeight | Tensor:
-    """The value of a target whose tensors are read: a weight, quantized or not, or a :class:`Fold` or :class:`Stack`.
+    """The value of a target whose tensors are read: a weight, or several tensors that are one together.
 
     Raises:
         QdeqValueError: parts that do not fit one another.
@@ -44,6 +46,10 @@ def value_of(where: str, value: Any) -> QuantizedWeight | Tensor:
         return _fold(where, value.part, *value.parts).detach()
     if isinstance(value, Stack):
         return stack_weights(where, [as_weight(where, part) for part in value.parts])
+    if isinstance(value, Scaled):
+        return scaled_weight(where, *value.parts)
+    if isinstance(value, Rowwise):
+        return rowwise_values(where, value.table, value.bits)
     return as_weight(where, value)
 
 

@@ -71,6 +71,7 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
         constants: dotted name -> number that the float class holds as an attribute, such as ``act.alpha`` of an ELU.
         doubtful: name -> why the bytes of that weight may not be what was trained.
         dropped: keys that have no place among the weights, with the reason.
+        integers: name -> what it is, of weights that are plain integers: their floats are not known.
         unread: keys that may hold weights, but are of no kind that is known -> what they are; they are dropped, too.
 
     """
@@ -85,6 +86,7 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
         self.constants: dict[str, float] = {}
         self.doubtful: dict[str, str] = {}
         self.dropped: dict[str, str] = {}
+        self.integers: dict[str, str] = {}
         self.unread: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -150,7 +152,9 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
     @property
     def warnings(self) -> list[str]:
         """What could not be checked so far or not be read, and weights that may be wrong, in words."""
-        return [*self.unchecked, *(f"{name}: {text}" for name, text in {**self.unread, **self.doubtful}.items())]
+        integers = {name: f"{text}: left as integers" for name, text in self.integers.items()}
+        known = {**self.unread, **self.doubtful, **integers}
+        return [*self.unchecked, *(f"{name}: {text}" for name, text in known.items())]
 
     @property
     def report(self) -> Report:

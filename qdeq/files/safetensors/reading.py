@@ -26,6 +26,9 @@ from qdeq.files.safetensors.format import (
     load_json,
 )
 from qdeq.files.untrusted import is_size, refuse, shown
+from qdeq.state_dicts.integers import take_scaled, unexplained
+from qdeq.state_dicts.parts import Plan, map_tensors
+from qdeq.state_dicts.values import value_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name
@@ -59,7 +62,8 @@ class _Kept:
 class SafetensorsFile(WeightFile):
     """Safetensors files as one mapping. The format has no checksums.
 
-    Weights that :func:`qdeq.save_safetensors` kept as integers come back as :class:`qdeq.QuantizedWeight`.
+    Weights that :func:`qdeq.save_safetensors` kept as integers come back as :class:`qdeq.QuantizedWeight`, and so do
+    integers with scales beside them (:mod:`qdeq.state_dicts.integers`).
     """
 
     kind = "safetensors"
@@ -78,11 +82,20 @@ class SafetensorsFile(WeightFile):
             for name, text in file.kept.items():
                 self._kept[name] = _kept_weight(file, name, text)
         inner = {name + suffix for name in self._kept for suffix in (SCALE_SUFFIX, ZERO_POINT_SUFFIX)}
-        super().__init__(path, {name: None for name in self._tensors if name not in inner})
+        plain = {name: place for name, (_, place) in self._tensors.items() if name not in {*self._kept, *inner}}
+        beside = Plan()
+        take_scaled(path, beside, plain, lambda place: place.shape if isinstance(place, Place) else None)
+        self._scaled = {name: target.value for name, target in beside.targets.items()}
+        listed = {*plain, *self._kept, *self._scaled}
+        super().__init__(path, {name: None for name in self._tensors if name in listed})
+        self.dropped, self.integers = beside.dropped, unexplained(plain)
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
         if name not in self._names:
             raise KeyError(name)
+        if name in self._scaled:
+            parts = map_tensors(self._scaled[name], lambda place: self._tensor(place.name))
+            return value_of(f"{self.path}: {shown(name)}", parts)
         if name not in self._kept:
             return self._tensor(name)
         kept = self._kept[name]
@@ -126,10 +139,10 @@ class SafetensorsFile(WeightFile):
         """Describe one weight: reads its scales, not its values."""
         _, place = self._tensors[name]
         size = place.end - place.begin
-        kept = self._kept.get(name)
+        kept: Any = self[name] if name in self._scaled else self._kept.get(name)
         if kept is None:
             return Entry(name, place.shape, dtype_name(place.dtype), None, None, None, None, size, name)
-        scale = self._tensor(name + SCALE_SUFFIX)
+        scale = kept.scale if name in self._scaled else self._tensor(name + SCALE_SUFFIX)
         low, high = (float(scale.min()), float(scale.max())) if scale.numel() else (None, None)
         return Entry(name, kept.shape, kept.dtype, kept.qscheme, kept.axis, low, high, size, name)
 

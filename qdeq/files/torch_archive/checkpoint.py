@@ -8,10 +8,10 @@ Sources: ``torch.nn.Module.__reduce__`` (the instance dict), ``torch/ao/nn/quant
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_ENTRIES, MAX_NAME, MAX_NODES, MAX_SHARES
+from qdeq.files.torch_archive.contents import Contents, Level
+from qdeq.files.torch_archive.limits import MAX_DEPTH, MAX_NAME, MAX_NODES, MAX_SHARES
 from qdeq.files.torch_archive.packed_objects import (
     conv_module_geometry,
     linear_pair,
@@ -24,10 +24,9 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.naming import CONSTANTS
 from qdeq.state_dicts.parts import Packed
 from qdeq.state_dicts.rnn import RnnShape
-from qdeq.weights.direct_conv import ConvGeometry
 from qdeq.words import join
 
-__all__ = ["Contents", "collect"]
+__all__ = ["collect"]
 
 _PYTHON_STATE = ("_parameters", "_buffers", "_modules")
 _CONV_WEIGHT, _CONV_BIAS, _CONV_SCALE, _CONV_ZERO_POINT = 10, 11, 12, 13  # places in quantized convs' state tuple
@@ -39,29 +38,14 @@ _PACKAGED_SCRIPT = Global("torch.jit._script", "unpackage_script_module")
 _LINEAR_HOLDER = "LinearPackedParams"
 
 
-@dataclass
-class Contents:
-    """What a file holds: key -> tensor, packed parameters, number or None; and what was seen on the way.
-
-    ``unread``: key of something that holds weights and is of no known kind -> what it is. ``geometries``: key of a
-    convolution's weight or packed parameters -> how it was set up, where the file says it.
-    """
-
-    sources: dict[str, Any] = field(default_factory=dict)
-    rnn_shapes: dict[str, RnnShape] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
-    geometries: dict[str, ConvGeometry] = field(default_factory=dict)
-
-
 def collect(
     path: str,
     top: object,
     reader: StorageReader,
-    prefix: str = "",
-    into: Contents | None = None,
+    prefix: str,
+    into: Contents,
     scripts: Mapping[Any, dict[str, Any]] | None = None,
-) -> Contents:
+) -> None:
     """Flatten what a pickle describes.
 
     Args:
@@ -76,9 +60,7 @@ def collect(
         QdeqValueError: too deep, too large, or a tensor that does not fit the file.
 
     """
-    walk = _Walk(path, reader, Contents() if into is None else into, scripts or {})
-    walk.visit(prefix, top, 0)
-    return walk.contents
+    _Walk(path, reader, into, scripts or {}).visit(prefix, top, 0)
 
 
 class _Walk:
@@ -100,13 +82,9 @@ class _Walk:
         return join(key, name)
 
     def put(self, key: str, value: Any) -> None:
-        sources = self.contents.sources
-        if key in sources or len(sources) >= MAX_ENTRIES:
-            what = "keys that differ" if key in sources else f"at most {MAX_ENTRIES} keys"
-            refuse(self.where(key), what, "the same key twice" if key in sources else "more")
         if isinstance(value, int) and abs(value) >= 2**63:
             refuse(self.where(key), "a number of at most 63 bits", shown(value))
-        sources[key] = value
+        self.contents.put(self.where(key), key, value)
 
     def tensor(self, key: str, value: object) -> StoredTensor | None:
         """Describe a rebuild call once, however often it is referred to."""
@@ -152,13 +130,25 @@ class _Walk:
             self._instance(key, value, depth)
         elif isinstance(value, tuple) and key.endswith("_packed_params._packed_params"):
             self.put(key, self._pair(key, value))
+        elif isinstance(value, dict):
+            self._mapping(key, value, depth)
         else:
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            for name, item in pairs:
-                if isinstance(name, str) or (isinstance(name, int) and abs(name) < 2**63):
-                    self._child(key, str(name), item, depth)
-                elif isinstance(item, _CONTAINERS):
-                    self.contents.dropped[self.join(key, "(a key that is no text)")] = "no name to call it by"
+            for at, item in enumerate(value):
+                self._child(key, str(at), item, depth)
+
+    def _mapping(self, key: str, value: dict[Any, Any], depth: int) -> None:
+        if self.contents.drop_optimizer(key, value):
+            return
+        level = Level(self.contents, key)
+        for name, item in value.items():
+            if isinstance(name, str) or (isinstance(name, int) and abs(name) < 2**63):
+                level.begin()
+                self._child(key, str(name), item, depth)
+                if item is not None:
+                    level.end(str(name), _is_nested(item))
+            elif isinstance(item, _CONTAINERS):
+                self.contents.dropped[self.join(key, "(a key that is no text)")] = "no name to call it by"
+        level.leave_records()
 
     def _child(self, key: str, name: str, item: Any, depth: int) -> None:
         if isinstance(item, _PLAIN) and not isinstance(item, bool):
@@ -189,7 +179,8 @@ class _Walk:
         elif self._is_conv(key, state):
             self._conv(key, state)
         elif isinstance(state, dict):
-            self._module(key, value, state, depth)
+            if not self.contents.drop_optimizer(key, state):
+                self._module(key, value, state, depth)
         elif isinstance(state, tuple | list):
             self.visit(self.join(key, "state"), state, depth + 1)
         elif value.items:
@@ -272,8 +263,14 @@ class _Walk:
             refuse(self.where(key), "the name of a class", shown(class_name))
         packed, geometry = packed_object(self.where(key), class_name, state, lambda value: self._need(key, value))
         if packed is None:
-            self.contents.unread[key] = f"packed parameters of {shown(class_name)}, a class that qdeq does not read"
+            what = f"packed parameters of {shown(class_name)}, a class that qdeq does not read"
+            self.contents.leave_unread(key, what)
             return
         self.put(key, packed)
         if geometry is not None:
             self.contents.geometries[key] = geometry
+
+
+def _is_nested(item: object) -> bool:
+    """Whether an entry is a mapping or an object of its own, such as a model."""
+    return isinstance(item, dict) or (isinstance(item, Instance) and (isinstance(item.state, dict) or bool(item.items)))

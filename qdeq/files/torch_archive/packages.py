@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qdeq.files.torch_archive.checkpoint import Contents, collect
+from qdeq.files.torch_archive.checkpoint import collect
+from qdeq.files.torch_archive.contents import Contents
 from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
 from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.unpickler import read_pickle
@@ -28,7 +29,7 @@ def is_package(directory: ZipDirectory) -> bool:
     return any(name.count("/") == 2 and name.endswith(_MARK) for name in directory.records)
 
 
-def package_contents(path: str, directory: ZipDirectory) -> Contents:
+def package_contents(path: str, directory: ZipDirectory, contents: Contents) -> None:
     """Read every pickle of a package; where there are several, names begin with that of theirs.
 
     Raises:
@@ -46,12 +47,10 @@ def package_contents(path: str, directory: ZipDirectory) -> Contents:
     if not pickles:
         refuse(path, "a torch.package archive that holds a pickle", "none", "Pass what save_pickle() wrote into.")
     scripts = _scripts(path, directory)
-    contents = Contents()
     for name in pickles:
         prefix = name.removeprefix(f"{root}/").removesuffix(".pkl").replace("/", ".") if len(pickles) > 1 else ""
         collect(path, read_record(path, directory, name), reader, prefix, contents, scripts)
     directory.check_small()
-    return contents
 
 
 def _is_pickle(directory: ZipDirectory, name: str, root: str) -> bool:

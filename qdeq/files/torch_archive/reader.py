@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.mapped import map_file
-from qdeq.files.torch_archive.checkpoint import Contents, collect
+from qdeq.files.torch_archive.checkpoint import collect
+from qdeq.files.torch_archive.contents import Contents
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
 from qdeq.files.torch_archive.packages import is_package, package_contents, read_record
 from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
+from qdeq.state_dicts.integers import unexplained
 from qdeq.state_dicts.lost import doubts
 from qdeq.state_dicts.naming import plan_names
-from qdeq.state_dicts.parts import Fold, Plan, Stack, map_tensors, target_shape
-from qdeq.state_dicts.rnn import rnn_shapes_of
+from qdeq.state_dicts.parts import Fold, Plan, Scaled, Stack, Target, map_tensors, target_shape
+from qdeq.state_dicts.records import BESIDE, OPTIMIZER
 from qdeq.state_dicts.values import stacked_kind, value_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
@@ -45,7 +47,6 @@ class Archive(WeightFile):
     ) -> None:
         """Made by :func:`open_archive`; ``unchecked`` says what could not be checked so far."""
         self._contents, self._unchecked, self._buffer = contents, unchecked, buffer
-        contents.rnn_shapes |= rnn_shapes_of(like)
         self._plan = self._names_for(path, like)
         super().__init__(path, self._plan.targets)
         self.activation_qparams = {
@@ -54,6 +55,7 @@ class Archive(WeightFile):
         }
         self.unread = contents.unread
         self.constants, self.dropped, self.doubtful = self._plan.constants, self._plan.dropped, self._plan.doubtful
+        self.integers = unexplained({name: target.value for name, target in self._plan.targets.items()})
 
     def _names_for(self, path: str, like: nn.Module | None) -> Plan:
         """The file's keys under the names of a float model."""
@@ -120,6 +122,8 @@ class Archive(WeightFile):
         """Describe one weight: reads its scales, not its values."""
         target = self._plan.targets[name]
         value = target.value
+        if isinstance(value, Scaled):
+            return self._scaled_entry(name, target)
         parts = value.parts if isinstance(value, Stack) else (value.like if isinstance(value, Fold) else value,)
         first = parts[0]
         shape = target_shape(value, _shape_of) or ()
@@ -131,8 +135,15 @@ class Archive(WeightFile):
         low, high = (min(scales), max(scales)) if scales and qscheme is not None else (None, None)
         return Entry(name, shape, dtype, qscheme, axis, low, high, size, target.source, target.note)
 
+    def _scaled_entry(self, name: str, target: Target) -> Entry:
+        weight = self[name]  # its integers are mapped, not read
+        assert isinstance(weight, QuantizedWeight)
+        low, high = (float(weight.scale.min()), float(weight.scale.max())) if weight.scale.numel() else (None, None)
+        size = target.value.parts[0].nbytes
+        return Entry(name, weight.shape, weight.dtype, weight.qscheme, weight.axis, low, high, size, target.source)
 
-def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> Archive:
+
+def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None, everything: bool = False) -> Archive:
     """Open a checkpoint saved by torch, without running or importing anything it names.
 
     Reads ``.pt`` and ``.pth`` files of state dicts, nested checkpoints, whole pickled models and TorchScript, in the
@@ -143,6 +154,7 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
         path: the file.
         like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
             forward ones, when input and hidden size are equal), and whether attentions keep three projections.
+        everything: take tensors of optimizers and other records of a training, too.
 
     Raises:
         QdeqTypeError: ``path`` is no path.
@@ -153,14 +165,14 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
         remedy = "Pass a file name; a loaded state dict goes to qdeq.dequantize_state_dict."
         raise QdeqTypeError(expected("qdeq.open: path", "a path", type(path).__name__, remedy))
     name = os.fspath(path)
-    buffer = _map(name)
+    buffer, contents = _map(name), Contents(everything=everything)
     if is_zip(buffer):
         directory = ZipDirectory(name, buffer)
-        contents = _zip_contents(name, directory)
+        _zip_contents(name, directory, contents)
         missing = "no CRC32 in the file, damage cannot be seen"
         unchecked: Callable[[], list[str]] = lambda: [f"{shown(n)[1:-1]}: {missing}" for n in directory.unchecked]  # noqa: E731
     elif is_legacy(buffer):
-        contents = _legacy_contents(name, buffer)
+        _legacy_contents(name, buffer, contents)
         unchecked = lambda: ["the format before zip archives has no checksums: damage to values cannot be seen"]  # noqa: E731
     else:
         refuse(
@@ -174,8 +186,9 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None)
         remedy = (
             "qdeq.open reads state dicts, nested checkpoints, pickled models, TorchScript and torch.package archives."
         )
-        got = "; ".join(f"{shown(key)[1:-1]}: {what}" for key, what in list(contents.unread.items())[:3])
-        refuse(name, "a checkpoint that holds tensors", got or "none that could be named", remedy)
+        unread = [f"{shown(key)[1:-1]}: {what}" for key, what in list(contents.unread.items())[:3]]
+        got = "; ".join(unread or sorted({OPTIMIZER, BESIDE} & set(archive.dropped.values())))
+        refuse(name, "a checkpoint that holds weights", got or "none that could be named", remedy)
     return archive
 
 
@@ -195,18 +208,19 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
     return value.shape if isinstance(value, StoredTensor) else None
 
 
-def _legacy_contents(path: str, buffer: Any) -> Contents:
+def _legacy_contents(path: str, buffer: Any, contents: Contents) -> None:
     top, places = read_legacy(path, buffer)
     view = memoryview(buffer)
     reader = StorageReader(
         path, lambda key: places[key][1] - places[key][0], lambda key: view[places[key][0] : places[key][1]]
     )
-    return collect(path, top, reader)
+    collect(path, top, reader, "", contents)
 
 
-def _zip_contents(path: str, directory: ZipDirectory) -> Contents:
+def _zip_contents(path: str, directory: ZipDirectory, contents: Contents) -> None:
     if is_package(directory):
-        return package_contents(path, directory)
+        package_contents(path, directory, contents)
+        return
     roots = {name.split("/", 1)[0] for name in directory.records}
     tops = [name for name in directory.records if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(tops) != 1 or len(roots) != 1:
@@ -216,14 +230,12 @@ def _zip_contents(path: str, directory: ZipDirectory) -> Contents:
     order = directory.records.get(f"{root}/byteorder")
     if order is not None:
         check_byteorder(f"{path}: byteorder", bytes(directory.view(order, 64)))
-    contents = Contents()
     constants = f"{root}/constants.pkl"
     if constants in directory.records:
         _pickled(path, directory, constants, f"{root}/constants/", "constants", contents)
     data = "data/"
     _pickled(path, directory, tops[0], f"{root}/{data}", "", contents)
     directory.check_small()
-    return contents
 
 
 def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix: str, contents: Contents) -> None:

@@ -62,7 +62,7 @@ def test_nothing_is_imported(good: Path, tmp_path: Path) -> None:
     data = b"\x80\x02}X\x01\x00\x00\x00wctrap_module\nThing\n)\x81s."
     sys.path.insert(0, str(tmp_path))
     try:
-        refused(repacked(good, tmp_path / "bad.pth", data_pkl=data), "holds tensors")
+        refused(repacked(good, tmp_path / "bad.pth", data_pkl=data), "holds weights")
     finally:
         sys.path.remove(str(tmp_path))
     assert "trap_module" not in sys.modules
@@ -203,7 +203,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_a_file_without_tensors_is_an_error(tmp_path: Path, top: object) -> None:
     path = tmp_path / "empty.pth"
     torch.save(top, path)
-    refused(path, "holds tensors")
+    refused(path, "holds weights")
 
 
 def test_path_of_the_wrong_type() -> None:

@@ -55,4 +55,4 @@ def test_values_that_no_checkpoint_has(name: str, good: Path, tmp_path: Path) ->
 
 
 def test_an_integer_for_a_key_names_nothing(good: Path, tmp_path: Path) -> None:  # noqa: F811
-    refused(repacked(good, tmp_path / "bad.pth", data_pkl=of(HUGE, tensor())), "holds tensors")
+    refused(repacked(good, tmp_path / "bad.pth", data_pkl=of(HUGE, tensor())), "holds weights")

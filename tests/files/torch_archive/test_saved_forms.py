@@ -135,6 +135,7 @@ def test_report_names_every_source(build_case, tmp_path: Path) -> None:
 def test_every_version_of_packed_convolutions(version: int) -> None:
     """The state is replaced in the pickle's description: torch itself writes version 2 only."""
     from qdeq.files.torch_archive import checkpoint
+    from qdeq.files.torch_archive.contents import Contents
     from qdeq.files.torch_archive.pickled import Call, Global, Instance, Persistent
     from qdeq.files.torch_archive.storages import StorageReader
 
@@ -151,6 +152,8 @@ def test_every_version_of_packed_convolutions(version: int) -> None:
     }
     top = {"conv": Instance(Global("__torch__.torch.classes.quantized", "Conv2dPackedParamsBase"), (), states[version])}
     reader = StorageReader("file", lambda key: 64, lambda key: bytearray(64))
-    packed = checkpoint.collect("file", top, reader).sources["conv"]
+    contents = Contents()
+    checkpoint.collect("file", top, reader, "", contents)
+    packed = contents.sources["conv"]
     assert packed.weight.shape == (2, 2, 2, 2)
     assert packed.bias.shape == (2,)
