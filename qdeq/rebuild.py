@@ -19,6 +19,7 @@ from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
 from qdeq.tree.walk import every_module
+from qdeq.tree.wrappers import unwrap
 from qdeq.words import class_name
 
 __all__ = ["dequantize_model"]
@@ -137,6 +138,10 @@ def dequantize_model(
         result = form.rebuild(model, made, options, report)
     _check_account(made, report)
     imitate(result, [_rounded(part) for part in made], activations, report)
+    if activations == "drop":  # else a wrapper's stubs carry the rounding of what goes in
+        for before, after in unwrap(result):
+            report.move(before, after)
+            report.note(after, "out of the wrapper that add_quant_dequant put around it")
     result = _finish(result, dtype, device)
     return (result, report) if return_report else result
 

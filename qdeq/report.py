@@ -103,12 +103,12 @@ class Report:
     uncovered: list[Uncovered] = field(default_factory=list)
     activation_dtypes: dict[str, str] = field(default_factory=dict)
 
-    def move(self, before: str, after: str, target_class: str) -> None:
-        """Parameters under the dotted name ``before`` are now under ``after``, in a module of another class."""
+    def move(self, before: str, after: str, target_class: str = "") -> None:
+        """Parameters under the dotted name ``before`` are now under ``after``, perhaps in a module of another class."""
         for index, entry in enumerate(self.entries):
             if entry.target == before or entry.target.startswith(f"{before}."):
                 target = after + entry.target[len(before) :]
-                self.entries[index] = replace(entry, target=target, target_class=target_class)
+                self.entries[index] = replace(entry, target=target, target_class=target_class or entry.target_class)
 
     def note(self, path: str, text: str) -> None:
         """Record a choice that was made at the module ``path``."""
