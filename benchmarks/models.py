@@ -10,6 +10,7 @@ import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import nn
 
+from qdeq import dequantize_model
 from qdeq.demo.vision import import_torchvision
 
 __all__ = ["float_torchvision", "float_vgg11", "hand_layers", "hand_model", "quantized_vgg11", "torchvision_model"]
@@ -45,7 +46,26 @@ def quantized_vgg11(hidden: int = 4096) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nnq.Conv2d | nnq.Linear):
             _fill(module)
-    return model.eval()
+    return calibrate(model.eval())
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module) -> nn.Module:
+    """Give each layer of a VGG11 the output scale that one random image of 64 x 64 asks for."""
+    rebuilt = dequantize_model(model)
+    values = torch.randn(1, 3, 64, 64)
+    for path, module in model[1].named_modules():
+        if path:
+            values = rebuilt[1].get_submodule(path)(values)
+        if isinstance(module, nniq.ConvReLU2d):
+            module.scale, module.zero_point = float(values.max()) / 255, 0
+    values = values.mean((2, 3)).repeat_interleave(49, 1)
+    for layer, module in zip(rebuilt[3], model[3], strict=True):
+        values = layer(values)
+        if isinstance(module, nnq.Linear):
+            spread = 0 if isinstance(module, nniq.LinearReLU) else 128
+            module.scale, module.zero_point = float(values.abs().max()) / (255 - spread), spread
+    return model
 
 
 def float_vgg11(hidden: int = 4096) -> nn.Module:
