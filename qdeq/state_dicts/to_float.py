@@ -84,6 +84,8 @@ def dequantize_state_dict(
         refuse(f"{_WHERE}: sd", "at least one weight", f"{len(sd)} entries", remedy)
     if prefix is not None:
         plan = below_prefix(_WHERE, plan, prefix)
+    where = sd.path if isinstance(sd, WeightFile) else _WHERE
+    _check_biases(where, plan)
     report = Report()
     if into is not None:
         plan = fit_names(f"{_WHERE}: sd", plan, into, report, shape_of, as_they_are=prefix is not None)
@@ -93,8 +95,6 @@ def dequantize_state_dict(
         matches = _own_names(plan, report, strict=strict)
     else:
         matches = match(plan, into, report, shape_of, strict=strict, norms=norms)
-    where = sd.path if isinstance(sd, WeightFile) else _WHERE
-    _check_biases(where, plan)
     tensors = {name: _value(where, name, target, dtype) for name, target in plan.targets.items()}
     _fill_report(report, plan, matches)
     for text in sd.unchecked if isinstance(sd, WeightFile) else ():

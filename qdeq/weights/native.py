@@ -31,7 +31,6 @@ except ImportError as error:
 
 __all__ = [
     "OUT_DTYPES",
-    "add_build_facts",
     "build_info",
     "built_with_torch",
     "current_kernel",
@@ -266,30 +265,21 @@ def use_kernel(name: str | None) -> _KernelChoice:
     return _KernelChoice(previous)
 
 
-_fact_providers: list[Callable[[], dict[str, object]]] = []
-
-
-def add_build_facts(provider: Callable[[], dict[str, object]]) -> None:
-    """Let a module above this one add to :func:`build_info`; ``provider`` is called on each request."""
-    _fact_providers.append(provider)
-
-
 def build_info() -> dict[str, object]:
     """Return what was built and what runs: torch versions, compiler, kernel sets, cache size in bytes.
 
     ``QDEQ_KERNEL`` and :func:`use_kernel` show in ``current_kernel``.
     """
-    facts: dict[str, object] = {
+    return {
         "torch": torch.__version__,
         "built_with_torch": built_with_torch(),
         "compiler": _C.compiler,
         "kernels": kernels(),
         "current_kernel": current_kernel(),
         "last_level_cache_bytes": _C.last_level_cache_bytes(),
+        "packed_in_place": not why_not_in_place(),
+        "packed_in_place_why_not": why_not_in_place(),
     }
-    for provider in _fact_providers:
-        facts.update(provider())
-    return facts
 
 
 if os.environ.get("QDEQ_KERNEL"):

@@ -198,14 +198,6 @@ def read_convolutions(
     return cast(list[tuple[bool, Tensor | None]], native.read_all(objs, outs, allow_bad_scales))
 
 
-def _in_place_facts() -> dict[str, object]:
-    why_not = ops.why_not_in_place()
-    return {"packed_in_place": not why_not, "packed_in_place_why_not": why_not}
-
-
-ops.add_build_facts(_in_place_facts)
-
-
 def _native() -> Any:
     """Return the extension, None where it may not be loaded."""
     return None if ops.why_not_in_place() else ops.this_torch

@@ -63,7 +63,7 @@ def test_debug_shows_the_traceback(run, where):
 
 
 def test_unforeseen_errors_are_one_line(run, monkeypatch):
-    def broken(path):
+    def broken(path, **options):
         raise ZeroDivisionError("oh\nno")
 
     monkeypatch.setattr(qdeq, "open", broken, raising=False)

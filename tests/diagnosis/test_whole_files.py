@@ -81,5 +81,5 @@ def test_one_that_cannot_be_copied_is_refused_with_a_way_out(models) -> None:
     _, _, loaded, _ = models
     holder = nn.Sequential(loaded)
     holder.lines = (line for line in "ab")  # a generator cannot be copied
-    with pytest.raises(qdeq.QdeqValueError, match=r"int8_model: .* as torch\.load leaves it.*qdeq\.open\(path\)"):
+    with pytest.raises(qdeq.QdeqValueError, match=r"Sequential: expected float parts .*qdeq\.open\(path\)"):
         qdeq.explain(holder, nn.Sequential(models[0]))

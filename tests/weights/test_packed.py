@@ -116,10 +116,13 @@ def test_no_bias(way: str) -> None:
     assert packed.packed_bias(linear()) is None
 
 
-def test_bias_of_a_parameter_does_not_require_grad(way: str) -> None:
-    bias = packed.packed_bias(linear(bias=torch.nn.Parameter(torch.ones(4))))
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_mark_of_a_bias_that_was_there_to_train_is_kept(way: str, trained: bool) -> None:
+    """A layer without a bias, folded with its batch norm, has one without the mark; the copy is a leaf in any case."""
+    bias = packed.packed_bias(linear(bias=torch.nn.Parameter(torch.ones(4), requires_grad=trained)))
     assert bias is not None
-    assert not bias.requires_grad
+    assert bias.is_leaf
+    assert bias.requires_grad is trained
 
 
 @pytest.mark.parametrize("engine", [name for name in torch.backends.quantized.supported_engines if name != "none"])

@@ -54,9 +54,15 @@ def renaming_of(held: Int8Side, side: Side) -> Callable[[str], str]:
     ours |= {tensor.path: tuple(tensor.value.shape) for tensor in held.plain}
     theirs = {name: tuple(value.shape) for name, value in float_tensors(side).items()}
     try:
-        return find_renaming("float_model", ours, theirs, "Pass the part that belongs to the int8 model.")
+        found = find_renaming("float_model", ours, theirs, "Pass the part that belongs to the int8 model.")
     except QdeqValueError:  # two parts fit alike: none is taken
-        return lambda name: name
+        return _same
+    # Names alone are no evidence that two networks are forms of one.
+    return found if any(ours[a] == theirs[b] for a, b in found.names.items()) else _same
+
+
+def _same(name: str) -> str:
+    return name
 
 
 def _plain_layer(path: str, module: nn.Module) -> FloatLayer | None:

@@ -10,10 +10,12 @@ import torch.ao.nn.quantized as nnq
 from torch import fx, nn
 from torch.ao.quantization import DeQuantStub, FakeQuantizeBase, QuantStub
 
+from qdeq.errors import QdeqValueError, expected
 from qdeq.grids.modules import PostProcess
 from qdeq.sources.eager.mappings import float_class, owned_activation
 from qdeq.sources.eager.recognise import is_quantized_module
 from qdeq.tree.walk import every_module, is_half_made, own_tensors
+from qdeq.words import class_name, error_line
 
 __all__ = ["Activation", "activation_name", "activations_behind", "light_copy"]
 
@@ -36,6 +38,10 @@ def light_copy(model: nn.Module) -> nn.Module:
 
     Quantized modules keep no state that running changes, and copying a packed weight may lose it. Those that torch.load
     left half made are completed.
+
+    Raises:
+        QdeqValueError: something in it cannot be copied.
+
     """
     memo: dict[int, Any] = {}
     for _, module in every_module(model):
@@ -44,7 +50,12 @@ def light_copy(model: nn.Module) -> nn.Module:
             memo[id(module)] = _completed(module)
         elif is_quantized_module(module):
             memo[id(module)] = module
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        what, got = "float parts that copy.deepcopy can copy", error_line(error)
+        remedy = "Take out what cannot be copied; the weights in a file of it are read without it: qdeq.open(path)."
+        raise QdeqValueError(expected(class_name(model), what, got, remedy)) from error
 
 
 def _completed(module: nn.Module) -> nn.Module:
