@@ -47,7 +47,10 @@ def _prefix_options(function: Function) -> Function:
 
 @click.command(short_help="List every weight of a file.")
 @click.argument("file", type=_FILE)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON list with one object for each weight and activation."
+)
+@click.option("--activations", is_flag=True, help="List the scale and zero point of each quantized activation instead.")
 @_prefix_options
 def inspect(**options: Any) -> Any:
     """List every weight of FILE: shape, dtype, scheme, scales, size; and what it holds that is no weight.

@@ -90,7 +90,8 @@ def _show_summary(plan: Plan, saved: Saved, seconds: float) -> None:
     quantized = [item for item in plan.items if item.qscheme is not None]
     kept = sum(item.kept for item in quantized)
     done = f"{kept} weights kept as integers" if kept else f"{len(quantized)} weights dequantized"
-    out.print(f"{done}, {saved.tensors - len(quantized)} other tensors")
+    scales = f", {len(plan.activations) // 2} scales and zero points of activations" if plan.activations else ""
+    out.print(f"{done}, {saved.tensors - len(quantized)} other tensors{scales}")
 
 
 def _show_rest(chosen: Selection, plan: Plan) -> None:
@@ -99,7 +100,8 @@ def _show_rest(chosen: Selection, plan: Plan) -> None:
     for names, reason in ((chosen.outside, "outside --prefix"), (chosen.left_out, "left out by --only")):
         if names:
             rest.append(f"{len(names)} tensors {reason}: {some(names)}")
-    if scales := chosen.source.activation_qparams:
+    scales = chosen.source.activation_qparams
+    if scales and not plan.activations:
         rest.append(f"{len(scales)} scales of activations, which are not weights: {some(scales)}")
     rest += dropped_lines(chosen.dropped)
     out.print("not converted:" if rest else "not converted: nothing")

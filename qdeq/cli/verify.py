@@ -33,6 +33,7 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], pr
                 if problem := _check(chosen, target, name, dtype, advance):
                     rows.append((name, problem))
         rows += [(name, "not in SRC") for name in target if name not in chosen]
+        rows += _check_activations(chosen, target) if dtype is None else []
         out = console()
         if rows:
             print_table(out, ("name", "problem"), rows)
@@ -41,6 +42,13 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], pr
         how = "as they are" if dtype is None else f"as {dtype_name(dtype)}"
         out.print(f"equal: all {len(chosen)} tensors of {src} are in {dst} {how}, bit for bit")
     return DONE
+
+
+def _check_activations(source: Selection, target: Any) -> list[tuple[str, str]]:
+    """Scales and zero points that a file with integers does not hold as they are; one without any has none to hold."""
+    theirs = target.activation_qparams
+    wrong = [path for path, qparams in source.activation_qparams.items() if theirs and theirs.get(path) != qparams]
+    return [(path or "(model)", "another scale or zero point of the activation") for path in wrong]
 
 
 def _dtype_of(target: Any) -> torch.dtype | None:

@@ -39,7 +39,7 @@ from qdeq.state_dicts.records import COUNTER
 from qdeq.state_dicts.rnn import RnnShape, rnn_shapes_of, take_rnns
 from qdeq.words import join
 
-__all__ = ["CONSTANTS", "plan_names"]
+__all__ = ["ACTIVATION_SCALE", "ACTIVATION_ZERO_POINT", "CONSTANTS", "plan_names"]
 
 _REFERENCE = re.compile(r"(?P<weight>.*weight(_[ih]h.*)?)_(scale|zero_point|axis|axis_int|quant_min|quant_max)")
 _OBSERVER = re.compile(r"(^|\.)(activation_post_process(_\d+)?|weight_fake_quant|fake_quant|observer)\.")
@@ -47,6 +47,8 @@ _ZERO_POINT = re.compile(r"(?P<before>.*(^|[._]))zero_point(?P<number>_\d+)?")
 _OBSERVED = "an observer or fake quantization of the prepared model: its weights are the float ones"
 _FOLDED = "batch norm folded in with eps 1e-5, the default: the file does not hold it"
 _MAX_AVERAGES = 64  # models in one checkpoint: each is compared with all names
+ACTIVATION_SCALE, ACTIVATION_ZERO_POINT = "activation_scale", "activation_zero_point"
+"""What a file of qdeq's calls the quantization of a module's output, which torch calls ``scale`` and ``zero_point``."""
 CONSTANTS = ("alpha", "negative_slope")
 """Attributes of activations that a model saved whole has; torch's state dicts never do."""
 
@@ -123,6 +125,8 @@ def _take_activations(plan: Plan, rest: dict[str, Any], shape_of: ShapeOf) -> No
         scale_key = f"{before}scale{number}"
         if scale_key in rest and is_scalar(rest[key]) and is_scalar(rest[scale_key]):
             path = before[:-1] if before.endswith(".") and not number else before.rstrip("_") + number
+            if key.rpartition(".")[2] == ACTIVATION_ZERO_POINT:
+                path = key.rpartition(".")[0]
             plan.activations[path] = (rest.pop(scale_key), rest.pop(key))
 
 

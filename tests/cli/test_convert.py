@@ -7,8 +7,10 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import qdeq
 from qdeq.cli.console import size_text
 from tests.cli.helpers import NAMES, assert_error
 
@@ -21,7 +23,7 @@ def test_convert_then_verify(run, checkpoint, tmp_path, options):
     assert str(target) in out.splitlines()[0]
     assert size_text(target.stat().st_size) in out
     assert "MB/s" in out
-    assert "scales of activations" in out
+    assert "of activations" in out
     status, out, err = run("verify", checkpoint, target)
     assert (status, err) == (0, "")
     assert out.startswith("equal: all 4 tensors")
@@ -170,3 +172,28 @@ def test_verify_names_what_is_missing_extra_or_rounded(run, checkpoint, tmp_path
     assert rows["0.bias"].endswith("missing")
     assert rows["more"].endswith("not in SRC")
     assert rows["2.bias"].endswith("float16, expected float32")
+
+
+def test_kept_integers_bring_the_scales_of_activations(run, checkpoint, tmp_path):
+    target = tmp_path / "kept.safetensors"
+    status, out, _ = run("convert", checkpoint, target, "--keep", "int8")
+    assert status == 0
+    wanted = qdeq.open(checkpoint).activation_qparams
+    assert f"{len(wanted)} scales and zero points of activations" in out
+    assert "which are not weights" not in out
+    with qdeq.open(target) as file:
+        assert file.activation_qparams == wanted != {}
+        assert not [name for name in file if "activation" in name]
+    path, (scale, zero_point) = next(iter(wanted.items()))
+    plain = load_file(target)
+    assert float(plain[f"{path}.activation_scale"]) == scale
+    assert int(plain[f"{path}.activation_zero_point"]) == zero_point
+    assert qdeq.dequantize_state_dict(plain)[1].activation_qparams == wanted
+    assert run("verify", checkpoint, target)[0] == 0
+    with safe_open(target, "pt") as file:
+        metadata = file.metadata()
+    plain[f"{path}.activation_scale"] *= 2
+    save_file(plain, target, metadata)
+    status, out, _ = run("verify", checkpoint, target)
+    assert status == 1
+    assert "another scale or zero point" in out

@@ -25,8 +25,10 @@ def test_inspect_json(run, checkpoint):
     rows = json.loads(out)
     assert status == 0
     keys = ["name", "shape", "dtype", "qscheme", "scale_min", "scale_max", "saturated_share", "bytes"]
-    assert all(list(row) == keys for row in rows)
-    assert [row["name"] for row in rows] == NAMES
+    assert all(list(row) == [*keys, "kind", "zero_point"] for row in rows)
+    assert [row["name"] for row in rows if row["kind"] == "weight"] == NAMES
+    outputs = {row["name"]: (row["scale_min"], row["zero_point"]) for row in rows if row["kind"] == "activation"}
+    assert outputs == qdeq.open(checkpoint).activation_qparams != {}
     weight = qdeq.open(checkpoint)["0.weight"]
     assert rows[0]["shape"] == [4, 3, 3, 3]
     assert (rows[0]["dtype"], rows[0]["qscheme"]) == ("qint8", "per_channel_affine")
@@ -34,3 +36,14 @@ def test_inspect_json(run, checkpoint):
     assert rows[0]["saturated_share"] == weight.saturated_share()
     assert rows[0]["bytes"] == 108
     assert rows[1]["qscheme"] is rows[1]["saturated_share"] is None
+
+
+def test_inspect_activations(run, checkpoint):
+    status, out, err = run("inspect", checkpoint, "--activations")
+    assert (status, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["output", "of", "scale", "zero", "point"]
+    listed = {name: (float(scale), int(zero_point)) for name, scale, zero_point in lines[1:-1]}
+    assert listed == qdeq.open(checkpoint).activation_qparams
+    rows = json.loads(run("inspect", checkpoint, "--activations", "--json")[1])
+    assert {row["name"] for row in rows} == listed.keys()

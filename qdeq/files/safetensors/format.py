@@ -13,6 +13,9 @@ A quantized weight that keeps its integers is three tensors, for a weight called
 
 and an entry in the metadata value ``qdeq.weights``, a JSON text:
 ``{"fc.weight": {"dtype": "qint8", "qscheme": "per_channel_affine", "axis": 0, "shape": [4, 3]}}``.
+
+The quantization of the output of a module called ``fc`` is two tensors of shape [], ``fc.activation_scale`` (F64) and
+``fc.activation_zero_point`` (I64), and a name in the metadata value ``qdeq.activations``, a JSON text: ``{"fc": {}}``.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ import torch
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.untrusted import is_size, refuse, shown
+from qdeq.state_dicts.naming import ACTIVATION_SCALE, ACTIVATION_ZERO_POINT
+from qdeq.words import join
 
 __all__ = [
+    "ACTIVATIONS_KEY",
     "CODES",
     "DTYPES",
     "INDEX_SUFFIX",
@@ -37,6 +43,7 @@ __all__ = [
     "WEIGHTS_KEY",
     "ZERO_POINT_SUFFIX",
     "Place",
+    "activation_names",
     "decode_header",
     "encode_header",
     "load_json",
@@ -66,6 +73,7 @@ MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 INDEX_SUFFIX = ".index.json"
 SCALE_SUFFIX, ZERO_POINT_SUFFIX = "_scale", "_zero_point"
 WEIGHTS_KEY = "qdeq.weights"
+ACTIVATIONS_KEY = "qdeq.activations"
 
 _BROKEN = "The file is damaged or not safetensors: get a fresh copy."
 _MAX_DIMS = 64
@@ -80,6 +88,11 @@ class Place:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def activation_names(path: str) -> tuple[str, str]:
+    """Names of the tensors for the scale and zero point of the output of the module at ``path``."""
+    return join(path, ACTIVATION_SCALE), join(path, ACTIVATION_ZERO_POINT)
 
 
 def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes:

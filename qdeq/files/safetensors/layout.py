@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from torch import Tensor
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files.safetensors.format import (
+    ACTIVATIONS_KEY,
     CODES,
     INDEX_SUFFIX,
     SCALE_SUFFIX,
     WEIGHTS_KEY,
     ZERO_POINT_SUFFIX,
     Place,
+    activation_names,
     encode_header,
 )
 from qdeq.state_dicts.weight_file import WeightFile
@@ -117,6 +119,7 @@ class Plan:
     index: Path | None
     force: bool
     notes: list[str]
+    activations: dict[str, Tensor]  # scales and zero points of outputs, by the names of their tensors
 
     @property
     def files(self) -> list[Path]:
@@ -144,12 +147,24 @@ def plan_safetensors(weights: Weights, path: str | os.PathLike[str], options: Op
         remedy = f"Name the safetensors file; the index is called after it, with {INDEX_SUFFIX} at the end."
         raise QdeqValueError(expected(f"{_WHERE}: path", "a file name", f"{os.fspath(path)!r}", remedy))
     items = [_describe(weights, name, options.dtype, bool(options.keep)) for name in weights]
+    outputs = weights.activation_qparams if options.keep and isinstance(weights, WeightFile) else {}
+    activations = _activations(outputs)
+    items += [_describe(activations, name, options.dtype, keep=True) for name in activations]
     _check_names(items)
     shards = _split(target, items, options.limit)
     for shard in shards:
-        _lay_out(shard)
+        _lay_out(shard, outputs)
     index = target.with_name(target.name + INDEX_SUFFIX) if len(shards) > 1 else None
-    return Plan(target, shards, index, options.force, _notes(items, options.dtype))
+    return Plan(target, shards, index, options.force, _notes(items, options.dtype), activations)
+
+
+def _activations(outputs: Mapping[str, tuple[float, int]]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path, (scale, zero_point) in outputs.items():
+        scale_name, zero_point_name = activation_names(path)
+        tensors[scale_name] = torch.tensor(scale, dtype=torch.float64)
+        tensors[zero_point_name] = torch.tensor(zero_point, dtype=torch.int64)
+    return tensors
 
 
 def parse_size(size: int | str, where: str) -> int:
@@ -232,7 +247,7 @@ def _split(path: Path, items: list[Item], limit: int | None) -> list[Shard]:
     return [Shard(path.with_name(name), group) for name, group in zip(names, groups, strict=True)]
 
 
-def _lay_out(shard: Shard) -> None:
+def _lay_out(shard: Shard, outputs: Iterable[str]) -> None:
     parts = [part for item in shard.items for part in item.stored]
     # Wide values first: then every tensor lies at a multiple of its value's size.
     for name, dtype, shape in sorted(parts, key=lambda part: -part[1].itemsize):
@@ -247,6 +262,9 @@ def _lay_out(shard: Shard) -> None:
     }
     if kept:
         metadata[WEIGHTS_KEY] = json.dumps(kept, separators=(",", ":"))
+    listed: dict[str, dict[str, object]] = {path: {} for path in outputs if activation_names(path)[0] in shard.places}
+    if listed:
+        metadata[ACTIVATIONS_KEY] = json.dumps(listed, separators=(",", ":"))
     shard.header = encode_header(shard.places.values(), metadata)
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.files.mapped import map_file
 from qdeq.files.safetensors.format import (
+    ACTIVATIONS_KEY,
     INDEX_SUFFIX,
     MAX_HEADER_BYTES,
     SCALE_SUFFIX,
     WEIGHTS_KEY,
     ZERO_POINT_SUFFIX,
     Place,
+    activation_names,
     decode_header,
     load_json,
 )
@@ -47,6 +49,7 @@ class _Mapped:
     data: int
     places: dict[str, Place]
     kept: dict[str, Any]
+    activations: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class SafetensorsFile(WeightFile):
                 self._tensors[name] = (file, place)
             for name, text in file.kept.items():
                 self._kept[name] = _kept_weight(file, name, text)
+        outputs = {path: activation_names(path) for file in files for path in file.activations}
+        self._check_activations(path, outputs)
         inner = {name + suffix for name in self._kept for suffix in (SCALE_SUFFIX, ZERO_POINT_SUFFIX)}
+        inner |= {name for names in outputs.values() for name in names}
         plain = {name: place for name, (_, place) in self._tensors.items() if name not in {*self._kept, *inner}}
         beside = Plan()
         take_scaled(path, beside, plain, lambda place: place.shape if isinstance(place, Place) else None)
@@ -89,6 +95,17 @@ class SafetensorsFile(WeightFile):
         listed = {*plain, *self._kept, *self._scaled}
         super().__init__(path, {name: None for name in self._tensors if name in listed})
         self.dropped, self.integers = beside.dropped, unexplained(plain)
+        self.activation_qparams = {
+            module: (float(self._tensor(scale)), int(self._tensor(zero_point)))
+            for module, (scale, zero_point) in outputs.items()
+        }
+
+    def _check_activations(self, path: str, outputs: dict[str, tuple[str, str]]) -> None:
+        for names in outputs.values():
+            places = [self._tensors[name][1] for name in names if name in self._tensors]
+            if [(place.dtype, place.shape) for place in places] != [(torch.float64, ()), (torch.int64, ())]:
+                what, got = "F64 and I64 of shape []", "others, or none, for what the metadata list"
+                refuse(f"{path}: {shown(names[0])} and {shown(names[1])}", what, got)
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
         if name not in self._names:
@@ -221,8 +238,10 @@ def _map(path: str) -> _Mapped:
     if length > min(MAX_HEADER_BYTES, size - 8):
         refuse(path, f"a header of at most {min(MAX_HEADER_BYTES, size - 8)} bytes", str(length))
     places, metadata = decode_header(path, buffer[8 : 8 + length], size - 8 - length)
-    kept = load_json(f"{path}: {WEIGHTS_KEY}", metadata[WEIGHTS_KEY]) if WEIGHTS_KEY in metadata else {}
-    return _Mapped(path, buffer, 8 + length, {place.name: place for place in places}, kept)
+    kept, activations = (
+        load_json(f"{path}: {key}", metadata[key]) if key in metadata else {} for key in (WEIGHTS_KEY, ACTIVATIONS_KEY)
+    )
+    return _Mapped(path, buffer, 8 + length, {place.name: place for place in places}, kept, activations)
 
 
 def _kept_weight(file: _Mapped, name: str, text: object) -> _Kept:

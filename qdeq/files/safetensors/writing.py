@@ -69,8 +69,8 @@ def save_safetensors(
         shard_size: the most bytes of tensors in a file, or a text such as "2GB" (10**9 bytes each; "2GiB" for 2**30);
             a larger tensor gets a file of its own. If one file is enough, there is no index.
         keep: "int8" keeps the integers of quantized weights, of any width, with scales and zero points as tensors of
-            their own (names: :mod:`qdeq.files.safetensors.format`) and every other tensor as it is; :func:`qdeq.open`
-            reads the same weights back.
+            their own (names: :mod:`qdeq.files.safetensors.format`) and every other tensor as it is; of an opened file
+            those of activations, too. :func:`qdeq.open` reads the same back.
         force: replace files that are there, and remove those of an earlier set of shards at ``path``.
 
     Returns:
@@ -109,7 +109,7 @@ def write_plan(plan: Plan, weights: Weights, progress: Callable[[str, int], obje
         if plan.index is not None:
             new.write(plan.index, _index_text(plan), 0)
         written = new.commit()
-    return Saved(tuple(plan.files), len(plan.items), written, tuple(plan.notes))
+    return Saved(tuple(plan.files), len(plan.items) - len(plan.activations), written, tuple(plan.notes))
 
 
 def _index_text(plan: Plan) -> bytes:
@@ -133,7 +133,7 @@ def _pieces(plan: Plan, weights: Weights, bases: list[tuple[int, int]]) -> Itera
     since_release = 0
     for shard, (file, header_bytes) in zip(plan.shards, bases, strict=True):
         for item in shard.items:
-            value = _fetch(weights, item)
+            value = _fetch(plan.activations if item.name in plan.activations else weights, item)
             for name, dtype, _ in item.stored:
                 place = shard.places[name]
                 yield from _tensor_pieces(item, _part(item, value, name), dtype, file, header_bytes + place.begin)

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import qdeq
+from qdeq.errors import QdeqValueError
 from qdeq.files.safetensors.format import encode_header
 from tests.helpers.tensors import random_quantized
 
@@ -111,3 +112,11 @@ def test_released_memory_is_read_again(tmp_path):
 def test_header_begins_data_at_a_multiple_of_8():
     for length in range(9):
         assert len(encode_header([], {"x": "y" * length})) % 8 == 0
+
+
+@pytest.mark.parametrize("wrong", [{}, {"fc.activation_scale": torch.tensor(1.0)}])
+def test_activations_that_the_file_does_not_hold(tmp_path, wrong):
+    path = tmp_path / "model.safetensors"
+    save_file({"fc.weight": torch.zeros(2), **wrong}, path, {"qdeq.activations": '{"fc": {}}'})
+    with pytest.raises(QdeqValueError, match=r"fc\.activation_scale.*expected F64 and I64 of shape \[\]"):
+        qdeq.open(path)
