@@ -100,9 +100,10 @@ def _show_rest(chosen: Selection, plan: Plan) -> None:
     for names, reason in ((chosen.outside, "outside --prefix"), (chosen.left_out, "left out by --only")):
         if names:
             rest.append(f"{len(names)} tensors {reason}: {some(names)}")
-    scales = chosen.source.activation_qparams
-    if scales and not plan.activations:
-        rest.append(f"{len(scales)} scales of activations, which are not weights: {some(scales)}")
+    everyone, some_left = list(chosen.source.activation_qparams), chosen.activations_left_out
+    scales, why = (some_left, "of what is left out") if plan.activations else (everyone, "which are not weights")
+    if scales:
+        rest.append(f"{len(scales)} scales of activations, {why}: {some(scales)}")
     rest += dropped_lines(chosen.dropped)
     out.print("not converted:" if rest else "not converted: nothing")
     for line in rest:

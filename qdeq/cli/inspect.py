@@ -97,18 +97,20 @@ def inspect(file: Path, as_json: bool, activations: bool, prefix: str, everythin
         if as_json:
             click.echo(strict_json([asdict(row) for row in (*rows, *outputs)]))
         elif activations:
-            _show_activations(outputs)
+            _show_activations(source, outputs)
         else:
             _show_weights(source, rows)
 
 
-def _show_activations(outputs: list[Row]) -> None:
+def _show_activations(source: Selection, outputs: list[Row]) -> None:
     out = console()
     if outputs:
         # repr: the shortest text that reads back as the same double
         cells = [(row.name or "(model)", repr(row.scale_min), str(row.zero_point)) for row in outputs]
         print_table(out, ("output of", "scale", ">zero point"), cells)
     out.print(f"{len(outputs)} scales of activations")
+    if outside := source.activations_left_out:
+        out.print(f"not listed: {len(outside)} scales of activations outside --prefix: {some(outside)}")
 
 
 def _show_weights(source: Selection, rows: list[Row]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -32,9 +32,12 @@ class Selection(WeightFile):
     Attributes:
         left_out: names that no pattern of ``only`` matches.
         outside: names that are not below ``prefix``.
+        activations_left_out: modules of ``source`` whose output's quantization is not taken: they are not below
+            ``prefix``, or hold weights of which ``only`` takes none.
 
     Raises:
-        QdeqValueError: a pattern or a name that fits nothing, or two weights that would have one name.
+        QdeqValueError: a pattern or a name that fits nothing, or two weights, outputs or constants that would have
+            one name.
 
     """
 
@@ -64,18 +67,15 @@ class Selection(WeightFile):
             self._old[new] = front + name
         super().__init__(source.path, self._old)
 
-        def moved(table: dict[str, Value]) -> dict[str, Value]:
-            """What is said of names below the prefix, by the new names."""
-            return {
-                _renamed(name.removeprefix(front), pairs): value
-                for name, value in table.items()
-                if f"{name}.".startswith(front)
-            }
-
-        self.activation_qparams = moved(source.activation_qparams)
-        self.constants = moved(source.constants)
-        self.doubtful = {new: text for new, text in moved(source.doubtful).items() if new in self._old}
-        self.integers = {new: text for new, text in moved(source.integers).items() if new in self._old}
+        # A module without weights of its own, such as a stub, belongs to no layer that was left out.
+        left_out = _modules(source) - _modules(self._old.values())
+        self.activation_qparams = _moved(source.activation_qparams, front, pairs, left_out)
+        self.activations_left_out = [
+            path for path in source.activation_qparams if path in left_out or not f"{path}.".startswith(front)
+        ]
+        self.constants = _moved(source.constants, front, pairs, set())
+        self.doubtful = {new: source.doubtful[old] for new, old in self._old.items() if old in source.doubtful}
+        self.integers = {new: source.integers[old] for new, old in self._old.items() if old in source.integers}
         self.dropped = source.dropped
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
@@ -128,6 +128,30 @@ def _pair(text: str, names: Sequence[str]) -> tuple[str, str]:
         remedy = "OLD is a whole name, or the part of names before a dot; qdeq inspect lists the names."
         raise QdeqValueError(expected("--rename", "the name of a weight, or the start of one", repr(old), remedy))
     return old, new
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    """Every module that holds one of these weights, in itself or below."""
+    return {name[:end] for name in names for end, letter in enumerate(name) if letter == "."}
+
+
+def _moved(
+    table: Mapping[str, Value], front: str, pairs: Sequence[tuple[str, str]], left_out: Collection[str]
+) -> dict[str, Value]:
+    """What is said of modules and constants below the prefix ``front``, by the new names."""
+    moved: dict[str, Value] = {}
+    old: dict[str, str] = {}
+    for path, value in table.items():
+        # With a dot behind it a path is a leading part of names, also where nothing is left of it: the model itself.
+        if path in left_out or not f"{path}.".startswith(front):
+            continue
+        new = _renamed(f"{path}.".removeprefix(front), pairs).removesuffix(".")
+        if new in old:
+            remedy = "Give them different names."
+            got = f"{new!r} for {old[new]!r} and {path!r}"
+            raise QdeqValueError(expected("--rename", "a name for each module's output and constant", got, remedy))
+        moved[new], old[new] = value, path
+    return moved
 
 
 def _renamed(name: str, pairs: Sequence[tuple[str, str]]) -> str:

@@ -47,8 +47,10 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], pr
 def _check_activations(source: Selection, target: Any) -> list[tuple[str, str]]:
     """Scales and zero points that a file with integers does not hold as they are; one without any has none to hold."""
     theirs = target.activation_qparams
-    wrong = [path for path, qparams in source.activation_qparams.items() if theirs and theirs.get(path) != qparams]
-    return [(path or "(model)", "another scale or zero point of the activation") for path in wrong]
+    mine = source.activation_qparams
+    wrong = {path: "another" for path, qparams in mine.items() if theirs and theirs.get(path) != qparams}
+    wrong |= {path: "not in SRC: a" for path in theirs if path not in mine}
+    return [(path or "(model)", f"{what} scale or zero point of the activation") for path, what in wrong.items()]
 
 
 def _dtype_of(target: Any) -> torch.dtype | None:

@@ -197,3 +197,22 @@ def test_kept_integers_bring_the_scales_of_activations(run, checkpoint, tmp_path
     status, out, _ = run("verify", checkpoint, target)
     assert status == 1
     assert "another scale or zero point" in out
+
+
+def test_scales_of_what_is_left_out_are_named(run, checkpoint, tmp_path):
+    target = tmp_path / "kept.safetensors"
+    _, out, _ = run("convert", checkpoint, target, "--keep", "int8", "--only", "0.*")
+    assert "1 scales of activations, of what is left out: 2" in out
+    with qdeq.open(target) as file, qdeq.open(checkpoint) as source:
+        assert file.activation_qparams == {"0": source.activation_qparams["0"]}
+    status, out, _ = run("verify", checkpoint, target, "--only", "2.*")
+    assert status == 1
+    assert "not in SRC: a scale or zero point of the activation" in out
+
+
+def test_a_weight_with_the_name_of_an_output_scale_is_refused(run, tmp_path):
+    state = {"0.weight": torch.ones(2), "0.scale": torch.tensor(0.5), "0.zero_point": torch.tensor(3)}
+    torch.save({**state, "0.activation_scale": torch.ones(1)}, tmp_path / "two.pth")
+    result = run("convert", tmp_path / "two.pth", tmp_path / "kept.safetensors", "--keep", "int8")
+    assert_error(result, "0.activation_scale: expected no weight of this name")
+    assert not (tmp_path / "kept.safetensors").exists()

@@ -47,3 +47,6 @@ def test_inspect_activations(run, checkpoint):
     assert listed == qdeq.open(checkpoint).activation_qparams
     rows = json.loads(run("inspect", checkpoint, "--activations", "--json")[1])
     assert {row["name"] for row in rows} == listed.keys()
+    out = run("inspect", checkpoint, "--activations", "--prefix", "0")[1]
+    assert out.splitlines()[1].split()[0] == "(model)"
+    assert out.splitlines()[-1] == "not listed: 1 scales of activations outside --prefix: 2"

@@ -43,6 +43,25 @@ def test_doubts_follow_their_weight(source):
     assert Selection(source, [], ["classifier=head"]).doubtful == {"head.0.weight": "lost"}
 
 
+def test_outputs_follow_their_module(source):
+    qparams = source.activation_qparams["classifier.0"]
+    assert Selection(source, [], [], "classifier.0").activation_qparams == {"": qparams}
+    assert Selection(source, ["classifier.0.*"], ["classifier.0="]).activation_qparams[""] == qparams
+    chosen = Selection(source, ["classifier.0.weight"], ["classifier.0=head"])
+    assert chosen.activation_qparams == {"quant": source.activation_qparams["quant"], "head": qparams}
+    assert chosen.activations_left_out == [
+        path for path in source.activation_qparams if path not in ("quant", "classifier.0")
+    ]
+
+
+def test_two_outputs_never_get_one_name(source):
+    with pytest.raises(qdeq.QdeqValueError, match=r"'quant' for 'quant' and 'classifier\.0'"):
+        Selection(source, [], ["classifier.0=quant"])
+    # The layer whose name is taken over is left out, and its output with it.
+    chosen = Selection(source, ["classifier.0.*"], ["classifier.0=features.0"])
+    assert chosen.activation_qparams["features.0"] == source.activation_qparams["classifier.0"]
+
+
 def test_closing_it_closes_the_file(source):
     with Selection(source, [], []) as chosen:
         name = next(iter(chosen))

@@ -149,6 +149,10 @@ def plan_safetensors(weights: Weights, path: str | os.PathLike[str], options: Op
     items = [_describe(weights, name, options.dtype, bool(options.keep)) for name in weights]
     outputs = weights.activation_qparams if options.keep and isinstance(weights, WeightFile) else {}
     activations = _activations(outputs)
+    for name in activations:
+        if name in weights:
+            remedy = "Rename the weight: what keeps integers gives this name to the quantization of an output."
+            raise QdeqValueError(expected(name, "no weight of this name", "one", remedy))
     items += [_describe(activations, name, options.dtype, keep=True) for name in activations]
     _check_names(items)
     shards = _split(target, items, options.limit)

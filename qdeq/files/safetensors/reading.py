@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -106,6 +107,8 @@ class SafetensorsFile(WeightFile):
             if [(place.dtype, place.shape) for place in places] != [(torch.float64, ()), (torch.int64, ())]:
                 what, got = "F64 and I64 of shape []", "others, or none, for what the metadata list"
                 refuse(f"{path}: {shown(names[0])} and {shown(names[1])}", what, got)
+            if not math.isfinite(scale := float(self._tensor(names[0]))):
+                refuse(f"{path}: {shown(names[0])}", "a finite number", shown(scale))
 
     def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
         if name not in self._names:

@@ -120,3 +120,25 @@ def test_activations_that_the_file_does_not_hold(tmp_path, wrong):
     save_file({"fc.weight": torch.zeros(2), **wrong}, path, {"qdeq.activations": '{"fc": {}}'})
     with pytest.raises(QdeqValueError, match=r"fc\.activation_scale.*expected F64 and I64 of shape \[\]"):
         qdeq.open(path)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_refused(tmp_path, scale):
+    path = tmp_path / "model.safetensors"
+    tensors = {"fc.activation_scale": torch.tensor(scale).double(), "fc.activation_zero_point": torch.tensor(3)}
+    save_file(tensors, path, {"qdeq.activations": '{"fc": {}}'})
+    with pytest.raises(QdeqValueError, match=r"fc\.activation_scale.*expected a finite number"):
+        qdeq.open(path)
+
+
+def test_activations_in_shards_and_in_the_model_itself(tmp_path):
+    torch.manual_seed(1)
+    weight = torch.quantize_per_tensor(torch.randn(4, 3), 0.1, 2, torch.quint8)
+    torch.save({"weight": weight, "scale": torch.tensor(0.25), "zero_point": torch.tensor(7)}, tmp_path / "one.pth")
+    with qdeq.open(tmp_path / "one.pth") as source:
+        qdeq.save_safetensors(source, tmp_path / "one.safetensors", keep="int8", shard_size=1)
+    with qdeq.open(tmp_path / "one.safetensors") as file:
+        assert len(file.files) == 4  # weight, scale, zero point, index
+        assert list(file) == ["weight"]
+        assert file.activation_qparams == {"": (0.25, 7)}
+        assert qdeq.dequantize_state_dict(file)[1].activation_qparams == {"": (0.25, 7)}
