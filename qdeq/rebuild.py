@@ -18,9 +18,9 @@ from qdeq.layers.make import Made, make
 from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
-from qdeq.tree.walk import every_module
+from qdeq.tree.walk import every_module, plain_values
 from qdeq.tree.wrappers import unwrap
-from qdeq.words import class_name
+from qdeq.words import class_name, join
 
 __all__ = ["dequantize_model"]
 
@@ -143,6 +143,7 @@ def dequantize_model(
             report.move(before, after)
             report.note(after, "out of the wrapper that add_quant_dequant put around it")
     result = _finish(result, dtype, device)
+    _note_optimizers(result, report)
     return (result, report) if return_report else result
 
 
@@ -232,6 +233,19 @@ def _rounded(part: Made) -> Rounded:
         dequantizes=layer.role is Role.DEQUANTIZE,
         registered=layer.made is not None,
     )
+
+
+def _note_optimizers(result: nn.Module, report: Report) -> None:
+    """An optimizer that the model keeps as an attribute was made for parameters that quantizing took away."""
+    own = {id(parameter) for parameter in result.parameters()}
+    for path, module in every_module(result):
+        for name, value in plain_values(module):
+            if isinstance(value, torch.optim.Optimizer):
+                held = [id(parameter) for group in value.param_groups for parameter in group["params"]]
+                stale = len(held) - len(own.intersection(held))
+                if stale:
+                    what = f"the optimizer holds {stale} of {len(held)} tensors that are no parameters of this model"
+                    report.note(join(path, name), f"{what}: make a new one to train it")
 
 
 def _finish(result: nn.Module, dtype: torch.dtype, device: torch.device | str | None) -> nn.Module:
