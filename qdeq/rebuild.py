@@ -143,8 +143,10 @@ def dequantize_model(
             report.move(before, after)
             report.note(after, "out of the wrapper that add_quant_dequant put around it")
     result = _finish(result, dtype, device)
+    if not return_report:
+        return result
     _note_optimizers(result, report)
-    return (result, report) if return_report else result
+    return result, report
 
 
 def _form_of(model: object) -> Form:

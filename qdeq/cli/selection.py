@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.state_dicts.prefixes import front_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.weight import QuantizedWeight
 
@@ -43,7 +44,7 @@ class Selection(WeightFile):
 
     def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str], prefix: str = "") -> None:
         self.source, self.kind = source, source.kind
-        front = f"{prefix.rstrip('.')}." if prefix.rstrip(".") else ""
+        front = front_of(prefix)
         below = [name.removeprefix(front) for name in source if name.startswith(front)]
         if front and not below:
             remedy = f"qdeq inspect {source.path} lists the names."

@@ -35,35 +35,42 @@ _CALIBRATE = (
 _FORWARD = "print(inspect.getsource(type(float_model).forward))  # {advice}"
 REBUILD = "float_model = qdeq.dequantize_model(int8_model)"
 
+
+def _of_weight(phrase: str, urgency: int = 3) -> Kind:
+    return Kind(phrase, _COPY, about="weight", urgency=urgency)
+
+
+def _of_bias(phrase: str) -> Kind:
+    return Kind(phrase, _BIAS, about="bias")
+
+
 KINDS: dict[str, Kind] = {
-    "not_finite": Kind("NaN or infinite values", _COPY, about="weight", urgency=5),
+    "not_finite": _of_weight("NaN or infinite values", urgency=5),
     "shape_mismatch": Kind("weights of another shape", REBUILD, urgency=5),
     "no_partner": Kind("quantized modules without a partner in the float model", REBUILD, urgency=4),
     "not_compared": Kind("quantized, and not compared: nothing is known about it", REBUILD, urgency=0),
     "parameter_wrong": Kind("parameters that are not quantized differ", REBUILD, urgency=2),
-    "weight_not_copied": Kind("weights never copied", _COPY, about="weight", urgency=4),
-    "weight_partly_copied": Kind("weights copied in part", _COPY, about="weight", urgency=3),
-    "weight_of_other_layer": Kind("weights copied from another layer", _COPY, about="weight", urgency=3),
-    "weights_swapped": Kind("weights swapped between layers", _COPY, about="weight", urgency=3),
-    "weight_transposed": Kind("weights transposed", _COPY, about="weight", urgency=3),
-    "weight_altered": Kind("weights changed after the copy", _COPY, about="weight", urgency=2),
-    "channels_permuted": Kind("channels in another order", _COPY, about="weight", urgency=3),
+    "weight_not_copied": _of_weight("weights never copied", urgency=4),
+    "weight_partly_copied": _of_weight("weights copied in part"),
+    "weight_of_other_layer": _of_weight("weights copied from another layer"),
+    "weights_swapped": _of_weight("weights swapped between layers"),
+    "weight_transposed": _of_weight("weights transposed"),
+    "weight_altered": _of_weight("weights changed after the copy", urgency=2),
+    "channels_permuted": _of_weight("channels in another order"),
     "other_checkpoint": Kind("weights of a different checkpoint", REBUILD, about="weight", urgency=3),
-    "scale_missing": Kind("integers copied without their scale", _COPY, about="weight", urgency=3),
-    "scale_of_activation": Kind(
-        "multiplied by the scale of the output, not of the weight", _COPY, about="weight", urgency=3
-    ),
-    "scale_of_one_channel": Kind("one channel's scale used for all channels", _COPY, about="weight", urgency=3),
-    "scale_mean": Kind("the mean scale used for all channels", _COPY, about="weight", urgency=3),
-    "scale_wrong_axis": Kind("scales applied along the wrong axis", _COPY, about="weight", urgency=3),
-    "scale_divided": Kind("integers divided by the scale", _COPY, about="weight", urgency=3),
-    "scale_wrong": Kind("integers multiplied by wrong scales", _COPY, about="weight", urgency=3),
-    "zero_point_ignored": Kind("zero point ignored", _COPY, about="weight", urgency=3),
-    "zero_point_wrapped": Kind("zero point subtracted in int8, which wraps around", _COPY, about="weight", urgency=3),
-    "bias_missing": Kind("biases missing", _BIAS, about="bias"),
-    "bias_zeroed": Kind("biases zeroed", _BIAS, about="bias"),
-    "bias_not_copied": Kind("biases never copied", _BIAS, about="bias"),
-    "bias_wrong": Kind("wrong biases", _BIAS, about="bias"),
+    "scale_missing": _of_weight("integers copied without their scale"),
+    "scale_of_activation": _of_weight("multiplied by the scale of the output, not of the weight"),
+    "scale_of_one_channel": _of_weight("one channel's scale used for all channels"),
+    "scale_mean": _of_weight("the mean scale used for all channels"),
+    "scale_wrong_axis": _of_weight("scales applied along the wrong axis"),
+    "scale_divided": _of_weight("integers divided by the scale"),
+    "scale_wrong": _of_weight("integers multiplied by wrong scales"),
+    "zero_point_ignored": _of_weight("zero point ignored"),
+    "zero_point_wrapped": _of_weight("zero point subtracted in int8, which wraps around"),
+    "bias_missing": _of_bias("biases missing"),
+    "bias_zeroed": _of_bias("biases zeroed"),
+    "bias_not_copied": _of_bias("biases never copied"),
+    "bias_wrong": _of_bias("wrong biases"),
     "activation_lost": Kind(
         "activation lost",
         "float_model.get_submodule('{module}').register_forward_hook(lambda m, x, y: torch.nn.{activation}()(y))",
@@ -84,7 +91,7 @@ KINDS: dict[str, Kind] = {
         urgency=4,
     ),
     "training_mode": Kind("left in training mode", "float_model.eval()", urgency=4),
-    "flatten_order": Kind("features flattened in another order", _COPY, about="weight", urgency=4),
+    "flatten_order": _of_weight("features flattened in another order", urgency=4),
     "draws_at_random": Kind(
         "a forward that gives other outputs for the same inputs", "{side}.eval()  # {advice}", urgency=4
     ),

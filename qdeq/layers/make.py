@@ -80,18 +80,23 @@ def make(
 
 def hold(module: nn.Module, activation: Activation) -> nn.Module:
     """A layer with its activation in one module: the holder takes over the layer's state."""
-    held = activation.holder.__new__(activation.holder)
-    held.__dict__.update(module.__dict__)
+    held = _as(activation.holder, module)
     held.__dict__.update(activation.args)
     return held
 
 
 def without_norm(module: nn.Module, norm: Norm) -> tuple[nn.Module, nn.Module]:
     """A layer as its plain class, which takes over its state, and the batch norm that it held."""
-    plain = norm.plain.__new__(norm.plain)
-    plain.__dict__.update(module.__dict__)
+    plain = _as(norm.plain, module)
     held: nn.Module = plain._modules.pop(norm.child)  # type: ignore[assignment] # the layer has it
     return plain, held
+
+
+def _as(kind: type[nn.Module], module: nn.Module) -> nn.Module:
+    """A module of another class that takes over the state of ``module``."""
+    taken = kind.__new__(kind)
+    taken.__dict__.update(module.__dict__)
+    return taken
 
 
 def part_value(source: Source) -> Any:

@@ -12,7 +12,7 @@ from qdeq.errors import QdeqTypeError, expected, refuse
 from qdeq.report import Report
 from qdeq.state_dicts.integers import plain_dtype
 from qdeq.state_dicts.parts import Plan, Rowwise, ShapeOf, target_shape
-from qdeq.state_dicts.prefixes import find_renaming
+from qdeq.state_dicts.prefixes import find_renaming, front_of
 from qdeq.state_dicts.records import BESIDE
 from qdeq.state_dicts.rowwise import ROWWISE_BITS
 
@@ -33,7 +33,7 @@ def below_prefix(where: str, plan: Plan, prefix: str) -> Plan:
     if not isinstance(prefix, str):
         remedy = "Pass the start of names, such as 'module.'."
         raise QdeqTypeError(expected(f"{where}: prefix", "a text", type(prefix).__name__, remedy))
-    front = f"{prefix.rstrip('.')}." if prefix.rstrip(".") else ""
+    front = front_of(prefix)
     if not any(name.startswith(front) for name in plan.targets):
         tops = sorted({name.partition(".")[0] for name in plan.targets})
         listed = ", ".join(tops[:_SHOWN]) + (f" and {len(tops) - _SHOWN} more" if len(tops) > _SHOWN else "")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from qdeq.errors import refuse
 from qdeq.words import join
 
-__all__ = ["Renaming", "find_renaming"]
+__all__ = ["Renaming", "find_renaming", "front_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 Front = tuple[str, str]
@@ -76,6 +76,11 @@ class Renaming:
         listed = [f"{old!r} -> {new!r} ({count} names)" for (old, new), count in counts.items()]
         more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
         return f"names begin otherwise: {', '.join(listed[:_SHOWN])}{more}"
+
+
+def front_of(prefix: str) -> str:
+    """What names below a dotted path begin with; empty for all names."""
+    return f"{prefix.rstrip('.')}." if prefix.rstrip(".") else ""
 
 
 def find_renaming(where: str, sources: Shapes, targets: Shapes, remedy: str, *, as_they_are: bool = False) -> Renaming:

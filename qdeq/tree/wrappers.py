@@ -6,6 +6,7 @@ from torch import nn
 from torch.ao.quantization import QuantWrapper
 
 from qdeq.tree.walk import children, every_module
+from qdeq.words import join
 
 __all__ = ["unwrap"]
 
@@ -27,7 +28,7 @@ def unwrap(model: nn.Module) -> list[tuple[str, str]]:
         for name, child in children(module):
             if _is_automatic(child):
                 module._modules[name] = child.get_submodule("module")
-                at = f"{path}.{name}" if path else name
+                at = join(path, name)
                 moved.append((f"{at}.module", at))
     return moved
 

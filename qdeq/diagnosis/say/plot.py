@@ -90,6 +90,14 @@ def _plain_ticks(axis: Any) -> None:
     axis.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
 
 
+def _label_percent(axis: Any, label: str, title: str) -> None:
+    axis.set_xlabel(label)
+    axis.set_xscale("symlog", linthresh=1)
+    axis.set_title(title, loc="left")
+    _legend(axis)
+    _plain_ticks(axis)
+
+
 def _draw_error(axis: Any, explanation: ExplanationData) -> None:
     layers = explanation.layers[:MOST_LAYERS]
     measured = [row for row in layers if row.introduced is not None]
@@ -99,11 +107,9 @@ def _draw_error(axis: Any, explanation: ExplanationData) -> None:
         before = [100 * (row.inherited or 0.0) for row in measured]
         axis.barh([place - 0.2 for place in places], own, 0.4, color=BLUE, label="made in this layer")
         axis.barh([place + 0.2 for place in places], before, 0.4, color=ORANGE, label="arrived from before")
-        axis.set_xlabel("error of the output, root mean square, % of the int8 output's")
-        axis.set_xscale("symlog", linthresh=1)
-        axis.set_title("Where the outputs differ", loc="left")
-        _legend(axis)
-        _plain_ticks(axis)
+        _label_percent(
+            axis, "error of the output, root mean square, % of the int8 output's", "Where the outputs differ"
+        )
         _names(axis, measured)
         return
     steps = [min(row.weight_error_steps or 0.0, 1e6) for row in layers]
@@ -175,9 +181,6 @@ def _draw_sensitivity(axis: Any, explanation: ExplanationData) -> None:
             # The root of the power, as in the other panel; beyond the output itself all is lost.
             sizes = [100 * min(cost.noise, 1.0) ** 0.5 if cost else 0.0 for cost in costs]
             axis.barh([place + shift for place in range(len(rows))], sizes, 0.4, color=color, label=part)
-    axis.set_xlabel("change of the output, root mean square, % of the output's")
-    axis.set_xscale("symlog", linthresh=1)
-    axis.set_title("What quantizing one module alone costs", loc="left")
-    _legend(axis)
-    _plain_ticks(axis)
+    label, title = "change of the output, root mean square, % of the output's", "What quantizing one module alone costs"
+    _label_percent(axis, label, title)
     _names(axis, rows)

@@ -13,7 +13,14 @@ from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 from qdeq.tree.walk import HOLDS_NOTHING, MODULE_INTERNALS, every_module, own_tensors
 from qdeq.weights.packed import is_packed_weight
 
-__all__ = ["holds_quantized_state", "is_packed_object", "is_quantized_module", "quantized_sources", "unsupported_form"]
+__all__ = [
+    "holds_quantized_state",
+    "is_observing",
+    "is_packed_object",
+    "is_quantized_module",
+    "quantized_sources",
+    "unsupported_form",
+]
 
 _QUANTIZED_NAMESPACES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 _QAT_NAMESPACES = ("torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")
@@ -58,13 +65,18 @@ def is_quantized_module(module: nn.Module) -> bool:
     return _in_namespace(type(module), _QUANTIZED_NAMESPACES) or holds_quantized_state(module)
 
 
-def _unsupported(kind: type) -> str:
-    """Which form a module of this class shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
-    if issubclass(kind, torch.jit.ScriptModule):
+def is_observing(module: object) -> bool:
+    """Whether a module is an observer or a fake quantization."""
+    return isinstance(module, ObserverBase | FakeQuantizeBase)
+
+
+def _unsupported(module: nn.Module) -> str:
+    """Which form a module shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
+    if isinstance(module, torch.jit.ScriptModule):
         return "script"
-    if issubclass(kind, fx.GraphModule):
+    if isinstance(module, fx.GraphModule):
         return "graph"
-    prepared = issubclass(kind, FakeQuantizeBase | ObserverBase) or _in_namespace(kind, _QAT_NAMESPACES)
+    prepared = is_observing(module) or _in_namespace(type(module), _QAT_NAMESPACES)
     return "prepared" if prepared else ""
 
 
@@ -83,7 +95,7 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
     prepared = []
     for path, module in every_module(model):
-        form = _unsupported(type(module))
+        form = _unsupported(module)
         if not form:
             continue
         at = f" at {path}" if path else ""

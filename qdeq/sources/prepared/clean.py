@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from torch import fx, nn
 from torch.ao.nn.quantized import FloatFunctional
-from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
 from qdeq.report import DroppedSource, Report
+from qdeq.sources.eager.recognise import is_observing
 from qdeq.sources.prepared.describe import OBSERVED
 from qdeq.tree.post_process import CHILD, is_observer_hook
 from qdeq.tree.walk import every_module, own_tensors
 from qdeq.words import join
 
-__all__ = ["clean", "is_observing"]
-
-
-def is_observing(module: object) -> bool:
-    """Whether a module is an observer or a fake quantization."""
-    return isinstance(module, ObserverBase | FakeQuantizeBase)
+__all__ = ["clean"]
 
 
 def clean(model: nn.Module, report: Report) -> nn.Module:
@@ -33,7 +28,7 @@ def clean(model: nn.Module, report: Report) -> nn.Module:
             if child is None or not is_observing(child):
                 continue
             report.dropped += [
-                DroppedSource(join(join(path, name), join(at, own) if at else own), OBSERVED)
+                DroppedSource(join(join(path, name), join(at, own)), OBSERVED)
                 for at, part in every_module(child)
                 for own, _ in own_tensors(part)
             ]

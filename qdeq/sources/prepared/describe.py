@@ -16,18 +16,16 @@ from torch import Tensor, nn
 from qdeq.layers import fused
 from qdeq.layers.layer import Activation, Later, Layer, Norm, Source
 from qdeq.sources.eager.classes.conv import begin_conv
+from qdeq.sources.eager.classes.reference import BAG, TABLE
 from qdeq.sources.eager.describe import Context, Describe, Rule, begin
 from qdeq.sources.eager.mappings import find_rule
 from qdeq.sources.prepared.formulas import folded, rounded, unscaled
 from qdeq.tree.walk import every_module, own_tensors
-from qdeq.words import join
+from qdeq.words import class_name, join
 
 __all__ = ["OBSERVED", "is_prepared_class", "norm_of", "rule_of"]
 
 OBSERVED = "an observer or fake quantization: what it measured has no place in a float model"
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-_BAG = ("mode", "include_last_offset")
 
 
 def _begin_linear(kind: Any, module: Any, path: str) -> Layer:
@@ -35,7 +33,7 @@ def _begin_linear(kind: Any, module: Any, path: str) -> Layer:
 
 
 def _begin_table(kind: Any, module: Any, path: str) -> Layer:
-    return begin(kind, module, path, *_TABLE, *(_BAG if kind is nn.EmbeddingBag else ()))
+    return begin(kind, module, path, *TABLE, *(BAG if kind is nn.EmbeddingBag else ()))
 
 
 def _layer(
@@ -54,7 +52,7 @@ def _layer(
     def describe(module: Any, path: str, context: Context) -> Layer:
         held, norm = _parts_of(module)
         layer = start(kind, held, path)
-        layer.source_class = begin(kind, module, path).source_class
+        layer.source_class = class_name(module)
         keep = norm is not None and not context.fold_bn
         if keep:
             _keep_norm(layer, norm, normed, kind, _name_of(module, norm))
@@ -122,7 +120,7 @@ def _drop_rest(layer: Layer, module: nn.Module) -> None:
     accounted = layer.accounted()
     for prefix, part in every_module(module):
         for name, value in own_tensors(part):
-            own = join(prefix, name) if prefix else name
+            own = join(prefix, name)
             if join(layer.path, own) not in accounted:
                 layer.drop(own, OBSERVED, value.item() if value.numel() == 1 else None)
 

@@ -13,10 +13,10 @@ from qdeq.layers.make import Made
 from qdeq.report import Report
 from qdeq.sources.eager.assemble import assemble
 from qdeq.sources.eager.describe import Context
-from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.sources.eager.recognise import is_observing, is_quantized_module
 from qdeq.sources.eager.walk import Found, describe_layers, find_layers
 from qdeq.sources.form import Description, Options
-from qdeq.sources.prepared.clean import clean, is_observing
+from qdeq.sources.prepared.clean import clean
 from qdeq.sources.prepared.describe import is_prepared_class, norm_of, rule_of
 from qdeq.tree.walk import every_module
 

@@ -15,7 +15,7 @@ from torch.ao.quantization import quantize_fx
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from qdeq import QdeqError, dequantize_model
-from qdeq.sources.prepared.clean import is_observing
+from qdeq.sources.eager.recognise import is_observing
 
 PER_CHANNEL = tq.get_default_qat_qconfig("fbgemm")
 PER_TENSOR = tq.get_default_qat_qconfig("qnnpack")

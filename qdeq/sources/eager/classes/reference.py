@@ -20,7 +20,7 @@ from qdeq.sources.eager.classes.rnn import begin_cell, begin_rnn
 from qdeq.sources.eager.describe import Context, Describe, Rule, begin
 from qdeq.words import join
 
-__all__ = ["RULES"]
+__all__ = ["BAG", "RULES", "TABLE"]
 
 _QSCHEMES = (torch.per_tensor_affine, torch.per_channel_affine, torch.per_channel_affine_float_qparams)
 
@@ -65,8 +65,8 @@ def _fill(layer: Layer, module: Any) -> None:
                 layer.drop(f"{name}_{suffix}", "quantization of the weight, applied to it")
 
 
-_TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-_BAG = ("mode", "include_last_offset")
+TABLE = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+BAG = ("mode", "include_last_offset")
 
 
 RULES: dict[type[nn.Module], Rule] = {
@@ -77,8 +77,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nnqr.ConvTranspose1d: Rule(_reference(begin_conv, nn.ConvTranspose1d), "nn.ConvTranspose1d"),
     nnqr.ConvTranspose2d: Rule(_reference(begin_conv, nn.ConvTranspose2d), "nn.ConvTranspose2d"),
     nnqr.ConvTranspose3d: Rule(_reference(begin_conv, nn.ConvTranspose3d), "nn.ConvTranspose3d"),
-    nnqr.Embedding: Rule(_reference(begin, nn.Embedding, *_TABLE), "nn.Embedding"),
-    nnqr.EmbeddingBag: Rule(_reference(begin, nn.EmbeddingBag, *_TABLE, *_BAG), "nn.EmbeddingBag"),
+    nnqr.Embedding: Rule(_reference(begin, nn.Embedding, *TABLE), "nn.Embedding"),
+    nnqr.EmbeddingBag: Rule(_reference(begin, nn.EmbeddingBag, *TABLE, *BAG), "nn.EmbeddingBag"),
     nnqr.LSTM: Rule(_reference(begin_rnn, nn.LSTM), "nn.LSTM"),
     nnqr.GRU: Rule(_reference(begin_rnn, nn.GRU), "nn.GRU"),
     nnqr.LSTMCell: Rule(_reference(begin_cell, nn.LSTMCell), "nn.LSTMCell"),
