@@ -1,7 +1,7 @@
 """Runs a rebuilt ``fake_quant`` model with every rounded value replaced by the int8 model's, and compares each first.
 
-For eager models and for graphs. So every layer sees the int8 model's own dequantized input, and one layer's flip does not
-spread to the next.
+For eager models and for graphs. So every layer sees the int8 model's own dequantized input, and one layer's flip does
+not spread to the next.
 """
 
 from __future__ import annotations
