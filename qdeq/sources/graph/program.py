@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 __all__ = ["Packed", "Program"]
 
@@ -66,3 +66,11 @@ class Program:
     attributes: dict[str, Any] = field(default_factory=dict)
     modules: dict[str, nn.Module] = field(default_factory=dict)
     training: bool = False
+
+    def number(self, value: Any) -> float | int | None:
+        """A scale or zero point: a number, or a ``get_attr`` node of one; None for one that the graph computes."""
+        if isinstance(value, fx.Node):
+            value = self.attributes.get(str(value.target)) if value.op == "get_attr" else None
+        if isinstance(value, Tensor):
+            return value.item() if value.numel() == 1 else None
+        return value if isinstance(value, int | float) else None
