@@ -16,6 +16,7 @@ from qdeq.sources.eager.describe import BIAS, note_zero_bias
 from qdeq.sources.form import Description
 from qdeq.sources.graph.packed import shape_of, take_apart
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.recurrent import CELLS, NETWORKS, describe_cell, describe_network, network_call
 from qdeq.sources.graph.schema import Call, operator_of, read_call
 from qdeq.sources.graph.table import PACKED, PackedOperator
 from qdeq.words import join
@@ -23,6 +24,7 @@ from qdeq.words import join
 __all__ = ["Site", "describe_operators", "operator_sites"]
 
 _MODES = ("sum", "mean", "max")
+_OPERATORS = {**PACKED, **CELLS, **NETWORKS}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def operator_sites(program: Program) -> dict[fx.Node, Site]:
     paths: dict[Any, str] = {}
     sites = {}
     for node, (call, targets) in found.items():
-        operator = PACKED[call.name]
+        operator = _OPERATORS[call.name]
         same = targets, operator.kind, str(_settings(call))
         if same not in paths:
             paths[same] = names.take(node)
@@ -66,8 +68,12 @@ def _calls(program: Program) -> Iterator[tuple[fx.Node, tuple[Call, tuple[str, .
     for node in program.graph.nodes:
         if node.op == "call_function" and operator_of(node.target).startswith("quantized::"):
             call = read_call(node.target, node.args, node.kwargs)
-            if call is not None and call.name in PACKED and all(isinstance(p, fx.Node) for p in call.packed):
-                yield node, (call, tuple(str(packed.target) for packed in call.packed))
+        elif node.op == "call_function":
+            call = network_call(node)
+        else:
+            continue
+        if call is not None and call.name in _OPERATORS and all(isinstance(p, fx.Node) for p in call.packed):
+            yield node, (call, tuple(str(packed.target) for packed in call.packed))
 
 
 def _settings(call: Call) -> dict[str, Any]:
@@ -114,7 +120,12 @@ def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bo
                 )
                 for value, target in zip(values, site.targets, strict=True)
             ]
-            found.layers.append(_describe(Layer(path, source_class, site.operator.kind), site, apart[0], program))
+            layer = Layer(path, source_class, site.operator.kind)
+            if site.call.name in NETWORKS or site.call.name in CELLS:
+                (describe_network if site.call.name in NETWORKS else describe_cell)(layer, site.call, apart)
+            else:
+                _describe(layer, site, apart[0], program)
+            found.layers.append(layer)
         except Exception as error:  # noqa: BLE001 (a broken packed weight may raise anything, and all are named at once)
             found.failures[path] = _at(node, unreadable(path, source_class, error))
     return found
@@ -125,7 +136,7 @@ def _at(node: fx.Node, error: QdeqError) -> QdeqError:
     return type(error)(f"{where}: {error}")
 
 
-def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Layer:
+def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> None:
     shape = shape_of(packed)
     layer.args.update(_ARGUMENTS[site.operator.kind](packed, site.call, shape))
     layer.add("weight", Source(join(layer.path, "weight"), packed.weight, packed.held))
@@ -147,7 +158,6 @@ def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Lay
     mode = layer.args.get("mode", "sum")
     if mode != "sum":
         layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {mode}")
-    return layer
 
 
 def _linear(packed: Packed, call: Call, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -127,22 +128,29 @@ class Translator:
 
     def _layer(self, node: fx.Node, site: Site) -> None:
         """An operator with a packed weight: a call of its float module."""
-        made, operator, arguments = self._given.layers[site.path], site.operator, site.call.arguments
-        inputs = [arguments[name] for name in operator.inputs]
+        made, known, arguments = self._given.layers[site.path], site.operator, site.call.arguments
+        inputs = [arguments[name] for name in known.inputs]
         while inputs[-1] is None:
             inputs.pop()
         self.root[site.path] = made.module
-        value = self._create(node, "call_module", site.path, tuple(inputs), {})
-        if operator.added:
-            value = self.graph.call_function(torch.add, (value, self._mapped(arguments[operator.added])))
+        value: Any = self._create(node, "call_module", site.path, tuple(inputs), {})
+        if known.added:
+            value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
         value = self._activate(value, made.layer)
-        if operator.dynamic:
+        if known.kind is nn.LSTM:
+            value = self._flat(value)
+        if known.dynamic:
             self.grids.leave(made.layer.path, made.layer.source_class, _NOT_FIXED)
         if site.call.qparams is None:
             self._set(node, value)
         else:
             first = made.layer.output is not None and made.layer.output.zero_point_first
             self._round(node, value, site.call.qparams, node.args, zero_point_first=first)
+
+    def _flat(self, value: fx.Node) -> tuple[fx.Node, ...]:
+        """``(output, (h, c))`` of ``nn.LSTM`` as the operators of aten give it: ``(output, h, c)``."""
+        output, hidden = (self.graph.call_function(operator.getitem, (value, at)) for at in (0, 1))
+        return output, *(self.graph.call_function(operator.getitem, (hidden, at)) for at in (0, 1))
 
     def _module_layer(self, node: fx.Node, made: Made) -> None:
         layer, target = made.layer, str(node.target)

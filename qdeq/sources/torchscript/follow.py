@@ -82,7 +82,7 @@ class _Following:
         others = [
             name
             for name, function in root.cls.methods.items()
-            if name != "forward" and not name.startswith("__") and function not in self.interpreter.called
+            if name != "forward" and not name.startswith("_") and function not in self.interpreter.called
         ]
         if others:
             self.notes.append(f"only forward became a graph; the script also has {', '.join(others)}")

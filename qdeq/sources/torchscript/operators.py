@@ -106,8 +106,10 @@ class Operators:
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
         if own in scalars.COMPUTED and (inside or not computed):
             return self._compute(own, [*args, *kwargs.values()], at)
-        if own in scalars.ON_NUMBERS and all(type_of(value) in _NUMBERS for value in args):
-            return self._on_numbers(own, args, kwargs, at)
+        # A trace writes into the tensor that a size is to it.
+        on_numbers = own if own.endswith("__") else own.removesuffix("_")
+        if on_numbers in scalars.ON_NUMBERS and all(type_of(value) in _NUMBERS for value in args):
+            return self._on_numbers(on_numbers, args, kwargs, at)
         if any(type_of(value).startswith("List[") for value in args[:2]):
             found = self._on_list(own, args, at)
             if found is not None:
