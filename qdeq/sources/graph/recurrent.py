@@ -43,14 +43,12 @@ def network_call(node: fx.Node) -> Call | None:
     name = operator_of(node.target).removeprefix("aten::")
     if name not in NETWORKS:
         return None
-    if not isinstance(node.args[2], list | tuple):
+    inputs, hidden, cells, *settings = node.args
+    if not isinstance(cells, list | tuple):
         remedy = "Pass padded sequences to it instead of packed ones, and make the model again."
         refuse(str(node.meta.get("where", node.name)), "sequences in one tensor", "a packed sequence", remedy)
-    inputs, hidden, cells, *settings = node.args
-    hidden = tuple(hidden) if isinstance(hidden, list | tuple) else hidden
-    return Call(
-        name, tuple(cells), None, {"input": inputs, "hx": hidden, **dict(zip(_SETTINGS, settings, strict=True))}
-    )
+    given = {"input": inputs, "hx": tuple(hidden) if isinstance(hidden, list | tuple) else hidden}
+    return Call(name, tuple(cells), None, given | dict(zip(_SETTINGS, settings, strict=True)))
 
 
 def describe_network(layer: Layer, call: Call, cells: list[Packed]) -> None:

@@ -18,6 +18,7 @@ __all__ = ["OPEN", "Code", "Function", "ScriptClass"]
 
 OPEN = "qdeq.open reads the weights of this file all the same."
 
+_MAX_FILE_NAME = 300
 _MAX_NESTING = 100  # brackets inside each other; torch writes some ten
 _BRACKETS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|' + r"'(?:[^'\\\n]|\\.)*'?|[()\[\]{}]")
 
@@ -84,8 +85,9 @@ class Code:
         text = self._script.source(module)
         if text is None:
             return {}
-        file = f"code/{module.replace('.', '/')}.py"
-        where = f"{self._script.path}: {shown(file)[1:-1]}"
+        # The archive's directory has no name with control characters in it.
+        file = f"code/{module.replace('.', '/')}.py"[-_MAX_FILE_NAME:]
+        where = f"{self._script.path}: {file}"
         _check_nesting(where, text)
         try:
             tree = ast.parse(text)

@@ -71,7 +71,7 @@ class Expressions:
 
     def where(self, frame: Frame, node: ast.AST) -> str:
         """What errors call a place in the code."""
-        return f"{self.path}: {shown(frame.function.file)[1:-1]} line {getattr(node, 'lineno', 0)}"
+        return f"{self.path}: {frame.function.file} line {getattr(node, 'lineno', 0)}"
 
     def evaluate(self, node: ast.expr, frame: Frame) -> Any:
         """What an expression is worth: a plain value, a tensor of the archive, an object, or a node."""

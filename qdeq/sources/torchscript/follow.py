@@ -71,7 +71,7 @@ class _Following:
         args = [root, *self._inputs(forward)]
         result = self.interpreter.run(forward, args, {}, "")
         program = self.building.program
-        output = self.building.argument(result, Place("", f"{self.script.path}: {shown(forward.file)[1:-1]}"))
+        output = self.building.argument(result, Place("", f"{self.script.path}: {forward.file}"))
         program.graph.output(output)
         training = root.attributes.get("training", root.raw.get("training", False))
         program.training = training is True

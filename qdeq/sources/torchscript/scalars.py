@@ -20,6 +20,7 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
     "add": operator.add, "sub": operator.sub, "mul": operator.mul, "neg": operator.neg,
     "div": operator.truediv, "floordiv": operator.floordiv, "remainder": operator.mod,
     "__and__": operator.and_, "__or__": operator.or_, "__not__": operator.not_,
+    "floor_divide": operator.floordiv, "true_divide": operator.truediv,
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
 }  # fmt: skip
 """Operators that stay what they are on numbers which the input decides, such as sizes."""
