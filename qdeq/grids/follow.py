@@ -16,11 +16,12 @@ from torch import fx, nn
 
 from qdeq.grids.grid import Grid
 from qdeq.grids.modules import FakeQuantize
+from qdeq.grids.nodes import rounds_as_nodes
 from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
 from qdeq.report import Report
 from qdeq.tree.post_process import CHILD
 from qdeq.tree.tracing import Traces
-from qdeq.tree.walk import is_library_module
+from qdeq.tree.walk import children, is_library_module
 from qdeq.words import class_name, join
 
 __all__ = ["Owner", "Sites", "follow"]
@@ -81,6 +82,10 @@ class _Flow:
                 report_unknown((args, kwargs), self.report)
             return _grid(quantizer)
         if id(module) in self.dequantized:
+            return None
+        if rounds_as_nodes(module):
+            for name, child in children(module):
+                self.call(join(path, name), child, (), {})
             return None
         if id(module) in self.inner:
             report_unknown((args, kwargs), self.report)

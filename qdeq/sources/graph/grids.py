@@ -8,9 +8,9 @@ from torch import fx, nn
 
 from qdeq.grids.grid import RANGES, Grid, Output
 from qdeq.grids.modules import Clamp, FakeQuantize
+from qdeq.grids.nodes import node_name
 from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
 from qdeq.report import Report
-from qdeq.tree.post_process import CHILD
 
 __all__ = ["Grids", "State"]
 
@@ -73,9 +73,11 @@ class Grids:
     def at(self, value: fx.Node, site: Site) -> tuple[fx.Node, Grid]:
         """Round a value as torch rounds its operation by itself."""
         if self._mode == "fake_quant":
+            rounding = FakeQuantize(site.grid, ties=site.ties)
             if site.constant is not None:
+                rounding.number = next(arg for arg in value.args if isinstance(arg, int | float))
                 value.args = tuple(site.constant if isinstance(arg, int | float) else arg for arg in value.args)
-            value = self._insert(value, FakeQuantize(site.grid, ties=site.ties))
+            value = self._insert(value, rounding)
         return value, site.grid
 
     def leave(self, path: str, operation: str, reason: str) -> None:
@@ -96,9 +98,9 @@ class Grids:
 
     def _insert(self, value: fx.Node, module: nn.Module) -> fx.Node:
         number = len(self.modules)
-        while f"{CHILD}_{number}" in self._taken:
+        while node_name(number) in self._taken:
             number += 1
-        name = f"{CHILD}_{number}"
+        name = node_name(number)
         self._taken.add(name)
         self.modules[name] = module
         return self._graph.call_module(name, (value,))
