@@ -9,7 +9,6 @@ site is noted. What cannot be followed is named in ``report.uncovered``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +16,15 @@ from torch import fx, nn
 
 from qdeq.grids.grid import Grid
 from qdeq.grids.modules import FakeQuantize
-from qdeq.grids.rules import KEEPS_VALUES, LEAVES_GRID, Site, operation_key, site_of
+from qdeq.grids.nodes import rounds_as_nodes
+from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
 from qdeq.report import Report
 from qdeq.tree.post_process import CHILD
 from qdeq.tree.tracing import Traces
-from qdeq.tree.walk import is_library_module
+from qdeq.tree.walk import children, is_library_module
 from qdeq.words import class_name, join
 
 __all__ = ["Owner", "Sites", "follow"]
-
-
-@dataclass(eq=False)
-class _Unknown:
-    """A quantized value whose grid is not known, and the operation that made it so."""
-
-    path: str
-    operation: str
-    reported: bool = False
 
 
 @dataclass
@@ -71,7 +62,7 @@ def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Rep
 
     """
     flow = _Flow(model, dequantized, inner, report)
-    flow.report_unknown(flow.call("", model, (), {}))
+    report_unknown(flow.call("", model, (), {}), report)
     return flow.sites
 
 
@@ -88,13 +79,17 @@ class _Flow:
         quantizer = _quantizer(module)
         if quantizer is not None:
             if not _only_rounds(module):
-                self.report_unknown((args, kwargs))
+                report_unknown((args, kwargs), self.report)
             return _grid(quantizer)
         if id(module) in self.dequantized:
             return None
+        if rounds_as_nodes(module):
+            for name, child in children(module):
+                self.call(join(path, name), child, (), {})
+            return None
         if id(module) in self.inner:
-            self.report_unknown((args, kwargs))
-            return _Unknown(path, type(module).__name__, reported=True)
+            report_unknown((args, kwargs), self.report)
+            return Unknown(path, type(module).__name__, reported=True)
         if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
             return self._operate(path, type(module).__name__, args, kwargs, sites, absorbed=False)
@@ -134,35 +129,16 @@ class _Flow:
 
     def _operate(self, path: str, name: str, args: Any, kwargs: Any, sites: list[Site], *, absorbed: bool) -> Any:
         """The grid of one operation's output; where it rounds, the site is noted in ``sites``."""
-        key = operation_key(name)
-        first = next(_grids((args, kwargs)), None)
-        if first is None or key in LEAVES_GRID:
-            return None
-        if key == "getitem" and isinstance(args[0], list | tuple):
-            return args[0][args[1]]
-        if key in KEEPS_VALUES:
-            return first
-        self.report_unknown((args, kwargs))
-        if isinstance(first, _Unknown):
-            return first
-        if absorbed:
-            return _Unknown(path, name, reported=True)
-        site = site_of(path, name, first, args)
-        if site is None:
-            return _Unknown(path, name)
-        sites.append(site)
-        return site.grid
-
-    def report_unknown(self, values: Any) -> None:
-        """Name the operations whose quantized output someone uses without its grid being known."""
-        for value in _grids(values):
-            if isinstance(value, _Unknown) and not value.reported:
-                value.reported = True
-                reason = "how torch rounds it on quantized tensors is not known here"
-                self.report.leave_uncovered(value.path, value.operation, reason)
+        result = operate(path, name, args, kwargs, self.report)
+        if absorbed and (isinstance(result, Site) or (isinstance(result, Unknown) and not result.reported)):
+            return Unknown(path, name, reported=True)
+        if not isinstance(result, Site):
+            return result
+        sites.append(result)
+        return result.grid
 
     def _report_untraced(self, path: str, module: nn.Module, args: Any, kwargs: Any, reason: str) -> None:
-        if any(True for _ in _grids((args, kwargs))) or any(_quantizer(child) for child in module.modules()):
+        if any(True for _ in grids_in((args, kwargs))) or any(_quantizer(child) for child in module.modules()):
             what = f"{class_name(module)}.forward"
             self.report.leave_uncovered(path, what, f"only its converted modules are imitated: {reason}")
 
@@ -195,13 +171,3 @@ def _feeds_quantizer(node: fx.Node, owner: nn.Module) -> bool:
         elif getattr(user.target, "__name__", "") != "relu" or not _feeds_quantizer(user, owner):
             return False
     return True
-
-
-def _grids(value: Any) -> Iterator[Grid | _Unknown]:
-    if isinstance(value, Grid | _Unknown):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _grids(item)
-    elif isinstance(value, dict):
-        yield from _grids(list(value.values()))

@@ -12,6 +12,7 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.grids.follow import follow
 from qdeq.grids.grid import Output, default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
+from qdeq.grids.nodes import drop_nodes
 from qdeq.grids.place import place
 from qdeq.report import Report
 from qdeq.tree.post_process import install, remove
@@ -107,5 +108,6 @@ def drop_activations(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         restore(module)
+        drop_nodes(module)
         remove(module, PostProcess)
     return copied

@@ -30,6 +30,7 @@ __all__ = [
     "is_qnnpack",
     "open_packed",
     "packed_bias",
+    "packed_shape",
     "read_convolutions",
     "unpack_packed",
 ]
@@ -142,6 +143,23 @@ def is_qnnpack(obj: object) -> bool:
     """Whether qnnpack packed a weight; False where the extension is not there to look."""
     native = _native()
     return native is not None and native.packed_by(obj) in _QNNPACK
+
+
+def packed_shape(obj: object, *, where: str) -> tuple[int, ...]:
+    """Return the shape of the weight in a packed object, as :func:`dequantize_packed` gives it.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    _check_packed(obj, where)
+    native = _native()
+    if native is not None and packed_kind(obj) != EMBEDDING:
+        layout, shape, _, _ = native.layout(obj)
+        if layout:
+            return tuple(shape)
+    return tuple(unpack_with_torch(obj, where)[0].shape)
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:
