@@ -56,7 +56,7 @@ class Translator:
 
     def placeholder(self, node: fx.Node) -> None:
         """An input: the int8 model takes it quantized where an operation takes it as it comes."""
-        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, node.type)
+        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, _annotation(node))
         taken_quantized = any(self._takes_quantized(user) for user in node.users)
         if taken_quantized:
             self._given.report.note(
@@ -67,7 +67,7 @@ class Translator:
 
     def output(self, node: fx.Node) -> None:
         """The result, which may be quantized in the int8 model."""
-        self.graph.output(self._mapped(node.args[0]), node.type)
+        self.graph.output(self._mapped(node.args[0]), _annotation(node))
         if self.grids.quantized(node.args):
             self._given.report.note(self._given.prefix, "the int8 graph returns quantized values; floats now")
         self.grids.finish(node.args)
@@ -264,7 +264,7 @@ class Translator:
     def _create(self, node: fx.Node, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the new graph that has the name of one of the source; arguments are the source's."""
         args, kwargs = self._mapped(args), self._mapped(kwargs)
-        created = self.graph.create_node(op, target, args, kwargs, node.name, node.type)
+        created = self.graph.create_node(op, target, args, kwargs, node.name, _annotation(node))
         created.meta.update({key: node.meta[key] for key in _KEPT_META if key in node.meta})
         return created
 
@@ -282,3 +282,8 @@ class Translator:
     def _refuse(self, node: fx.Node, why: str) -> None:
         self.problems.append(f"{node.meta.get('where', f'node {node.name}')}: {why}")
         self._set(node, None)
+
+
+def _annotation(node: fx.Node) -> Any:
+    """The type of a node; one that is text, as postponed annotations are, would keep the result from being scripted."""
+    return None if isinstance(node.type, str) else node.type
