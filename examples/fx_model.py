@@ -1,6 +1,6 @@
 """An int8 model of FX graph mode: its weights back in the plain float class, trained on, and as ONNX in float.
 
-    python examples/fx_model.py
+python examples/fx_model.py
 """
 
 from __future__ import annotations
