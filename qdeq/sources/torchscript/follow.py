@@ -53,7 +53,7 @@ def follow(script: Script) -> Followed:
 
 class _Following:
     def __init__(self, script: Script) -> None:
-        budget, code = Budget(), Code(script)
+        budget, code = Budget(script.path), Code(script)
         self.building = Building(script.path, budget)
         self.operators = Operators(self.building, budget)
         self.interpreter = Interpreter(script.path, code, self.operators, budget)

@@ -121,7 +121,7 @@ class Operators:
 
     def _is_computed(self, value: Any, at: Place) -> bool:
         """Whether a value holds something that only running the model gives, or a tensor."""
-        self._budget.spend(at.where)
+        self._budget.spend()
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, list | tuple):
