@@ -104,8 +104,8 @@ class Building:
         return value
 
     def _fetch(self, stored: Stored, at: Place, hint: str, role: str) -> fx.Node:
-        # Freezing makes constants of parameters, takes name and flag away, and keeps equal ones as one, even a weight and
-        # another layer's running variance: what an operator calls its weight or bias is a parameter of its own.
+        # Freezing makes constants of parameters, takes name and flag away, and keeps equal ones as one, even a weight
+        # and another layer's variance: what an operator calls its weight or bias is a parameter of its own.
         was_parameter = role in ("weight", "bias") and stored.name.startswith("constants.")
         name = join(join(at.path, hint), role) if was_parameter else stored.name
         if (stored, name) in self._fetched:

@@ -106,7 +106,7 @@ class Code:
 
 
 def _check_nesting(where: str, text: str) -> None:
-    """Python's parser calls itself once a level, and takes long for what goes on without a comma; strings are no code."""
+    """Python's parser calls itself once a level, and takes long for what goes on without a comma."""
     depth = chain = 0
     for match in _MARKS.finditer(text):
         mark = match[0]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.torch_archive.script import Script, open_script
+from qdeq.layers.layer import Layer
 from qdeq.layers.make import Made
 from qdeq.report import Report
 from qdeq.sources.form import Description, Options
@@ -18,10 +20,13 @@ from qdeq.sources.graph.emit import emit
 from qdeq.sources.graph.layers import describe_operators
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import Parameters, describe_parameters
-from qdeq.sources.torchscript.follow import follow
+from qdeq.sources.torchscript.follow import Followed, follow
 from qdeq.words import error_line, join
 
 __all__ = ["TORCHSCRIPT"]
+
+_FOLLOWED: WeakKeyDictionary[Layer, Followed] = WeakKeyDictionary()
+"""Layer -> the graph that it was found in: following the code once more takes as long as all the rest."""
 
 _Source = torch.jit.ScriptModule | str | os.PathLike[str]
 
@@ -33,13 +38,14 @@ class _TorchScript:
         return isinstance(model, torch.jit.ScriptModule | str | os.PathLike)
 
     def describe(self, model: _Source, options: Options, report: Report) -> Description:
-        program = follow(_open(model)).program
-        found = describe_operators(program, "")
-        found.layers += describe_parameters(program, "")
+        followed = follow(_open(model))
+        found = describe_operators(followed.program, "")
+        found.layers += describe_parameters(followed.program, "")
+        _FOLLOWED.update(dict.fromkeys(found.layers, followed))
         return found
 
     def rebuild(self, model: _Source, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
-        followed = follow(_open(model))
+        followed = next((_FOLLOWED[part.layer] for part in made), None) or follow(_open(model))
         for text in followed.notes:
             report.note("", text)
         layers, parameters = {}, {}
