@@ -86,6 +86,9 @@ class Interpreter(Expressions):
     def _statement(self, node: ast.stmt, frame: Frame) -> tuple[bool, Any]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             self._assign(node.targets[0], self.evaluate(node.value, frame), frame)
+        elif isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                self._assign(node.target, self.evaluate(node.value, frame), frame)
         elif isinstance(node, ast.Return):
             return True, None if node.value is None else self.evaluate(node.value, frame)
         elif isinstance(node, ast.If):

@@ -101,6 +101,8 @@ class Operators:
     def _aten(self, own: str, args: list[Any], kwargs: dict[str, Any], at: Place) -> Any:
         if own in ("__is__", "__isnot__"):  # what is computed is never None
             return (args[0] is args[1]) is (own == "__is__")
+        if own in scalars.MESSAGES:
+            return ""
         args = self._counts(own, args)
         computed = any(self._is_computed(value, at) for value in [*args, *kwargs.values()])
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
