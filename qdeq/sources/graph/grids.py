@@ -48,22 +48,23 @@ class Grids:
         """Whether any of the values is quantized."""
         return next(grids_in(self.get(value)), None) is not None
 
-    def behind(self, value: fx.Node, output: Output, args: Any) -> tuple[fx.Node, Grid]:
+    def behind(self, value: fx.Node, output: Output, args: Any, name: str = "") -> tuple[fx.Node, Grid]:
         """Clamp or round a value to the grid that its operation states.
 
         Args:
             value: node of the new graph.
             output: the operation's scale and zero point.
             args: its arguments in the source: where it states no dtype, the output has that of the first quantized.
+            name: of the node; the module's where it is empty.
 
         """
         given = next((grid for grid in grids_in(self.get(args)) if isinstance(grid, Grid)), None)
         low, high = RANGES.get(output.dtype) or ((given.quant_min, given.quant_max) if given else RANGES["quint8"])
         grid = Grid(output.scale, output.zero_point, low, high)
         if self._mode == "clamp":
-            value = self._insert(value, Clamp(grid))
+            value = self._insert(value, Clamp(grid), name)
         if self._mode == "fake_quant":
-            value = self._insert(value, FakeQuantize(grid, zero_point_first=output.zero_point_first))
+            value = self._insert(value, FakeQuantize(grid, zero_point_first=output.zero_point_first), name)
         return value, grid
 
     def operate(self, path: str, name: str, args: Any, kwargs: Any) -> State:
@@ -96,11 +97,10 @@ class Grids:
         """The grid of a quantized value whose rounding was named as not imitated."""
         return Unknown("", "", reported=True)
 
-    def _insert(self, value: fx.Node, module: nn.Module) -> fx.Node:
+    def _insert(self, value: fx.Node, module: nn.Module, name: str = "") -> fx.Node:
         number = len(self.modules)
-        while node_name(number) in self._taken:
+        while (target := node_name(number)) in self._taken:
             number += 1
-        name = node_name(number)
-        self._taken.add(name)
-        self.modules[name] = module
-        return self._graph.call_module(name, (value,))
+        self._taken.add(target)
+        self.modules[target] = module
+        return self._graph.create_node("call_module", target, (value,), {}, name or target)

@@ -19,7 +19,7 @@ from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
 from qdeq.sources.graph.schema import operator_of, read_call
 from qdeq.sources.graph.table import ACTIVATIONS, float_function
-from qdeq.sources.graph.targets import QUANTIZE, dtype_of, is_dequantize, operation_name, quantizing, why_not_on_floats
+from qdeq.sources.graph.targets import QUANTIZE, dtype_of, is_dequantize, is_half, operation_name, quantizing, why_not_on_floats
 from qdeq.tree.walk import is_library_module
 from qdeq.words import class_name, join
 
@@ -27,6 +27,7 @@ __all__ = ["Translator"]
 
 _KEPT_META = ("nn_module_stack", "stack_trace")
 _NOT_FIXED = "its input is quantized anew at every call, with no fixed scale"
+_HALF = "rounding to float16 is not imitated"
 _COMPUTED = "the graph computes its scale"
 _REGISTERED = "a registered builder made it, and says nothing of how its output is rounded"
 
@@ -102,7 +103,12 @@ class Translator:
 
     def method(self, node: fx.Node) -> None:
         """A call of a method."""
-        if is_dequantize(node):
+        if node in self._parameters:
+            self._parameter(node)
+        elif is_half(node):
+            self.grids.leave(self._path(node), "to", _HALF)
+            self._set(node, self._mapped(node.args[0]))
+        elif is_dequantize(node):
             self._set(node, self._mapped(node.args[0]))
         else:
             self._float(node)
@@ -241,7 +247,8 @@ class Translator:
         output = Output(float(scale), int(zero_point), dtype, zero_point_first)
         name = join(self._given.prefix, node.name)
         self._given.report.activation_qparams.setdefault(name, (output.scale, output.zero_point))
-        value, state = self.grids.behind(value, output, args)
+        # A node that does nothing but quantize is its rounding.
+        value, state = self.grids.behind(value, output, args, "" if args else node.name)
         self._set(node, value, state)
 
     def _takes_quantized(self, node: fx.Node) -> bool:
