@@ -67,7 +67,8 @@ class Translator:
 
     def output(self, node: fx.Node) -> None:
         """The result, which may be quantized in the int8 model."""
-        self.graph.output(self._mapped(node.args[0]), node.type)
+        # Its type annotation is the code's, which torch keeps where it cut the code: googlenet's is wrong.
+        self.graph.output(self._mapped(node.args[0]))
         if self.grids.quantized(node.args):
             self._given.report.note(self._given.prefix, "the int8 graph returns quantized values; floats now")
         self.grids.finish(node.args)
