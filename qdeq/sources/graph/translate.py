@@ -19,7 +19,15 @@ from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
 from qdeq.sources.graph.schema import operator_of, read_call
 from qdeq.sources.graph.table import ACTIVATIONS, float_function
-from qdeq.sources.graph.targets import QUANTIZE, dtype_of, is_dequantize, is_half, operation_name, quantizing, why_not_on_floats
+from qdeq.sources.graph.targets import (
+    QUANTIZE,
+    dtype_of,
+    is_dequantize,
+    is_half,
+    operation_name,
+    quantizing,
+    why_not_on_floats,
+)
 from qdeq.tree.walk import is_library_module
 from qdeq.words import class_name, join
 
@@ -28,6 +36,8 @@ __all__ = ["Translator"]
 _KEPT_META = ("nn_module_stack", "stack_trace")
 _NOT_FIXED = "its input is quantized anew at every call, with no fixed scale"
 _HALF = "rounding to float16 is not imitated"
+# What torch's quantized layers of these kinds give.
+_CHANNELS_LAST = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COMPUTED = "the graph computes its scale"
 _REGISTERED = "a registered builder made it, and says nothing of how its output is rounded"
 
@@ -62,8 +72,7 @@ class Translator:
             self._given.report.note(
                 self._given.prefix, f"the int8 graph takes its input {node.name} quantized; floats now"
             )
-        state = self.grids.unknown(self._given.prefix, f"the input {node.name}") if taken_quantized else None
-        self._set(node, created, state)
+        self._set(node, created, self.grids.given() if taken_quantized else None)
 
     def output(self, node: fx.Node) -> None:
         """The result, which may be quantized in the int8 model."""
@@ -143,6 +152,8 @@ class Translator:
         if operator.added:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[operator.added])))
         value = self._activate(value, made.layer)
+        if operator.kind in _CHANNELS_LAST:
+            self.grids.convolved(node)
         if operator.dynamic:
             self.grids.leave(made.layer.path, made.layer.source_class, _NOT_FIXED)
         if site.call.qparams is None:
@@ -165,6 +176,8 @@ class Translator:
             for other in added:
                 value = self.graph.call_function(torch.add, (value, self._mapped(other)))
             value = self._activate(value, layer)
+            if layer.kind in _CHANNELS_LAST:
+                self.grids.convolved(node)
         if layer.role is Role.DYNAMIC:
             self.grids.leave(layer.path, layer.source_class, _NOT_FIXED)
         if layer.output is not None:
@@ -186,7 +199,7 @@ class Translator:
     def _parameter(self, node: fx.Node) -> None:
         target = self._parameters[node]
         self.root[target] = self._given.parameters[target]
-        self._set(node, self._create(node, "get_attr", target, (), {}), self.grids.unknown(self._path(node), target))
+        self._set(node, self._create(node, "get_attr", target, (), {}), self.grids.given())
 
     def _quantize(self, node: fx.Node) -> None:
         name, given = quantizing(node) or ("", {})
@@ -197,7 +210,7 @@ class Translator:
             )
         else:
             self.grids.leave(self._path(node), f"torch.{name}", _NOT_FIXED)
-            self._set(node, value, self.grids.known_gap())
+            self._set(node, value, self.grids.given())
 
     def _quantized(self, node: fx.Node) -> None:
         """A quantized operator without a packed weight."""
@@ -233,7 +246,7 @@ class Translator:
         if not isinstance(result, Rounding):
             self._set(node, value, result)
             return
-        value, state = self.grids.at(value, result)
+        value, state = self.grids.at(node, value, result)
         self._set(node, value, state)
 
     def _round(
@@ -243,7 +256,7 @@ class Translator:
         scale, zero_point = (self._program.number(number) for number in qparams)
         if scale is None or zero_point is None:
             self.grids.leave(self._path(node), operation_name(node), _COMPUTED)
-            self._set(node, value, self.grids.known_gap())
+            self._set(node, value, self.grids.given())
             return
         output = Output(float(scale), int(zero_point), dtype, zero_point_first)
         name = join(self._given.prefix, node.name)
@@ -281,4 +294,4 @@ class Translator:
 
     def _refuse(self, node: fx.Node, why: str) -> None:
         self.problems.append(f"{node.meta.get('where', f'node {node.name}')}: {why}")
-        self._set(node, None)
+        self._set(node, None, self.grids.given())  # so that the next such operation is named, too
