@@ -108,7 +108,7 @@ def _unfuse(node: fx.Node, module: Any) -> None:
     applied += [module.relu] if isinstance(getattr(module, "relu", None), nn.ReLU) else []
     for part in applied:
         with graph.inserting_after(value):
-            slope = {"negative_slope": part.negative_slope} if type(part) is nn.LeakyReLU else {}
+            slope: dict[str, Any] = {"negative_slope": part.negative_slope} if type(part) is nn.LeakyReLU else {}
             value = graph.call_function(ACTIVATIONS[type(part)], (value,), slope)
     for user in users:
         user.replace_input_with(node, value)

@@ -35,7 +35,8 @@ def parameter_targets(program: Program) -> dict[fx.Node, str]:
     """Each node whose value becomes a float parameter -> the dotted name of the attribute that it is made from.
 
     These are quantized tensors, weights that are quantized per channel, and those quantized per tensor or cast to
-    float16 for a layer's function. Other parameters that are quantized per tensor are activations to the int8 model: they stay as they are.
+    float16 for a layer's function. Other parameters that are quantized per tensor are activations to the int8 model:
+    they stay as they are.
     """
     found = {}
     for node in program.graph.nodes:

@@ -18,7 +18,7 @@ from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
 from qdeq.sources.graph.schema import operator_of, read_call
-from qdeq.sources.graph.table import ACTIVATIONS, float_function
+from qdeq.sources.graph.table import ACTIVATIONS, IGNORES_SCALE, float_function
 from qdeq.sources.graph.targets import (
     QUANTIZE,
     dtype_of,
@@ -221,10 +221,10 @@ class Translator:
             return
         (function, args, kwargs), relu = found
         value = self._create(node, "call_function", function, args, kwargs)
-        states = call.qparams is not None and self._program.number(call.qparams[0]) is not None
-        if states:
+        own = None if call.name in IGNORES_SCALE else call.qparams
+        if own is not None and self._program.number(own[0]) is not None:
             value = self.graph.call_function(F.relu, (value,)) if relu else value
-            self._round(node, value, call.qparams, node.args)
+            self._round(node, value, own, node.args)
             return
         self._operate(node, value, function.__name__, args)
         if relu:
