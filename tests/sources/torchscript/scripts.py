@@ -28,8 +28,6 @@ def as_script(model: nn.Module, form: str, *inputs: Any) -> Any:
     """A model in one of :data:`FORMS`."""
     trace = functools.partial(torch.jit.trace, example_inputs=inputs, check_trace=False)
     script = torch.jit.script(model) if form.startswith("scripted") else trace(model)
-        torch.jit.script(model) if form.startswith("scripted") else torch.jit.trace(model, inputs, check_trace=False)
-    )
     return torch.jit.freeze(script.eval()) if form.endswith("frozen") else script
 
 
