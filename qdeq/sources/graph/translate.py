@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from qdeq.sources.graph.layers import Site, operator_sites
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.recurrent import flat_lstm
 from qdeq.sources.graph.schema import operator_of, read_call
 from qdeq.sources.graph.table import ACTIVATIONS, IGNORES_SCALE, float_function
 from qdeq.sources.graph.targets import (
@@ -154,7 +154,7 @@ class Translator:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
         value = self._activate(value, made.layer)
         if known.kind is nn.LSTM:
-            value = self._flat(value)
+            value = flat_lstm(value)
         if known.kind in _CHANNELS_LAST:
             self.grids.convolved(node)
         if known.dynamic:
@@ -164,11 +164,6 @@ class Translator:
         else:
             first = made.layer.output is not None and made.layer.output.zero_point_first
             self._round(node, value, site.call.qparams, node.args, zero_point_first=first)
-
-    def _flat(self, value: fx.Node) -> tuple[fx.Node, ...]:
-        """``(output, (h, c))`` of ``nn.LSTM`` as the operators of aten give it: ``(output, h, c)``."""
-        output, hidden = (self.graph.call_function(operator.getitem, (value, at)) for at in (0, 1))
-        return output, *(self.graph.call_function(operator.getitem, (hidden, at)) for at in (0, 1))
 
     def _module_layer(self, node: fx.Node, made: Made) -> None:
         layer, target = made.layer, str(node.target)

@@ -110,6 +110,7 @@ class Building:
         name = join(join(at.path, hint), role) if was_parameter else stored.name
         if (stored, name) in self._fetched:
             return self._fetched[stored, name]
+        stored.used = True
         value: Any = stored.tensor.read(f"{self._path}: {stored.name}")
         is_parameter, requires_grad = stored.is_parameter or was_parameter, stored.requires_grad or was_parameter
         if is_parameter and isinstance(value, Tensor):

@@ -81,7 +81,10 @@ class Operators:
     def _tensor(self, value: object, at: Place) -> StoredTensor | None:
         if value is not None and not isinstance(value, Stored):
             refuse(at.where, "a weight that lies in the file", shown(value), OPEN)
-        return None if value is None else value.tensor
+        if value is None:
+            return None
+        value.used = True
+        return value.tensor
 
     def _prim(self, own: str, args: list[Any], at: Place) -> Any:
         if own == "RaiseException":
