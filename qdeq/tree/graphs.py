@@ -29,7 +29,7 @@ def erase_calls(
             source = node.args[0]
             if before is not None and isinstance(source, fx.Node):
                 before(module.get_submodule(str(node.target)), source)
-            node.replace_all_uses_with(source)  # type: ignore[arg-type] # what a module gets is a node
+            node.replace_all_uses_with(source)
             module.graph.erase_node(node)
     for target in targets:
         module.delete_submodule(target)

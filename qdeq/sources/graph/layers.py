@@ -111,7 +111,7 @@ def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bo
         if site.path in done:
             continue
         done.add(site.path)
-        path, source_class = join(prefix, site.path), f"quantized::{site.call.name}"
+        path, source_class = join(prefix, site.path), operator_of(node.target)
         try:
             values = [program.attributes[target] for target in site.targets]
             apart = [

@@ -7,6 +7,7 @@ not taken, as the model would not run if it were; a condition that is known deci
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -52,9 +53,8 @@ class Interpreter(Expressions):
 
         """
         frame = Frame(function, path, {})
-        where = self.where(frame, function.node)
         if self._depth >= _MAX_CALLS:
-            refuse(where, f"at most {_MAX_CALLS} calls inside each other", "more", OPEN)
+            refuse(self.where(frame, function.node), f"at most {_MAX_CALLS} calls inside each other", "more", OPEN)
         self._bind(frame, function.node, args, kwargs)
         self.called.add(function)
         self._depth += 1
@@ -77,7 +77,7 @@ class Interpreter(Expressions):
     def _block(self, body: list[ast.stmt], frame: Frame) -> tuple[bool, Any]:
         """Run statements: whether one of them returned, and what."""
         for statement in body:
-            self.budget.spend(self.where(frame, statement))
+            self.budget.spend()
             returned, value = self._statement(statement, frame)
             if returned:
                 return True, value
@@ -86,6 +86,9 @@ class Interpreter(Expressions):
     def _statement(self, node: ast.stmt, frame: Frame) -> tuple[bool, Any]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             self._assign(node.targets[0], self.evaluate(node.value, frame), frame)
+        elif isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                self._assign(node.target, self.evaluate(node.value, frame), frame)
         elif isinstance(node, ast.Return):
             return True, None if node.value is None else self.evaluate(node.value, frame)
         elif isinstance(node, ast.If):
@@ -101,7 +104,6 @@ class Interpreter(Expressions):
         return False, None
 
     def _assign(self, target: ast.expr, value: Any, frame: Frame) -> None:
-        where = self.where(frame, target)
         if isinstance(target, ast.Name):
             frame.names[target.id] = value
         elif isinstance(target, ast.Tuple):
@@ -112,19 +114,18 @@ class Interpreter(Expressions):
             item = self.evaluate(target.value, frame)
             if not isinstance(item, Object) or item.frozen:
                 what = "a forward that leaves the module as it is"
-                refuse(where, what, f"one that sets {shown(target.attr)[1:-1]}", INPUT_DECIDES)
+                refuse(self.where(frame, target), what, f"one that sets {shown(target.attr)[1:-1]}", INPUT_DECIDES)
             self.set_attribute(item, target.attr, value)
         else:
-            refuse(where, "a name to assign to", type(target).__name__, OPEN)
+            refuse(self.where(frame, target), "a name to assign to", type(target).__name__, OPEN)
 
     def _unpack(self, value: Any, count: int, frame: Frame, node: ast.AST) -> list[Any]:
-        where = self.where(frame, node)
         if isinstance(value, fx.Node):
             return [self.operators.item(value, index, self.place(frame, node)) for index in range(count)]
         if isinstance(value, Object) and value.cls.base == "NamedTuple":
             value = list(value.attributes.values())
         if not isinstance(value, list | tuple) or len(value) != count:
-            refuse(where, f"{count} values", shown(value), OPEN)
+            refuse(self.where(frame, node), f"{count} values", shown(value), OPEN)
         return list(value)
 
     def _if(self, node: ast.If, frame: Frame) -> tuple[bool, Any]:
@@ -144,7 +145,7 @@ class Interpreter(Expressions):
     def _raises(self, body: list[ast.stmt], frame: Frame) -> bool:
         """Whether a block always ends in an exception."""
         for node in body:
-            self.budget.spend(self.where(frame, node))
+            self.budget.spend()
             if isinstance(node, ast.Expr) and _is_raise(node.value):
                 return True
             if isinstance(node, ast.If) and self._raises(node.body, frame) and self._raises(node.orelse, frame):
@@ -152,27 +153,33 @@ class Interpreter(Expressions):
         return False
 
     def _for(self, node: ast.For, frame: Frame) -> tuple[bool, Any]:
-        where = self.where(frame, node)
-        items = self.evaluate(node.iter, frame)
-        if not isinstance(items, range | list | tuple):
+        items = self._items(node.iter, frame)
+        if items is None:
             got = f"for {shown(ast.unparse(node.iter))[1:-1]}, which the input decides"
-            refuse(where, "a loop of known length", got, INPUT_DECIDES)
+            refuse(self.where(frame, node), "a loop of known length", got, INPUT_DECIDES)
         for item in items:
-            self.budget.spend(where)
+            self.budget.spend()
             self._assign(node.target, item, frame)
             returned, value = self._block(node.body, frame)
             if returned:
                 return True, value
         return False, None
 
+    def _items(self, node: ast.expr, frame: Frame) -> Sequence[Any] | None:
+        """What a loop goes through; None for what the input decides."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
+            bounds = [self.evaluate(item, frame) for item in node.args]
+            return range(*bounds) if 1 <= len(bounds) <= 3 and all(isinstance(n, int) for n in bounds) else None
+        items = self.evaluate(node, frame)
+        return items if isinstance(items, list | tuple) else None
+
     def _while(self, node: ast.While, frame: Frame) -> tuple[bool, Any]:
-        where = self.where(frame, node)
         while True:
-            self.budget.spend(where)
+            self.budget.spend()
             condition = self.evaluate(node.test, frame)
             if not isinstance(condition, bool | int):
                 got = f"while {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
-                refuse(where, "a loop of known length", got, INPUT_DECIDES)
+                refuse(self.where(frame, node), "a loop of known length", got, INPUT_DECIDES)
             if not condition:
                 return False, None
             returned, value = self._block(node.body, frame)

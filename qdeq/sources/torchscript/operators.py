@@ -81,7 +81,10 @@ class Operators:
     def _tensor(self, value: object, at: Place) -> StoredTensor | None:
         if value is not None and not isinstance(value, Stored):
             refuse(at.where, "a weight that lies in the file", shown(value), OPEN)
-        return None if value is None else value.tensor
+        if value is None:
+            return None
+        value.used = True
+        return value.tensor
 
     def _prim(self, own: str, args: list[Any], at: Place) -> Any:
         if own == "RaiseException":
@@ -101,6 +104,8 @@ class Operators:
     def _aten(self, own: str, args: list[Any], kwargs: dict[str, Any], at: Place) -> Any:
         if own in ("__is__", "__isnot__"):  # what is computed is never None
             return (args[0] is args[1]) is (own == "__is__")
+        if own in scalars.MESSAGES:
+            return ""
         args = self._counts(own, args)
         computed = any(self._is_computed(value, at) for value in [*args, *kwargs.values()])
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
@@ -121,7 +126,7 @@ class Operators:
 
     def _is_computed(self, value: Any, at: Place) -> bool:
         """Whether a value holds something that only running the model gives, or a tensor."""
-        self._budget.spend(at.where)
+        self._budget.spend()
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, list | tuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from typing import Any
 
@@ -25,7 +26,8 @@ def saved(script: Any) -> bytes:
 
 def as_script(model: nn.Module, form: str, *inputs: Any) -> Any:
     """A model in one of :data:`FORMS`."""
-    script = torch.jit.script(model) if form.startswith("scripted") else torch.jit.trace(model, inputs)
+    trace = functools.partial(torch.jit.trace, example_inputs=inputs, check_trace=False)
+    script = torch.jit.script(model) if form.startswith("scripted") else trace(model)
     return torch.jit.freeze(script.eval()) if form.endswith("frozen") else script
 
 
