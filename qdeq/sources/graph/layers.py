@@ -42,6 +42,14 @@ class Site:
     operator: PackedOperator
     targets: tuple[str, ...]
 
+    @property
+    def activation(self) -> Activation | None:
+        """What the operator applies after the layer; two calls of one layer may differ in it."""
+        if self.operator.activation is None:
+            return None
+        args = {name: value for name, value in self.call.arguments.items() if name == "negative_slope"}
+        return Activation(self.operator.activation, nn.Module, args=args)
+
 
 def operator_sites(program: Program) -> dict[fx.Node, Site]:
     """Each node whose operator has a packed weight, in the graph's order; several may call one layer.
@@ -137,9 +145,7 @@ def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Lay
         note_zero_bias(layer, bias)
     if site.operator.dynamic:
         layer.role = Role.DYNAMIC
-    if site.operator.activation is not None:
-        slope = {name: value for name, value in site.call.arguments.items() if name == "negative_slope"}
-        layer.activation = Activation(site.operator.activation, nn.Module, args=slope)
+    layer.activation = site.activation
     if site.call.qparams is not None:
         scale, zero_point = (program.number(value) for value in site.call.qparams)
         if scale is not None and zero_point is not None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qdeq.grids.grid import Output
 from qdeq.grids.rules import Site as Rounding
-from qdeq.layers.layer import Layer, Role
+from qdeq.layers.layer import Activation, Role
 from qdeq.layers.make import Made
 from qdeq.sources.graph.grids import Grids, State
 from qdeq.sources.graph.layers import Site, operator_sites
@@ -151,7 +151,7 @@ class Translator:
         value = self._create(node, "call_module", site.path, tuple(inputs), {})
         if operator.added:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[operator.added])))
-        value = self._activate(value, made.layer)
+        value = self._activate(value, site.activation)
         if operator.kind in _CHANNELS_LAST:
             self.grids.convolved(node)
         if operator.dynamic:
@@ -175,7 +175,7 @@ class Translator:
             value = self._create(node, "call_module", target, inputs, node.kwargs)
             for other in added:
                 value = self.graph.call_function(torch.add, (value, self._mapped(other)))
-            value = self._activate(value, layer)
+            value = self._activate(value, layer.activation)
             if layer.kind in _CHANNELS_LAST:
                 self.grids.convolved(node)
         if layer.role is Role.DYNAMIC:
@@ -191,10 +191,10 @@ class Translator:
         else:
             self._operate(node, value, type(made.module).__name__, node.args)
 
-    def _activate(self, value: fx.Node, layer: Layer) -> fx.Node:
-        if layer.activation is None:
+    def _activate(self, value: fx.Node, activation: Activation | None) -> fx.Node:
+        if activation is None:
             return value
-        return self.graph.call_function(ACTIVATIONS[layer.activation.kind], (value,), dict(layer.activation.args))
+        return self.graph.call_function(ACTIVATIONS[activation.kind], (value,), dict(activation.args))
 
     def _parameter(self, node: fx.Node) -> None:
         target = self._parameters[node]
