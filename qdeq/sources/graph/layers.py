@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +12,20 @@ from torch import fx, nn
 from qdeq.errors import QdeqError, refuse
 from qdeq.grids.grid import Output
 from qdeq.layers.layer import Activation, Layer, Role, Source, unreadable
+from qdeq.layers.make import Made
 from qdeq.sources.eager.describe import BIAS, note_zero_bias
 from qdeq.sources.form import Description
 from qdeq.sources.graph.packed import shape_of, take_apart
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.recurrent import CELLS, NETWORKS, describe_cell, describe_network, network_call
 from qdeq.sources.graph.schema import Call, operator_of, read_call
 from qdeq.sources.graph.table import PACKED, PackedOperator
 from qdeq.words import join
 
-__all__ = ["Site", "describe_operators", "operator_sites"]
+__all__ = ["Site", "describe_operators", "operator_sites", "takes_quantized"]
 
 _MODES = ("sum", "mean", "max")
+_OPERATORS = {**PACKED, **CELLS, **NETWORKS}
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def operator_sites(program: Program) -> dict[fx.Node, Site]:
     paths: dict[Any, str] = {}
     sites = {}
     for node, (call, targets) in found.items():
-        operator = PACKED[call.name]
+        operator = _OPERATORS[call.name]
         same = targets, operator.kind, str(_settings(call))
         if same not in paths:
             paths[same] = names.take(node)
@@ -74,8 +77,12 @@ def _calls(program: Program) -> Iterator[tuple[fx.Node, tuple[Call, tuple[str, .
     for node in program.graph.nodes:
         if node.op == "call_function" and operator_of(node.target).startswith("quantized::"):
             call = read_call(node.target, node.args, node.kwargs)
-            if call is not None and call.name in PACKED and all(isinstance(p, fx.Node) for p in call.packed):
-                yield node, (call, tuple(str(packed.target) for packed in call.packed))
+        elif node.op == "call_function":
+            call = network_call(node)
+        else:
+            continue
+        if call is not None and call.name in _OPERATORS and all(isinstance(p, fx.Node) for p in call.packed):
+            yield node, (call, tuple(str(packed.target) for packed in call.packed))
 
 
 def _settings(call: Call) -> dict[str, Any]:
@@ -106,6 +113,16 @@ class _Names:
         return self._taken.isdisjoint((name, join(name, "weight"), join(name, "bias")))
 
 
+def takes_quantized(node: fx.Node, sites: Mapping[fx.Node, Site], layers: Mapping[str, Made]) -> bool:
+    """Whether a node works on quantized values alone; ``layers`` are those of ``call_module`` targets."""
+    if node in sites:
+        return not sites[node].operator.dynamic and sites[node].call.qparams is not None
+    if node.op == "call_module":
+        layer = layers[str(node.target)].layer if str(node.target) in layers else None
+        return layer is not None and layer.role is Role.LAYER and layer.output is not None
+    return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
+
+
 def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bool = False) -> Description:
     """Describe every layer that an operator of the graph is; ``prefix`` is the dotted path of the graph's module."""
     found, done = Description(), set()
@@ -113,7 +130,7 @@ def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bo
         if site.path in done:
             continue
         done.add(site.path)
-        path, source_class = join(prefix, site.path), f"quantized::{site.call.name}"
+        path, source_class = join(prefix, site.path), operator_of(node.target)
         try:
             values = [program.attributes[target] for target in site.targets]
             apart = [
@@ -122,7 +139,12 @@ def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bo
                 )
                 for value, target in zip(values, site.targets, strict=True)
             ]
-            found.layers.append(_describe(Layer(path, source_class, site.operator.kind), site, apart[0], program))
+            layer = Layer(path, source_class, site.operator.kind)
+            if site.call.name in NETWORKS or site.call.name in CELLS:
+                (describe_network if site.call.name in NETWORKS else describe_cell)(layer, site.call, apart)
+            else:
+                _describe(layer, site, apart[0], program)
+            found.layers.append(layer)
         except Exception as error:  # noqa: BLE001 (a broken packed weight may raise anything, and all are named at once)
             found.failures[path] = _at(node, unreadable(path, source_class, error))
     return found
@@ -133,7 +155,7 @@ def _at(node: fx.Node, error: QdeqError) -> QdeqError:
     return type(error)(f"{where}: {error}")
 
 
-def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Layer:
+def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> None:
     shape = shape_of(packed)
     layer.args.update(_ARGUMENTS[site.operator.kind](packed, site.call, shape))
     layer.add("weight", Source(join(layer.path, "weight"), packed.weight, packed.held))
@@ -153,7 +175,6 @@ def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Lay
     mode = layer.args.get("mode", "sum")
     if mode != "sum":
         layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {mode}")
-    return layer
 
 
 def _linear(packed: Packed, call: Call, shape: tuple[int, ...]) -> dict[str, Any]:

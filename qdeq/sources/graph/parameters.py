@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from qdeq.layers.layer import Later, Layer, Source
 from qdeq.sources.graph.program import Program
 from qdeq.sources.graph.targets import QUANTIZE, QUANTIZE_CHANNELS, is_dequantize, is_half, quantizing, takes_as_weight
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import join
 
 __all__ = ["Parameters", "describe_parameters", "parameter_targets"]
@@ -42,7 +43,7 @@ def parameter_targets(program: Program) -> dict[fx.Node, str]:
     for node in program.graph.nodes:
         if node.op == "get_attr":
             value = program.attributes.get(str(node.target))
-            if isinstance(value, Tensor) and value.is_quantized:
+            if isinstance(value, QuantizedWeight) or (isinstance(value, Tensor) and value.is_quantized):
                 found[node] = str(node.target)
             continue
         name, given = quantizing(node) or ("", {})

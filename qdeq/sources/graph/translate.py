@@ -13,10 +13,11 @@ from qdeq.grids.rules import Site as Rounding
 from qdeq.layers.layer import Activation, Role
 from qdeq.layers.make import Made
 from qdeq.sources.graph.grids import Grids, State
-from qdeq.sources.graph.layers import Site, operator_sites
+from qdeq.sources.graph.layers import Site, operator_sites, takes_quantized
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.recurrent import flat_lstm
 from qdeq.sources.graph.schema import operator_of, read_call
 from qdeq.sources.graph.table import ACTIVATIONS, IGNORES_SCALE, float_function
 from qdeq.sources.graph.targets import (
@@ -66,8 +67,10 @@ class Translator:
 
     def placeholder(self, node: fx.Node) -> None:
         """An input: the int8 model takes it quantized where an operation takes it as it comes."""
-        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, node.type)
-        taken_quantized = any(self._takes_quantized(user) for user in node.users)
+        # An annotation that is text, as postponed ones are, would keep the result from being scripted.
+        annotation = None if isinstance(node.type, str) else node.type
+        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, annotation)
+        taken_quantized = any(takes_quantized(user, self._sites, self._given.layers) for user in node.users)
         if taken_quantized:
             self._given.report.note(
                 self._given.prefix, f"the int8 graph takes its input {node.name} quantized; floats now"
@@ -143,18 +146,20 @@ class Translator:
 
     def _layer(self, node: fx.Node, site: Site) -> None:
         """An operator with a packed weight: a call of its float module."""
-        made, operator, arguments = self._given.layers[site.path], site.operator, site.call.arguments
-        inputs = [arguments[name] for name in operator.inputs]
+        made, known, arguments = self._given.layers[site.path], site.operator, site.call.arguments
+        inputs = [arguments[name] for name in known.inputs]
         while inputs[-1] is None:
             inputs.pop()
         self.root[site.path] = made.module
-        value = self._create(node, "call_module", site.path, tuple(inputs), {})
-        if operator.added:
-            value = self.graph.call_function(torch.add, (value, self._mapped(arguments[operator.added])))
+        value: Any = self._create(node, "call_module", site.path, tuple(inputs), {})
+        if known.added:
+            value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
         value = self._activate(value, site.activation)
-        if operator.kind in _CHANNELS_LAST:
+        if known.kind is nn.LSTM:
+            value = flat_lstm(value)
+        if known.kind in _CHANNELS_LAST:
             self.grids.convolved(node)
-        if operator.dynamic:
+        if known.dynamic:
             self.grids.leave(made.layer.path, made.layer.source_class, _NOT_FIXED)
         if site.call.qparams is None:
             self._set(node, value)
@@ -265,19 +270,10 @@ class Translator:
         value, state = self.grids.behind(value, output, args, "" if args else node.name)
         self._set(node, value, state)
 
-    def _takes_quantized(self, node: fx.Node) -> bool:
-        """Whether a node works on quantized values alone."""
-        if node.op == "call_module" and str(node.target) in self._given.layers:
-            layer = self._given.layers[str(node.target)].layer
-            return layer.role is Role.LAYER and layer.output is not None
-        if node in self._sites:
-            return not self._sites[node].operator.dynamic and self._sites[node].call.qparams is not None
-        return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
-
     def _create(self, node: fx.Node, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the new graph that has the name of one of the source; arguments are the source's."""
         args, kwargs = self._mapped(args), self._mapped(kwargs)
-        created = self.graph.create_node(op, target, args, kwargs, node.name, node.type)
+        created = self.graph.create_node(op, target, args, kwargs, node.name)
         created.meta.update({key: node.meta[key] for key in _KEPT_META if key in node.meta})
         return created
 

@@ -214,9 +214,7 @@ def test_every_operation_that_torch_lowers_has_a_case():
 REFERENCES = ("x.tanh_", "PReLU", "AvgPool2d", "BNReLU2d", "matmul of two", *(n for n in ALL if n.startswith("nn.")))
 
 
-@pytest.mark.parametrize(
-    ("name", "reference"), [(name, False) for name in ALL] + [(name, True) for name in REFERENCES]
-)
+@pytest.mark.parametrize(("name", "reference"), [(name, False) for name in ALL] + [(name, True) for name in REFERENCES])
 def test_an_operation_is_float_again_and_rounds_as_int8(name, reference):
     operation, shape = ALL[name]
     model, x = OneOperation(operation).eval(), _data(shape)
