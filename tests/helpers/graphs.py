@@ -49,7 +49,7 @@ def hand_built(call: Callable[..., fx.Node], inputs: int = 1, **attributes: Any)
 
 
 def small(*shape: int) -> Tensor:
-    """Random values on the grid of the inputs of :func:`hand_built`, below 127 as integers: no CPU saturates on them."""
+    """Random values on the grid of :func:`hand_built`, integers below 127: no CPU saturates on them."""
     steps = torch.randint(-INPUT_ZERO_POINT, 127 - INPUT_ZERO_POINT, shape)
     return steps * torch.tensor(INPUT_SCALE)
 

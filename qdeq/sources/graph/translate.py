@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from qdeq.grids.grid import Output
 from qdeq.grids.rules import Site as Rounding
-from qdeq.layers.layer import Layer, Role
+from qdeq.layers.layer import Activation, Role
 from qdeq.layers.make import Made
 from qdeq.sources.graph.grids import Grids, State
-from qdeq.sources.graph.layers import Site, operator_sites
+from qdeq.sources.graph.layers import Site, operator_sites, takes_quantized
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
@@ -70,7 +70,7 @@ class Translator:
         # An annotation that is text, as postponed ones are, would keep the result from being scripted.
         annotation = None if isinstance(node.type, str) else node.type
         created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, annotation)
-        taken_quantized = any(self._takes_quantized(user) for user in node.users)
+        taken_quantized = any(takes_quantized(user, self._sites, self._given.layers) for user in node.users)
         if taken_quantized:
             self._given.report.note(
                 self._given.prefix, f"the int8 graph takes its input {node.name} quantized; floats now"
@@ -154,7 +154,7 @@ class Translator:
         value: Any = self._create(node, "call_module", site.path, tuple(inputs), {})
         if known.added:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
-        value = self._activate(value, made.layer)
+        value = self._activate(value, site.activation)
         if known.kind is nn.LSTM:
             value = flat_lstm(value)
         if known.kind in _CHANNELS_LAST:
@@ -180,7 +180,7 @@ class Translator:
             value = self._create(node, "call_module", target, inputs, node.kwargs)
             for other in added:
                 value = self.graph.call_function(torch.add, (value, self._mapped(other)))
-            value = self._activate(value, layer)
+            value = self._activate(value, layer.activation)
             if layer.kind in _CHANNELS_LAST:
                 self.grids.convolved(node)
         if layer.role is Role.DYNAMIC:
@@ -196,10 +196,10 @@ class Translator:
         else:
             self._operate(node, value, type(made.module).__name__, node.args)
 
-    def _activate(self, value: fx.Node, layer: Layer) -> fx.Node:
-        if layer.activation is None:
+    def _activate(self, value: fx.Node, activation: Activation | None) -> fx.Node:
+        if activation is None:
             return value
-        return self.graph.call_function(ACTIVATIONS[layer.activation.kind], (value,), dict(layer.activation.args))
+        return self.graph.call_function(ACTIVATIONS[activation.kind], (value,), dict(activation.args))
 
     def _parameter(self, node: fx.Node) -> None:
         target = self._parameters[node]
@@ -269,15 +269,6 @@ class Translator:
         # A node that does nothing but quantize is its rounding.
         value, state = self.grids.behind(value, output, args, "" if args else node.name)
         self._set(node, value, state)
-
-    def _takes_quantized(self, node: fx.Node) -> bool:
-        """Whether a node works on quantized values alone."""
-        if node.op == "call_module" and str(node.target) in self._given.layers:
-            layer = self._given.layers[str(node.target)].layer
-            return layer.role is Role.LAYER and layer.output is not None
-        if node in self._sites:
-            return not self._sites[node].operator.dynamic and self._sites[node].call.qparams is not None
-        return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
 
     def _create(self, node: fx.Node, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the new graph that has the name of one of the source; arguments are the source's."""
