@@ -13,13 +13,15 @@ from qdeq.account import check_account
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
 from qdeq.grids.modes import Rounded, check_mode, imitate
 from qdeq.layers.batch_norm import check_unfold
-from qdeq.layers.layer import Role
-from qdeq.layers.make import Made, make
+from qdeq.layers.layer import Layer, Role
+from qdeq.layers.make import Made, make, part_value
 from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
 from qdeq.tree.walk import every_module, plain_values
 from qdeq.tree.wrappers import unwrap
+from qdeq.weights.dequant import unpack_source
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
 
 __all__ = ["dequantize_model"]
@@ -125,8 +127,8 @@ def dequantize_model(
     """
     form = _form_of(model)
     _check_options(dtype, device, weights)
-    check_mode(activations)
     check_unfold(unfold_bn, dtype)
+    check_mode(activations, dtype, unfold_bn)
     options, report = Options(unfold_bn, recover_direct_conv, weights, fold_bn, activations), Report()
     with _named(form):
         description = form.describe(model, options, report)
@@ -225,6 +227,8 @@ def _check_account(made: list[Made], report: Report) -> None:
 def _rounded(part: Made) -> Rounded:
     """What the roundings of activations need to know of a layer."""
     layer = part.layer
+    activation = layer.activation
+    holds_relu = activation is not None and activation.kind is nn.ReLU and type(part.module) is activation.holder
     return Rounded(
         layer.path,
         layer.source_class,
@@ -234,7 +238,16 @@ def _rounded(part: Made) -> Rounded:
         dynamic=layer.role is Role.DYNAMIC,
         dequantizes=layer.role is Role.DEQUANTIZE,
         registered=layer.made is not None,
+        kind=layer.kind,
+        relu=holds_relu,
+        weight=_reader(layer),
     )
+
+
+def _reader(layer: Layer) -> Callable[[], QuantizedWeight] | None:
+    """What reads the weight of a layer that has one."""
+    weights = [source for part in layer.parts if part.name == "weight" for source in part.sources]
+    return (lambda: unpack_source(part_value(weights[0]), where=weights[0].name)) if len(weights) == 1 else None
 
 
 def _note_optimizers(result: nn.Module, report: Report) -> None:

@@ -53,11 +53,13 @@ class Sites:
     Attributes:
         owners: by id of a module: its traced forward, or why it cannot be traced.
         modules: by id of a module of torch's own: the module, and the grid of its output at each of its calls.
+        inputs: by id of a converted layer: the grid of its input at each of its calls; None where it is not known.
 
     """
 
     owners: dict[int, Owner | str] = field(default_factory=dict)
     modules: dict[int, tuple[nn.Module, list[Site]]] = field(default_factory=dict)
+    inputs: dict[int, list[Grid | None]] = field(default_factory=dict)
 
 
 def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> Sites:
@@ -86,6 +88,9 @@ class _Flow:
     def call(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""
         quantizer = _quantizer(module)
+        if quantizer is not None or id(module) in self.inner:
+            given = next(_grids((args, kwargs)), None)
+            self.sites.inputs.setdefault(id(module), []).append(given if isinstance(given, Grid) else None)
         if quantizer is not None:
             if not _only_rounds(module):
                 self.report_unknown((args, kwargs))

@@ -1,32 +1,41 @@
-"""What becomes of the int8 model's activation quantization in the rebuilt model: dropped, clamped or imitated."""
+"""What becomes of the int8 model's activation quantization in the rebuilt model: dropped, clamped, imitated or kept."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.grids.follow import follow
+from qdeq.grids.exact import SUMMING, use_integer_sums
+from qdeq.grids.follow import Sites, follow
 from qdeq.grids.grid import Output, default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
 from qdeq.grids.place import place
 from qdeq.report import Report
 from qdeq.tree.post_process import install, remove
 from qdeq.tree.rewriting import restore
+from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Rounded", "check_mode", "drop_activations", "imitate"]
 
-_MODES = ("drop", "clamp", "fake_quant")
+_MODES = ("drop", "clamp", "fake_quant", "exact")
 
 
-def check_mode(activations: object) -> None:
-    """Refuse anything but the three modes."""
+def check_mode(activations: object, dtype: torch.dtype, unfold_bn: bool | float) -> None:
+    """Refuse anything but the four modes, and what ``"exact"`` cannot go with."""
     if activations not in _MODES:
         what = f"one of {', '.join(_MODES)}"
         raise QdeqValueError(expected("activations", what, repr(activations), 'Pass "drop" for the float model alone.'))
+    if activations == "exact" and dtype != torch.float32:
+        remedy = 'Pass dtype=torch.float32, or activations="fake_quant".'
+        raise QdeqValueError(expected("dtype", 'torch.float32 with activations="exact"', str(dtype), remedy))
+    if activations == "exact" and unfold_bn:
+        remedy = 'Leave it out, or pass activations="fake_quant".'
+        raise QdeqValueError(expected("unfold_bn", 'False with activations="exact"', repr(unfold_bn), remedy))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +51,9 @@ class Rounded:
         dynamic: it quantizes its input anew at every call.
         dequantizes: it gives float values.
         registered: a builder of the user's own made the module; how the source rounds is not known.
+        kind: class of the float module, without its activation.
+        relu: the module applies a ReLU of its own.
+        weight: reads its quantized weight; None where it has not exactly one.
 
     """
 
@@ -53,6 +65,9 @@ class Rounded:
     dynamic: bool
     dequantizes: bool
     registered: bool
+    kind: Callable[..., nn.Module]
+    relu: bool
+    weight: Callable[[], QuantizedWeight] | None
 
 
 def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Report) -> None:
@@ -81,14 +96,28 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
         if layer.registered:
             reason = "a registered builder made it, and says nothing of how its output is rounded"
             report.leave_uncovered(layer.path, layer.source_class, reason)
-    if mode == "fake_quant":
+    if mode in ("fake_quant", "exact"):
         ends = {id(layer.module) for layer in layers if layer.dequantizes}
         inner = {id(layer.module) for layer in layers if layer.module is not layer.carrier}
-        place(follow(model, ends, inner, report), report)
+        found = follow(model, ends, inner, report)
+        place(found, report)
+        if mode == "exact":
+            _sum_integers(layers, found, default, report)
+
+
+def _sum_integers(layers: Sequence[Rounded], found: Sites, default: str, report: Report) -> None:
+    """Let every layer with a packed weight give its int8 layer's output, or say why not."""
+    for layer in layers:
+        if layer.output is None or layer.weight is None or layer.kind not in SUMMING:
+            continue
+        engine, grid, given = layer.output.engine, layer.output.grid(default), found.inputs.get(id(layer.module), [])
+        reason = use_integer_sums(layer.module, layer.kind, engine, layer.weight, given, grid, relu=layer.relu)
+        if reason:
+            report.leave_uncovered(layer.path, layer.source_class, f"imitated in float arithmetic: {reason}")
 
 
 def drop_activations(model: nn.Module) -> nn.Module:
-    """The float model alone, from one rebuilt with ``activations="clamp"`` or ``"fake_quant"``.
+    """The float model alone, from one rebuilt with ``activations="clamp"``, ``"fake_quant"`` or ``"exact"``.
 
     Args:
         model: result of :func:`qdeq.dequantize_model`, possibly trained since; it is not changed.
