@@ -3,8 +3,8 @@
 A quantized layer sums products of integers, which is exact, and brings each sum to the grid of its output in float32.
 The float layer keeps its class, its forward and its parameters. Its ``activation_post_process`` is handed the layer and
 its input, and gives the int8 layer's output in place of the float one; gradients are those of
-:class:`qdeq.grids.modules.FakeQuantize`. The integers are not kept: value / scale, rounded, is the integer, as a float32
-product ``scale * integer`` is within 2**-24 of the true one, and integers have 9 bits at most.
+:class:`qdeq.grids.modules.FakeQuantize`. The integers are not kept: value / scale, rounded, is the integer, as a
+float32 product ``scale * integer`` is within 2**-24 of the true one, and integers have 9 bits at most.
 
 The sums are formed in float64. A product of 9 and 8 bits is an integer below 2**16, so every partial sum of fewer than
 2**37 of them is an integer below 2**53, which float64 holds: the result is exact in any order of summation.
@@ -154,8 +154,9 @@ class IntegerSums(PostProcess):
         # Converting to int32 makes the smallest integer of what it cannot hold, in either direction.
         steps = torch.where(steps < _INT32, steps, -math.inf)
         low = int(self.zero_point) if self.relu else self.quant_min
-        steps = torch.clamp(steps, low - int(self.zero_point), self.quant_max - int(self.zero_point))
-        return (steps * self.scale).contiguous(memory_format=_FORMATS.get(sums.dim(), torch.contiguous_format))
+        integers = torch.clamp(steps + self.zero_point, low, self.quant_max)  # no -0.0, which no int8 value stands for
+        values = (integers - self.zero_point) * self.scale
+        return values.contiguous(memory_format=_FORMATS.get(sums.dim(), torch.contiguous_format))
 
 
 def _along(value: Tensor, axis: int, dims: int) -> Tensor:
@@ -204,7 +205,8 @@ def use_integer_sums(
 
     """
     if engine != "fbgemm":
-        return f"{engine or 'an engine that cannot be told here'} runs it, and rounds in another way than fbgemm"
+        who = engine or "an engine that cannot be told here"
+        return f"{who} runs it, and only the rounding of fbgemm is known exactly"
     if not given or given[0] is None or None in given:
         return "the grid of its input is not known"
     if any(other != given[0] for other in given):

@@ -9,8 +9,8 @@ site is noted. What cannot be followed is named in ``report.uncovered``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
@@ -36,6 +36,27 @@ class _Unknown:
     reported: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One operation and its arguments, grids where quantized values are."""
+
+    path: str
+    name: str
+    run: Callable[..., Any]
+    args: Any
+    kwargs: Any
+
+    def noted(self, site: Site) -> Site:
+        """The site with what is needed to run its operation alone."""
+        given = tuple(grid for grid in _grids((self.args, self.kwargs)) if isinstance(grid, Grid))
+        return replace(site, given=given, replay=self._replay)
+
+    def _replay(self, *values: Any) -> Any:
+        following = iter(values)
+        args, kwargs = (_filled(given, following) for given in (self.args, self.kwargs))
+        return self.run(*args, **kwargs)
+
+
 @dataclass
 class Owner:
     """A module whose forward was traced, and where that forward rounds."""
@@ -54,12 +75,14 @@ class Sites:
         owners: by id of a module: its traced forward, or why it cannot be traced.
         modules: by id of a module of torch's own: the module, and the grid of its output at each of its calls.
         inputs: by id of a converted layer: the grid of its input at each of its calls; None where it is not known.
+        rounded: operations whose output a FakeQuantize behind them rounds, as FloatFunctional's are.
 
     """
 
     owners: dict[int, Owner | str] = field(default_factory=dict)
     modules: dict[int, tuple[nn.Module, list[Site]]] = field(default_factory=dict)
     inputs: dict[int, list[Grid | None]] = field(default_factory=dict)
+    rounded: list[Site] = field(default_factory=list)
 
 
 def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> Sites:
@@ -102,7 +125,7 @@ class _Flow:
             return _Unknown(path, type(module).__name__, reported=True)
         if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
-            return self._operate(path, type(module).__name__, args, kwargs, sites, absorbed=False)
+            return self._operate(_Call(path, type(module).__name__, module.forward, args, kwargs), sites)
         owner = self._owner(path, module)
         if isinstance(owner, str):
             self._report_untraced(path, module, args, kwargs, owner)
@@ -131,31 +154,33 @@ class _Flow:
             elif node.op == "output":
                 return given[0]
             else:
-                name = node.target if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
-                absorbed = _feeds_quantizer(node, owner.module)
-                sites = owner.sites.setdefault(node, [])
-                values[node] = self._operate(path, name, given, given_by_name, sites, absorbed=absorbed)
+                name = _name(node)
+                run = _method(name) if node.op == "call_method" else node.target
+                called = _Call(path, name, run, given, given_by_name)
+                behind = _rounding_behind(node, owner.module)
+                values[node] = self._operate(called, owner.sites.setdefault(node, []), behind)
         return None
 
-    def _operate(self, path: str, name: str, args: Any, kwargs: Any, sites: list[Site], *, absorbed: bool) -> Any:
+    def _operate(self, call: _Call, sites: list[Site], behind: tuple[FakeQuantize, bool] | None = None) -> Any:
         """The grid of one operation's output; where it rounds, the site is noted in ``sites``."""
-        key = operation_key(name)
-        first = next(_grids((args, kwargs)), None)
+        key, args = operation_key(call.name), call.args
+        first = next(_grids((args, call.kwargs)), None)
         if first is None or key in LEAVES_GRID:
             return None
         if key == "getitem" and isinstance(args[0], list | tuple):
             return args[0][args[1]]
         if key in KEEPS_VALUES:
             return first
-        self.report_unknown((args, kwargs))
+        self.report_unknown((args, call.kwargs))
         if isinstance(first, _Unknown):
             return first
-        if absorbed:
-            return _Unknown(path, name, reported=True)
-        site = site_of(path, name, first, args)
+        if behind is not None:
+            self.sites.rounded.append(call.noted(Site(call.path, call.name, _grid(behind[0]), relu=behind[1])))
+            return _Unknown(call.path, call.name, reported=True)
+        site = site_of(call.path, call.name, first, args)
         if site is None:
-            return _Unknown(path, name)
-        sites.append(site)
+            return _Unknown(call.path, call.name)
+        sites.append(call.noted(site))
         return site.grid
 
     def report_unknown(self, values: Any) -> None:
@@ -188,18 +213,43 @@ def _only_rounds(module: nn.Module) -> bool:
     return isinstance(module, FakeQuantize) or type(module) is nn.Identity
 
 
-def _feeds_quantizer(node: fx.Node, owner: nn.Module) -> bool:
-    """Whether everything that uses ``node`` rounds it at once, possibly after a ReLU, as FloatFunctional's ops do."""
-    if not node.users:
-        return False
+def _rounding_behind(node: fx.Node, owner: nn.Module) -> tuple[FakeQuantize, bool] | None:
+    """What rounds ``node`` at once in all that uses it, as in FloatFunctional, and whether a ReLU comes first."""
+    found: tuple[FakeQuantize, bool] | None = None
     for user in node.users:
         if user.op == "call_module":
             module = owner.get_submodule(str(user.target))
-            if not (_only_rounds(module) and _quantizer(module)):
-                return False
-        elif getattr(user.target, "__name__", "") != "relu" or not _feeds_quantizer(user, owner):
-            return False
-    return True
+            quantizer = _quantizer(module) if _only_rounds(module) else None
+            found = None if quantizer is None else (quantizer, False)
+        else:
+            relu = getattr(user.target, "__name__", "") == "relu"
+            behind = _rounding_behind(user, owner) if relu else None
+            found = None if behind is None else (behind[0], True)
+        if found is None:
+            return None
+    return found
+
+
+def _name(node: fx.Node) -> str:
+    """What the operation of a function or method is called; torch has one function for every kind of interpolation."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
+    mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
+    return "upsampling_nearest2d" if (name, mode) == ("interpolate", "nearest") else name
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+
+
+def _filled(given: Any, values: Iterator[Any]) -> Any:
+    """``given`` with the next value in place of each grid."""
+    if isinstance(given, Grid):
+        return next(values)
+    if isinstance(given, list | tuple):
+        return [_filled(item, values) for item in given]
+    if isinstance(given, dict):
+        return {name: _filled(item, values) for name, item in given.items()}
+    return given
 
 
 def _grids(value: Any) -> Iterator[Grid | _Unknown]:

@@ -11,10 +11,12 @@ from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.grids.exact import SUMMING, use_integer_sums
-from qdeq.grids.follow import Sites, follow
-from qdeq.grids.grid import Output, default_dtype
+from qdeq.grids.follow import Owner, Sites, follow
+from qdeq.grids.grid import Grid, Output, default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
 from qdeq.grids.place import place
+from qdeq.grids.rules import Site
+from qdeq.grids.trials import why_not_exact
 from qdeq.report import Report
 from qdeq.tree.post_process import install, remove
 from qdeq.tree.rewriting import restore
@@ -102,18 +104,39 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
         found = follow(model, ends, inner, report)
         place(found, report)
         if mode == "exact":
-            _sum_integers(layers, found, default, report)
+            _make_exact(layers, found, default, report)
 
 
-def _sum_integers(layers: Sequence[Rounded], found: Sites, default: str, report: Report) -> None:
-    """Let every layer with a packed weight give its int8 layer's output, or say why not."""
+def _make_exact(layers: Sequence[Rounded], found: Sites, default: str, report: Report) -> None:
+    """Let every layer that sums integers give its int8 layer's output; name what may give another."""
     for layer in layers:
-        if layer.output is None or layer.weight is None or layer.kind not in SUMMING:
-            continue
-        engine, grid, given = layer.output.engine, layer.output.grid(default), found.inputs.get(id(layer.module), [])
-        reason = use_integer_sums(layer.module, layer.kind, engine, layer.weight, given, grid, relu=layer.relu)
+        given = found.inputs.get(id(layer.module), [])
+        reason = "" if layer.output is None else _why_not(layer, given, layer.output.grid(default))
         if reason:
-            report.leave_uncovered(layer.path, layer.source_class, f"imitated in float arithmetic: {reason}")
+            report.leave_uncovered(layer.path, layer.source_class, reason)
+    rounding = [sites for _, sites in found.modules.values()]
+    rounding += [sites for owner in found.owners.values() if isinstance(owner, Owner) for sites in owner.sites.values()]
+    for site in [*found.rounded, *(site for sites in rounding for site in sites)]:
+        reason = why_not_exact(site)
+        if reason:
+            report.leave_uncovered(site.path, site.operation, reason)
+
+
+def _why_not(layer: Rounded, given: list[Grid | None], grid: Grid) -> str:
+    """Make a layer exact, or say why it may give another value than the int8 layer."""
+    if layer.kind in SUMMING and layer.weight is not None:
+        engine = "" if layer.output is None else layer.output.engine
+        return use_integer_sums(layer.module, layer.kind, engine, layer.weight, given, grid, relu=layer.relu)
+    if layer.kind is nn.Identity or not given or layer.registered:
+        return ""  # rounds as torch quantizes; has no input of its own, as FloatFunctional; is named already
+    reasons = (
+        why_not_exact(
+            Site(layer.path, layer.source_class, grid, given=(one,), replay=layer.module.forward), layer.module
+        )
+        for one in dict.fromkeys(given)
+        if one is not None
+    )
+    return "the grid of its input is not known" if None in given else next(filter(None, reasons), "")
 
 
 def drop_activations(model: nn.Module) -> nn.Module:

@@ -5,12 +5,13 @@ Sources: aten/src/ATen/native/quantized/cpu, one file per operation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from qdeq.grids.grid import Grid
 
-__all__ = ["KEEPS_VALUES", "LEAVES_GRID", "Site", "operation_key", "site_of"]
+__all__ = ["COPIES", "KEEPS_VALUES", "LEAVES_GRID", "VALUE_BY_VALUE", "Site", "operation_key", "site_of"]
 
 # Operations by name, lower case without underscores, so that F.avg_pool2d and nn.AvgPool2d need one entry.
 KEEPS_VALUES = {
@@ -60,6 +61,13 @@ _KEEPS_GRID = {
     ),
     *("stack", "pad", "zeropad2d", "constantpad1d", "constantpad2d", "constantpad3d", "reflectionpad2d"),
 }
+# Of those that keep the grid: what only moves values, or puts a zero beside them,
+COPIES = {"upsamplingnearest2d", "stack", "pad", "zeropad2d", "reflectionpad2d"}
+# and, whatever the grid, what gives each output from one value.
+VALUE_BY_VALUE = {
+    *("hardtanh", "relu6", "clamp", "clip", "clampmin", "clampmax", "threshold", "leakyrelu", "gelu"),
+    *("sigmoid", "hardsigmoid", "tanh"),
+}
 # Scale and zero point for 0..255; for -128..127 the zero point is 128 less.
 _OWN_GRID = {"sigmoid": (1 / 256, 0), "hardsigmoid": (1 / 256, 0), "tanh": (2 / 256, 128)}
 LEAVES_GRID = {
@@ -70,13 +78,28 @@ LEAVES_GRID = {
 
 @dataclass(frozen=True)
 class Site:
-    """An output that the int8 model rounds: the grid, and the constant it uses instead of the one in the code."""
+    """An output that the int8 model rounds.
+
+    Attributes:
+        path: dotted path of the module whose forward runs the operation.
+        operation: its name.
+        grid: of its output.
+        ties: of the rounding (:class:`qdeq.grids.modules.FakeQuantize`).
+        constant: that the int8 model uses instead of the one in the code.
+        given: grids of its quantized inputs.
+        replay: runs it on as many tensors, quantized or float.
+        relu: a ReLU stands between it and the rounding.
+
+    """
 
     path: str
     operation: str
     grid: Grid
     ties: str = ""
     constant: float | None = None
+    given: tuple[Grid, ...] = ()
+    replay: Callable[..., Any] | None = None
+    relu: bool = False
 
 
 def operation_key(name: str) -> str:
