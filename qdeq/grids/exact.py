@@ -33,11 +33,11 @@ from torch.nn import functional as F
 
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.grids.grid import Grid
-from qdeq.grids.modules import PostProcess
+from qdeq.grids.modules import FakeQuantize, PostProcess
 from qdeq.tree.post_process import install, recompute, remove
 from qdeq.weights.weight import QuantizedWeight
 
-__all__ = ["SUMMING", "IntegerSums", "use_integer_sums"]
+__all__ = ["SUMMING", "ExactInput", "IntegerSums", "use_integer_sums"]
 
 Sums: TypeAlias = Callable[[Any, Tensor, Tensor], Tensor]
 
@@ -159,6 +159,21 @@ class IntegerSums(PostProcess):
         return values.contiguous(memory_format=_FORMATS.get(sums.dim(), torch.contiguous_format))
 
 
+class ExactInput(FakeQuantize):
+    """Rounds as ``torch.quantize_per_tensor`` does with fbgemm: value / scale + zero point by a fused multiply-add.
+
+    ``QuantizeAvx2`` in fbgemm's ``QuantUtilsAvx2.cc``; NaN becomes the highest value.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid, zero_point_first=True)
+
+    def _steps(self, value: Tensor) -> Tensor:
+        zero_point = self.zero_point.float()
+        steps = torch.round(_multiply_add(value, 1 / self.scale, zero_point)) - zero_point
+        return torch.nan_to_num(steps, nan=math.inf, posinf=math.inf, neginf=-math.inf)
+
+
 def _along(value: Tensor, axis: int, dims: int) -> Tensor:
     """A value per channel in a shape that broadcasts along ``axis`` of ``dims`` dimensions."""
     return value if value.dim() == 0 else value.reshape([-1 if dim == axis else 1 for dim in range(dims)])
@@ -176,7 +191,7 @@ def _multiply_add(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     part = total - product
     error = (product - (total - part)) + (other - part)
     even = total.view(torch.int64) & 1 == 0
-    return torch.where((error != 0) & even, torch.nextafter(total, error * math.inf), total).float()
+    return torch.where((error.abs() > 0) & even, torch.nextafter(total, error * math.inf), total).float()
 
 
 def use_integer_sums(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.grids.exact import SUMMING, use_integer_sums
+from qdeq.grids.exact import SUMMING, ExactInput, use_integer_sums
 from qdeq.grids.follow import Owner, Sites, follow
 from qdeq.grids.grid import Grid, Output, default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
@@ -87,10 +87,7 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
     default = default_dtype([layer.output for layer in layers if layer.output is not None])
     for layer in layers:
         if layer.output is not None:
-            grid = layer.output.grid(default)
-            first = layer.output.zero_point_first
-            child = Clamp(grid) if mode == "clamp" else FakeQuantize(grid, zero_point_first=first)
-            install(layer.carrier, child)
+            install(layer.carrier, _rounding(layer, layer.output, mode, default))
     for layer in layers:
         if layer.dynamic:
             reason = "its input is quantized anew at every call, with no fixed scale"
@@ -105,6 +102,15 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
         place(found, report)
         if mode == "exact":
             _make_exact(layers, found, default, report)
+
+
+def _rounding(layer: Rounded, output: Output, mode: str, default: str) -> PostProcess:
+    grid = output.grid(default)
+    if mode == "clamp":
+        return Clamp(grid)
+    if mode == "exact" and layer.kind is nn.Identity:
+        return ExactInput(grid)
+    return FakeQuantize(grid, zero_point_first=output.zero_point_first)
 
 
 def _make_exact(layers: Sequence[Rounded], found: Sites, default: str, report: Report) -> None:

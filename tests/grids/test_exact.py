@@ -69,6 +69,18 @@ def test_layers_of_other_engines_are_named(name, backend):
         assert bool(uncovered) or backend == "x86"
 
 
+@pytest.mark.parametrize("zero_point", [0, 7, 64, 255])
+def test_inputs_are_rounded_as_torch_quantizes_them(zero_point):
+    """Half of the values lie as near to a tie as float32 comes; then NaN, infinities and what no int32 holds."""
+    torch.manual_seed(48)
+    special = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30, 3e8, -3e8, 0.0, -0.0])
+    for scale in (0.1714, 0.0677):
+        x = torch.randn(100_000)
+        x = torch.cat([x, (torch.randint(-512, 512, (100_000,)) / 2 * scale), special])
+        model = nn.Sequential(nnq.Quantize(scale, zero_point, torch.quint8), nnq.DeQuantize())
+        assert_exact(model, x)
+
+
 def one_layer(weight: Tensor, bias: Tensor | None, scale: float, zero_point: int) -> nn.Module:
     """An int8 Linear between an input of scale 0.05, zero point 10, and float."""
     with engine("fbgemm"):
