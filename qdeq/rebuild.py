@@ -139,7 +139,7 @@ def dequantize_model(
         report.unconverted.extend(description.unknown)
         result = form.rebuild(model, made, options, report)
     _check_account(made, report)
-    imitate(result, [_rounded(part) for part in made], activations, report)
+    imitate(result, [_rounded(part) for part in made if not part.placed], activations, report)
     if activations == "drop":  # else a wrapper's stubs carry the rounding of what goes in
         for before, after in unwrap(result):
             report.move(before, after)

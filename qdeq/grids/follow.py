@@ -17,23 +17,15 @@ from torch import fx, nn
 
 from qdeq.grids.grid import Grid
 from qdeq.grids.modules import FakeQuantize
-from qdeq.grids.rules import KEEPS_VALUES, LEAVES_GRID, Site, operation_key, site_of
+from qdeq.grids.nodes import rounds_as_nodes
+from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
 from qdeq.report import Report
 from qdeq.tree.post_process import CHILD
 from qdeq.tree.tracing import Traces
-from qdeq.tree.walk import is_library_module
+from qdeq.tree.walk import children, is_library_module
 from qdeq.words import class_name, join
 
 __all__ = ["Owner", "Sites", "follow"]
-
-
-@dataclass(eq=False)
-class _Unknown:
-    """A quantized value whose grid is not known, and the operation that made it so."""
-
-    path: str
-    operation: str
-    reported: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +40,7 @@ class _Call:
 
     def noted(self, site: Site) -> Site:
         """The site with what is needed to run its operation alone."""
-        given = tuple(grid for grid in _grids((self.args, self.kwargs)) if isinstance(grid, Grid))
+        given = tuple(grid for grid in grids_in((self.args, self.kwargs)) if isinstance(grid, Grid))
         return replace(site, given=given, replay=self._replay)
 
     def _replay(self, *values: Any) -> Any:
@@ -96,7 +88,7 @@ def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Rep
 
     """
     flow = _Flow(model, dequantized, inner, report)
-    flow.report_unknown(flow.call("", model, (), {}))
+    report_unknown(flow.call("", model, (), {}), report)
     return flow.sites
 
 
@@ -112,17 +104,21 @@ class _Flow:
         """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""
         quantizer = _quantizer(module)
         if quantizer is not None or id(module) in self.inner:
-            given = next(_grids((args, kwargs)), None)
+            given = next(grids_in((args, kwargs)), None)
             self.sites.inputs.setdefault(id(module), []).append(given if isinstance(given, Grid) else None)
         if quantizer is not None:
             if not _only_rounds(module):
-                self.report_unknown((args, kwargs))
+                report_unknown((args, kwargs), self.report)
             return _grid(quantizer)
         if id(module) in self.dequantized:
             return None
+        if rounds_as_nodes(module):
+            for name, child in children(module):
+                self.call(join(path, name), child, (), {})
+            return None
         if id(module) in self.inner:
-            self.report_unknown((args, kwargs))
-            return _Unknown(path, type(module).__name__, reported=True)
+            report_unknown((args, kwargs), self.report)
+            return Unknown(path, type(module).__name__, reported=True)
         if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
             return self._operate(_Call(path, type(module).__name__, module.forward, args, kwargs), sites)
@@ -163,36 +159,17 @@ class _Flow:
 
     def _operate(self, call: _Call, sites: list[Site], behind: tuple[FakeQuantize, bool] | None = None) -> Any:
         """The grid of one operation's output; where it rounds, the site is noted in ``sites``."""
-        key, args = operation_key(call.name), call.args
-        first = next(_grids((args, call.kwargs)), None)
-        if first is None or key in LEAVES_GRID:
-            return None
-        if key == "getitem" and isinstance(args[0], list | tuple):
-            return args[0][args[1]]
-        if key in KEEPS_VALUES:
-            return first
-        self.report_unknown((args, call.kwargs))
-        if isinstance(first, _Unknown):
-            return first
-        if behind is not None:
+        result = operate(call.path, call.name, call.args, call.kwargs, self.report)
+        if behind is not None and (isinstance(result, Site) or (isinstance(result, Unknown) and not result.reported)):
             self.sites.rounded.append(call.noted(Site(call.path, call.name, _grid(behind[0]), relu=behind[1])))
-            return _Unknown(call.path, call.name, reported=True)
-        site = site_of(call.path, call.name, first, args)
-        if site is None:
-            return _Unknown(call.path, call.name)
-        sites.append(call.noted(site))
-        return site.grid
-
-    def report_unknown(self, values: Any) -> None:
-        """Name the operations whose quantized output someone uses without its grid being known."""
-        for value in _grids(values):
-            if isinstance(value, _Unknown) and not value.reported:
-                value.reported = True
-                reason = "how torch rounds it on quantized tensors is not known here"
-                self.report.leave_uncovered(value.path, value.operation, reason)
+            return Unknown(call.path, call.name, reported=True)
+        if not isinstance(result, Site):
+            return result
+        sites.append(call.noted(result))
+        return result.grid
 
     def _report_untraced(self, path: str, module: nn.Module, args: Any, kwargs: Any, reason: str) -> None:
-        if any(True for _ in _grids((args, kwargs))) or any(_quantizer(child) for child in module.modules()):
+        if any(True for _ in grids_in((args, kwargs))) or any(_quantizer(child) for child in module.modules()):
             what = f"{class_name(module)}.forward"
             self.report.leave_uncovered(path, what, f"only its converted modules are imitated: {reason}")
 
@@ -250,13 +227,3 @@ def _filled(given: Any, values: Iterator[Any]) -> Any:
     if isinstance(given, dict):
         return {name: _filled(item, values) for name, item in given.items()}
     return given
-
-
-def _grids(value: Any) -> Iterator[Grid | _Unknown]:
-    if isinstance(value, Grid | _Unknown):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _grids(item)
-    elif isinstance(value, dict):
-        yield from _grids(list(value.values()))

@@ -14,6 +14,7 @@ from qdeq.grids.exact import SUMMING, ExactInput, use_integer_sums
 from qdeq.grids.follow import Owner, Sites, follow
 from qdeq.grids.grid import Grid, Output, default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
+from qdeq.grids.nodes import drop_nodes
 from qdeq.grids.place import place
 from qdeq.grids.rules import Site
 from qdeq.grids.trials import why_not_exact
@@ -165,5 +166,6 @@ def drop_activations(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         restore(module)
+        drop_nodes(module)
         remove(module, PostProcess)
     return copied

@@ -7,8 +7,7 @@ output gets a child named ``activation_post_process``, as in torch's prepared mo
 it. Classes, parameter names and the float model's forward stay as they are.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: torch.jit.script reads those of classes, and does not resolve names.
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,10 @@ class PostProcess(nn.Module):
     Buffers:
         scale: float32, 0-d. It stays float32 when the model is cast: bfloat16 would change the grid by up to 0.4 %.
         zero_point: int32, 0-d.
+
+    Attributes:
+        number: the one that the operation in front has in the code, where the int8 model takes another; else None.
+
     """
 
     scale: Tensor
@@ -37,6 +40,7 @@ class PostProcess(nn.Module):
         self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.int32))
         self.quant_min = grid.quant_min
         self.quant_max = grid.quant_max
+        self.number: float | None = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self.scale
@@ -101,5 +105,6 @@ class FakeQuantize(PostProcess):
         scaled = value * (1 / self.scale)
         if self.ties:
             scaled = torch.round(scaled * 4096) / 4096
-        offset = self.zero_point if self.zero_point_first or self.ties == "integer" else 0
-        return torch.round(scaled + offset) - offset
+        if self.zero_point_first or self.ties == "integer":
+            return torch.round(scaled + self.zero_point) - self.zero_point
+        return torch.round(scaled)

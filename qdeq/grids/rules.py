@@ -5,13 +5,24 @@ Sources: aten/src/ATen/native/quantized/cpu, one file per operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from qdeq.grids.grid import Grid
+from qdeq.report import Report
 
-__all__ = ["COPIES", "KEEPS_VALUES", "LEAVES_GRID", "VALUE_BY_VALUE", "Site", "operation_key", "site_of"]
+__all__ = [
+    "COPIES",
+    "VALUE_BY_VALUE",
+    "Site",
+    "Unknown",
+    "grids_in",
+    "operate",
+    "operation_key",
+    "report_unknown",
+    "site_of",
+]
 
 # Operations by name, lower case without underscores, so that F.avg_pool2d and nn.AvgPool2d need one entry.
 KEEPS_VALUES = {
@@ -100,6 +111,64 @@ class Site:
     given: tuple[Grid, ...] = ()
     replay: Callable[..., Any] | None = None
     relu: bool = False
+
+
+@dataclass(eq=False)
+class Unknown:
+    """A quantized value whose grid is not known, and the operation that made it so."""
+
+    path: str
+    operation: str
+    reported: bool = False
+
+
+def grids_in(value: Any) -> Iterator[Grid | Unknown]:
+    """The grids of the quantized values in an argument, or in arguments."""
+    if isinstance(value, Grid | Unknown):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from grids_in(item)
+    elif isinstance(value, dict):
+        yield from grids_in(list(value.values()))
+
+
+def report_unknown(values: Any, report: Report) -> None:
+    """Name the operations whose quantized output someone uses without its grid being known."""
+    for value in grids_in(values):
+        if isinstance(value, Unknown) and not value.reported:
+            value.reported = True
+            reason = "how torch rounds it on quantized tensors is not known here"
+            report.leave_uncovered(value.path, value.operation, reason)
+
+
+def operate(path: str, name: str, args: Any, kwargs: Any, report: Report) -> Grid | Unknown | Site | None:
+    """What becomes of the grids of its inputs in one operation.
+
+    Args:
+        path: dotted path of the module whose forward runs it.
+        name: name of the function, method or module class.
+        args: its arguments; a grid where a quantized tensor is.
+        kwargs: those given by name.
+        report: gets the operations whose output is used here without its grid being known.
+
+    Returns:
+        The grid of the output; a :class:`Site` where the operation rounds to one, and None for a float output.
+
+    """
+    key = operation_key(name)
+    first = next(grids_in((args, kwargs)), None)
+    if first is None or key in LEAVES_GRID:
+        return None
+    if key == "getitem" and isinstance(args[0], list | tuple):
+        taken: Grid | Unknown | None = args[0][args[1]]
+        return taken
+    if key in KEEPS_VALUES:
+        return first
+    report_unknown((args, kwargs), report)
+    if isinstance(first, Unknown):
+        return first
+    return site_of(path, name, first, args) or Unknown(path, name)
 
 
 def operation_key(name: str) -> str:

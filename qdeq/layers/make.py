@@ -31,12 +31,14 @@ class Made:
         layer: the layer.
         module: its float module, without its activation.
         carrier: what gives the output of the quantized layer in the rebuilt model: the module, or what follows it.
+        placed: its form has put what rounds its output behind it.
 
     """
 
     layer: Layer
     module: nn.Module
     carrier: nn.Module
+    placed: bool = False
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Each parameter of the float module under its dotted name in the model."""

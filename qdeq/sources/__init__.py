@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from qdeq.sources.eager.form import EAGER
 from qdeq.sources.form import Form
+from qdeq.sources.fx.form import FX
 from qdeq.sources.prepared.form import PREPARED
+from qdeq.sources.torchscript.form import TORCHSCRIPT
 
 __all__ = ["FORMS", "form_of"]
 
-FORMS: list[Form] = [PREPARED, EAGER]
+FORMS: list[Form] = [TORCHSCRIPT, FX, PREPARED, EAGER]
 """The known forms, in the order in which they are asked."""
 
 

@@ -24,7 +24,7 @@ from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_cla
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name, join
 
-__all__ = ["NamedTensor", "named_tensors", "plan_state"]
+__all__ = ["NamedTensor", "named_tensors", "plan_state", "tensors_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,11 @@ def named_tensors(where: str, sd: Mapping[str, Any]) -> Iterator[NamedTensor]:
 
     Args and errors are those of :func:`plan_state`.
     """
-    plan = plan_state(where, sd)
+    return tensors_of(where, plan_state(where, sd))
+
+
+def tensors_of(where: str, plan: Plan) -> Iterator[NamedTensor]:
+    """Read what a plan names, one float name after the other; ``where`` is the argument, for errors."""
     for name, target in plan.targets.items():
         path, _, parameter = name.rpartition(".")
         bias = plan.targets.get(join(path, bias_name(parameter))) if "weight" in parameter else None

@@ -29,6 +29,7 @@ __all__ = [
     "is_packed_weight",
     "open_packed",
     "packed_bias",
+    "packed_shape",
     "read_convolutions",
     "unpack_packed",
 ]
@@ -139,6 +140,23 @@ def engine_of(obj: object) -> str:
     """
     native = _native()
     return "" if native is None else _ENGINES.get(native.packed_by(obj), "")
+
+
+def packed_shape(obj: object, *, where: str) -> tuple[int, ...]:
+    """Return the shape of the weight in a packed object, as :func:`dequantize_packed` gives it.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    _check_packed(obj, where)
+    native = _native()
+    if native is not None and packed_kind(obj) != EMBEDDING:
+        layout, shape, _, _ = native.layout(obj)
+        if layout:
+            return tuple(shape)
+    return tuple(unpack_with_torch(obj, where)[0].shape)
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

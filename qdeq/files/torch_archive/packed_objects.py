@@ -99,8 +99,8 @@ def script_state(item: object) -> Any:
 
 def conv_module_geometry(state: tuple[Any, ...]) -> ConvGeometry | None:
     """How a quantized convolution was set up, by the state tuple of its module; None if that does not say."""
-    stride, padding, dilation, transposed, groups = state[3], state[4], state[5], state[6], state[8]
-    sizes = (stride, padding, dilation)
+    (stride, padding, dilation, transposed, output_padding, groups) = state[3:9]
+    sizes = (stride, padding, dilation, output_padding)
     if all(isinstance(size, tuple) and all(isinstance(n, int) for n in size) for size in sizes):
-        return ConvGeometry(transposed is True, *sizes, groups)
+        return ConvGeometry(transposed is True, stride, padding, dilation, groups, output_padding)
     return None

@@ -1,0 +1,106 @@
+"""Follows the scales of quantized values through a graph, and puts clamps and roundings behind its nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from qdeq.grids.grid import RANGES, Grid, Output
+from qdeq.grids.modules import Clamp, FakeQuantize
+from qdeq.grids.nodes import node_name
+from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
+from qdeq.report import Report
+
+__all__ = ["Grids", "State"]
+
+State = Any
+"""The grid of a node's value: a Grid, an Unknown one, None for floats; lists and tuples of them for such values."""
+
+
+class Grids:
+    """The grid of each value of one graph.
+
+    Args:
+        graph: that is being built.
+        mode: what becomes of the quantization of activations.
+        report: gets what is not imitated.
+        taken: dotted names that are not free for new modules.
+
+    """
+
+    def __init__(self, graph: fx.Graph, mode: str, report: Report, taken: set[str]) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self._of: dict[fx.Node, State] = {}
+        self._graph, self._mode, self._taken = graph, mode, taken
+        # Without roundings nothing is uncovered.
+        self._report = Report() if mode == "drop" else report
+
+    def set(self, node: fx.Node, state: State) -> None:
+        """Note the grid of the value of a node of the source."""
+        self._of[node] = state
+
+    def get(self, value: Any) -> State:
+        """The grids of an argument, or of arguments."""
+        return fx.map_arg(value, lambda node: self._of.get(node))
+
+    def quantized(self, value: Any) -> bool:
+        """Whether any of the values is quantized."""
+        return next(grids_in(self.get(value)), None) is not None
+
+    def behind(self, value: fx.Node, output: Output, args: Any) -> tuple[fx.Node, Grid]:
+        """Clamp or round a value to the grid that its operation states.
+
+        Args:
+            value: node of the new graph.
+            output: the operation's scale and zero point.
+            args: its arguments in the source: where it states no dtype, the output has that of the first quantized.
+
+        """
+        given = next((grid for grid in grids_in(self.get(args)) if isinstance(grid, Grid)), None)
+        low, high = RANGES.get(output.dtype) or ((given.quant_min, given.quant_max) if given else RANGES["quint8"])
+        grid = Grid(output.scale, output.zero_point, low, high)
+        if self._mode == "clamp":
+            value = self._insert(value, Clamp(grid))
+        if self._mode == "fake_quant":
+            value = self._insert(value, FakeQuantize(grid, zero_point_first=output.zero_point_first))
+        return value, grid
+
+    def operate(self, path: str, name: str, args: Any, kwargs: Any) -> State:
+        """What an operation without a scale of its own makes of the grids of its inputs: a grid, or a :class:`Site`."""
+        return operate(path, name, self.get(args), self.get(kwargs), self._report)
+
+    def at(self, value: fx.Node, site: Site) -> tuple[fx.Node, Grid]:
+        """Round a value as torch rounds its operation by itself."""
+        if self._mode == "fake_quant":
+            rounding = FakeQuantize(site.grid, ties=site.ties)
+            if site.constant is not None:
+                rounding.number = next(arg for arg in value.args if isinstance(arg, int | float))
+                value.args = tuple(site.constant if isinstance(arg, int | float) else arg for arg in value.args)
+            value = self._insert(value, rounding)
+        return value, site.grid
+
+    def leave(self, path: str, operation: str, reason: str) -> None:
+        """Name an operation whose rounding is not imitated."""
+        self._report.leave_uncovered(path, operation, reason)
+
+    def finish(self, value: Any) -> None:
+        """Name what gave the graph's output without its grid being known."""
+        report_unknown(self.get(value), self._report)
+
+    def unknown(self, path: str, operation: str) -> Unknown:
+        """The grid of a quantized value of which nobody knows the scale."""
+        return Unknown(path, operation)
+
+    def known_gap(self) -> Unknown:
+        """The grid of a quantized value whose rounding was named as not imitated."""
+        return Unknown("", "", reported=True)
+
+    def _insert(self, value: fx.Node, module: nn.Module) -> fx.Node:
+        number = len(self.modules)
+        while node_name(number) in self._taken:
+            number += 1
+        name = node_name(number)
+        self._taken.add(name)
+        self.modules[name] = module
+        return self._graph.call_module(name, (value,))
