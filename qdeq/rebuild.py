@@ -11,17 +11,17 @@ from torch import nn
 
 from qdeq.account import check_account
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.grids.modes import Rounded, check_mode, imitate
+from qdeq.grids.exact import make_exact
+from qdeq.grids.modes import check_mode, imitate
 from qdeq.layers.batch_norm import check_unfold
-from qdeq.layers.layer import Layer, Role
-from qdeq.layers.make import Made, make, part_value
+from qdeq.layers.layer import Role
+from qdeq.layers.make import Made, make
+from qdeq.layers.rounded import rounded
 from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
 from qdeq.tree.walk import every_module, plain_values
 from qdeq.tree.wrappers import unwrap
-from qdeq.weights.dequant import unpack_source
-from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
 
 __all__ = ["dequantize_model"]
@@ -139,7 +139,9 @@ def dequantize_model(
         report.unconverted.extend(description.unknown)
         result = form.rebuild(model, made, options, report)
     _check_account(made, report)
-    imitate(result, [_rounded(part) for part in made if not part.placed], activations, report)
+    imitate(result, [rounded(part) for part in made if not part.placed], activations, report)
+    if activations == "exact":
+        make_exact(result, [rounded(part) for part in made], report)
     if activations == "drop":  # else a wrapper's stubs carry the rounding of what goes in
         for before, after in unwrap(result):
             report.move(before, after)
@@ -222,32 +224,6 @@ def _check_account(made: list[Made], report: Report) -> None:
         name for part in made for name, parameter in part.named_parameters() if parameter.is_meta or name not in written
     ]
     check_account(unused, unwritten)
-
-
-def _rounded(part: Made) -> Rounded:
-    """What the roundings of activations need to know of a layer."""
-    layer = part.layer
-    activation = layer.activation
-    holds_relu = activation is not None and activation.kind is nn.ReLU and type(part.module) is activation.holder
-    return Rounded(
-        layer.path,
-        layer.source_class,
-        layer.output,
-        part.module,
-        part.carrier,
-        dynamic=layer.role is Role.DYNAMIC,
-        dequantizes=layer.role is Role.DEQUANTIZE,
-        registered=layer.made is not None,
-        kind=layer.kind,
-        relu=holds_relu,
-        weight=_reader(layer),
-    )
-
-
-def _reader(layer: Layer) -> Callable[[], QuantizedWeight] | None:
-    """What reads the weight of a layer that has one."""
-    weights = [source for part in layer.parts if part.name == "weight" for source in part.sources]
-    return (lambda: unpack_source(part_value(weights[0]), where=weights[0].name)) if len(weights) == 1 else None
 
 
 def _note_optimizers(result: nn.Module, report: Report) -> None:

@@ -9,8 +9,7 @@ site is noted. What cannot be followed is named in ``report.uncovered``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -18,35 +17,14 @@ from torch import fx, nn
 from qdeq.grids.grid import Grid
 from qdeq.grids.modules import FakeQuantize
 from qdeq.grids.nodes import rounds_as_nodes
-from qdeq.grids.rules import Site, Unknown, grids_in, operate, report_unknown
+from qdeq.grids.rules import Call, Site, Unknown, grids_in, method, operate, report_unknown
 from qdeq.report import Report
 from qdeq.tree.post_process import CHILD
 from qdeq.tree.tracing import Traces
 from qdeq.tree.walk import children, is_library_module
 from qdeq.words import class_name, join
 
-__all__ = ["Owner", "Sites", "follow"]
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One operation and its arguments, grids where quantized values are."""
-
-    path: str
-    name: str
-    run: Callable[..., Any]
-    args: Any
-    kwargs: Any
-
-    def noted(self, site: Site) -> Site:
-        """The site with what is needed to run its operation alone."""
-        given = tuple(grid for grid in grids_in((self.args, self.kwargs)) if isinstance(grid, Grid))
-        return replace(site, given=given, replay=self._replay)
-
-    def _replay(self, *values: Any) -> Any:
-        following = iter(values)
-        args, kwargs = (_filled(given, following) for given in (self.args, self.kwargs))
-        return self.run(*args, **kwargs)
+__all__ = ["Owner", "Sites", "follow", "follow_rounded"]
 
 
 @dataclass
@@ -66,8 +44,8 @@ class Sites:
     Attributes:
         owners: by id of a module: its traced forward, or why it cannot be traced.
         modules: by id of a module of torch's own: the module, and the grid of its output at each of its calls.
-        inputs: by id of a converted layer: the grid of its input at each of its calls; None where it is not known.
-        rounded: operations whose output a FakeQuantize behind them rounds, as FloatFunctional's are.
+        inputs: by id of a layer: the grid of its input at each of its calls; None where it is not known.
+        rounded: operations whose output a FakeQuantize rounds already.
 
     """
 
@@ -92,27 +70,44 @@ def follow(model: nn.Module, dequantized: set[int], inner: set[int], report: Rep
     return flow.sites
 
 
+def follow_rounded(model: nn.Module, dequantized: set[int], layers: set[int]) -> Sites:
+    """Find what is rounded, and from which grids, in a model that has all its roundings, graphs included.
+
+    Args:
+        model: the rebuilt model.
+        dequantized: ids of the modules that stand where the int8 model dequantizes.
+        layers: ids of the converted layers.
+
+    """
+    flow = _Flow(model, dequantized, set(), Report(), layers)  # what is unknown was named when it was rounded
+    flow.call("", model, (), {})
+    return flow.sites
+
+
 class _Flow:
-    def __init__(self, model: nn.Module, dequantized: set[int], inner: set[int], report: Report) -> None:
+    def __init__(
+        self, model: nn.Module, dequantized: set[int], inner: set[int], report: Report, layers: set[int] | None = None
+    ) -> None:
         self.dequantized = dequantized
         self.inner = inner
         self.report = report
+        self.layers = layers
         self.sites = Sites()
         self.traces = Traces(model)
 
     def call(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""
         quantizer = _quantizer(module)
-        if quantizer is not None or id(module) in self.inner:
-            given = next(grids_in((args, kwargs)), None)
-            self.sites.inputs.setdefault(id(module), []).append(given if isinstance(given, Grid) else None)
+        called = Call(path, type(module).__name__, module.forward, args, kwargs)
+        if self.layers is not None:
+            self._note(called, module, quantizer)
         if quantizer is not None:
             if not _only_rounds(module):
                 report_unknown((args, kwargs), self.report)
             return _grid(quantizer)
         if id(module) in self.dequantized:
             return None
-        if rounds_as_nodes(module):
+        if rounds_as_nodes(module) and self.layers is None:
             for name, child in children(module):
                 self.call(join(path, name), child, (), {})
             return None
@@ -121,12 +116,31 @@ class _Flow:
             return Unknown(path, type(module).__name__, reported=True)
         if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
-            return self._operate(_Call(path, type(module).__name__, module.forward, args, kwargs), sites)
+            return self._operate(called, sites)
         owner = self._owner(path, module)
         if isinstance(owner, str):
             self._report_untraced(path, module, args, kwargs, owner)
             return None
         return self._run(owner, path, args, kwargs)
+
+    def _note(self, call: Call, module: nn.Module, quantizer: FakeQuantize | None) -> None:
+        if self.layers is not None and id(module) in self.layers:
+            given = next(grids_in((call.args, call.kwargs)), None)
+            self.sites.inputs.setdefault(id(module), []).append(given if isinstance(given, Grid) else None)
+        elif quantizer is not None and not _only_rounds(module):
+            self._note_rounded(call, quantizer)
+
+    def _note_rounded(self, call: Call, quantizer: FakeQuantize, relu: bool = False) -> None:
+        """Note an operation that a FakeQuantize rounds.
+
+        What has a layer's own output as input is part of the layer, and what adds the zero point first quantizes floats:
+        the int8 model computed them on floats, too.
+        """
+        if not quantizer.zero_point_first and all(
+            isinstance(grid, Grid) for grid in grids_in((call.args, call.kwargs))
+        ):
+            site = Site(call.path, call.name, _grid(quantizer), ties=quantizer.ties, relu=relu)
+            self.sites.rounded.append(call.noted(site))
 
     def _owner(self, path: str, module: nn.Module) -> Owner | str:
         if id(module) not in self.sites.owners:
@@ -151,21 +165,21 @@ class _Flow:
                 return given[0]
             else:
                 name = _name(node)
-                run = _method(name) if node.op == "call_method" else node.target
-                called = _Call(path, name, run, given, given_by_name)
+                run = method(name) if node.op == "call_method" else node.target
+                called = Call(path, name, run, given, given_by_name)
                 behind = _rounding_behind(node, owner.module)
                 values[node] = self._operate(called, owner.sites.setdefault(node, []), behind)
         return None
 
-    def _operate(self, call: _Call, sites: list[Site], behind: tuple[FakeQuantize, bool] | None = None) -> Any:
+    def _operate(self, call: Call, sites: list[Site], behind: tuple[FakeQuantize, bool] | None = None) -> Any:
         """The grid of one operation's output; where it rounds, the site is noted in ``sites``."""
         result = operate(call.path, call.name, call.args, call.kwargs, self.report)
         if behind is not None and (isinstance(result, Site) or (isinstance(result, Unknown) and not result.reported)):
-            self.sites.rounded.append(call.noted(Site(call.path, call.name, _grid(behind[0]), relu=behind[1])))
+            self._note_rounded(call, *behind)
             return Unknown(call.path, call.name, reported=True)
         if not isinstance(result, Site):
             return result
-        sites.append(call.noted(result))
+        sites.append(result)
         return result.grid
 
     def _report_untraced(self, path: str, module: nn.Module, args: Any, kwargs: Any, reason: str) -> None:
@@ -212,18 +226,3 @@ def _name(node: fx.Node) -> str:
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
     mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
     return "upsampling_nearest2d" if (name, mode) == ("interpolate", "nearest") else name
-
-
-def _method(name: str) -> Callable[..., Any]:
-    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
-
-
-def _filled(given: Any, values: Iterator[Any]) -> Any:
-    """``given`` with the next value in place of each grid."""
-    if isinstance(given, Grid):
-        return next(values)
-    if isinstance(given, list | tuple):
-        return [_filled(item, values) for item in given]
-    if isinstance(given, dict):
-        return {name: _filled(item, values) for name, item in given.items()}
-    return given

@@ -6,7 +6,7 @@ Sources: aten/src/ATen/native/quantized/cpu, one file per operation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qdeq.grids.grid import Grid
@@ -15,9 +15,11 @@ from qdeq.report import Report
 __all__ = [
     "COPIES",
     "VALUE_BY_VALUE",
+    "Call",
     "Site",
     "Unknown",
     "grids_in",
+    "method",
     "operate",
     "operation_key",
     "report_unknown",
@@ -140,6 +142,52 @@ def report_unknown(values: Any, report: Report) -> None:
             value.reported = True
             reason = "how torch rounds it on quantized tensors is not known here"
             report.leave_uncovered(value.path, value.operation, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation and its arguments, grids where quantized values are.
+
+    Attributes:
+        path: dotted path of the module whose forward runs it.
+        name: of the function, method or module class.
+        run: runs it.
+        args: its arguments.
+        kwargs: those given by name.
+
+    """
+
+    path: str
+    name: str
+    run: Callable[..., Any]
+    args: Any
+    kwargs: Any
+
+    def noted(self, site: Site) -> Site:
+        """The site with what is needed to run its operation alone."""
+        given = tuple(grid for grid in grids_in((self.args, self.kwargs)) if isinstance(grid, Grid))
+        return replace(site, given=given, replay=self._replay)
+
+    def _replay(self, *values: Any) -> Any:
+        following = iter(values)
+        args, kwargs = (_filled(given, following) for given in (self.args, self.kwargs))
+        return self.run(*args, **kwargs)
+
+
+def method(name: str) -> Callable[..., Any]:
+    """What runs a method of that name of its first argument."""
+    return lambda value, *args, **kwargs: getattr(value, name)(*args, **kwargs)
+
+
+def _filled(given: Any, values: Iterator[Any]) -> Any:
+    """``given`` with the next value in place of each grid."""
+    if isinstance(given, Grid):
+        return next(values)
+    if isinstance(given, list | tuple):
+        return [_filled(item, values) for item in given]
+    if isinstance(given, dict):
+        return {name: _filled(item, values) for name, item in given.items()}
+    return given
 
 
 def operate(path: str, name: str, args: Any, kwargs: Any, report: Report) -> Grid | Unknown | Site | None:

@@ -12,7 +12,7 @@ import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 
 import qdeq
-from qdeq.grids.exact import IntegerSums, _multiply_add
+from qdeq.grids.exact_sums import IntegerSums, _multiply_add
 from tests.grids.models import FUNCTIONS, Functions, Pooled
 from tests.grids.test_single_layers import cases, converted, values
 from tests.helpers.models import assert_same_bits, engine, quantize, small_vgg, tq
