@@ -19,6 +19,7 @@ from qdeq.grids.modules import FakeQuantize
 from qdeq.grids.nodes import rounds_as_nodes
 from qdeq.grids.rules import Call, Site, Unknown, grids_in, method, operate, report_unknown
 from qdeq.report import Report
+from qdeq.tree.graphs import own_graph
 from qdeq.tree.post_process import CHILD
 from qdeq.tree.tracing import Traces
 from qdeq.tree.walk import children, is_library_module
@@ -95,8 +96,13 @@ class _Flow:
         self.sites = Sites()
         self.traces = Traces(model)
 
-    def call(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized."""
+    def call(
+        self, path: str, module: nn.Module, args: Any, kwargs: Any, behind: tuple[FakeQuantize, bool] | None = None
+    ) -> Any:
+        """The grids of what ``module`` returns, for inputs with the grids ``args``: None means not quantized.
+
+        A graph has what rounds the output of a module behind it, as another module.
+        """
         quantizer = _quantizer(module)
         called = Call(path, type(module).__name__, module.forward, args, kwargs)
         if self.layers is not None:
@@ -116,7 +122,8 @@ class _Flow:
             return Unknown(path, type(module).__name__, reported=True)
         if is_library_module(module) and not isinstance(module, nn.Sequential):
             sites = self.sites.modules.setdefault(id(module), (module, []))[1]
-            return self._operate(called, sites)
+            judged_alone = self.layers is not None and id(module) not in self.layers
+            return self._operate(called, sites, behind if judged_alone else None)
         owner = self._owner(path, module)
         if isinstance(owner, str):
             self._report_untraced(path, module, args, kwargs, owner)
@@ -133,8 +140,8 @@ class _Flow:
     def _note_rounded(self, call: Call, quantizer: FakeQuantize, relu: bool = False) -> None:
         """Note an operation that a FakeQuantize rounds.
 
-        What has a layer's own output as input is part of the layer, and what adds the zero point first quantizes floats:
-        the int8 model computed them on floats, too.
+        What has a layer's own output as input is part of the layer, and what adds the zero point first quantizes
+        floats: the int8 model computed them on floats, too.
         """
         if not quantizer.zero_point_first and all(
             isinstance(grid, Grid) for grid in grids_in((call.args, call.kwargs))
@@ -144,7 +151,7 @@ class _Flow:
 
     def _owner(self, path: str, module: nn.Module) -> Owner | str:
         if id(module) not in self.sites.owners:
-            graph = self.traces.of(module)
+            graph = (own_graph(module) if self.layers is not None else None) or self.traces.of(module)
             self.sites.owners[id(module)] = graph if isinstance(graph, str) else Owner(path, module, graph)
         return self.sites.owners[id(module)]
 
@@ -160,7 +167,8 @@ class _Flow:
                 values[node] = None
             elif node.op == "call_module":
                 child = owner.module.get_submodule(node.target)
-                values[node] = self.call(join(path, node.target), child, given, given_by_name)
+                behind = _rounding_behind(node, owner.module)
+                values[node] = self.call(join(path, node.target), child, given, given_by_name, behind)
             elif node.op == "output":
                 return given[0]
             else:
