@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from qdeq.report import Report, ReportEntry
     from qdeq.sources.eager.mappings import register
     from qdeq.state_dicts.to_float import dequantize_state_dict
+    from qdeq.weights.block_weight import BlockWeight
     from qdeq.weights.dequant import dequantize, unpack
     from qdeq.weights.native import build_info, current_kernel, kernels, use_kernel
     from qdeq.weights.weight import QuantizedWeight
 
 __all__ = [
+    "BlockWeight",
     "Explanation",
     "QdeqError",
     "QdeqTypeError",
@@ -53,6 +55,7 @@ __all__ = [
 # Loaded on first use: torch takes seconds to import, which the help of the command line does not need; some need
 # torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
+    "BlockWeight": "qdeq.weights.block_weight",
     "Explanation": "qdeq.diagnosis.say.explanation",
     "QuantizedWeight": "qdeq.weights.weight",
     "Report": "qdeq.report",

@@ -14,7 +14,8 @@ from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress
 from qdeq.cli.selection import Selection
 from qdeq.cli.status import DIFFERENT, DONE
-from qdeq.weights.blocks import float_block, weight_blocks
+from qdeq.weights.block_weight import BlockWeight
+from qdeq.weights.blocks import Weight, float_block, weight_blocks
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name, shape_text
@@ -78,12 +79,12 @@ def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None,
     return problem
 
 
-def _check_values(
-    mine: QuantizedWeight | Tensor, theirs: QuantizedWeight | Tensor, dtype: torch.dtype | None, where: str
-) -> str:
+def _check_values(mine: Weight, theirs: Weight, dtype: torch.dtype | None, where: str) -> str:
     if isinstance(theirs, QuantizedWeight):
         return _check_kept(mine, theirs)
-    if isinstance(mine, QuantizedWeight):
+    if isinstance(theirs, BlockWeight):
+        return "codes with a grid of scales, expected floats"
+    if not isinstance(mine, Tensor):
         wanted = dtype
     else:
         wanted = dtype if mine.dtype.is_floating_point and dtype is not None else mine.dtype
@@ -100,8 +101,8 @@ def _name(dtype: torch.dtype | None) -> str:
     return "integers with scales" if dtype is None else dtype_name(dtype)
 
 
-def _check_kept(mine: QuantizedWeight | Tensor, theirs: QuantizedWeight) -> str:
-    if isinstance(mine, Tensor):
+def _check_kept(mine: Weight, theirs: QuantizedWeight) -> str:
+    if not isinstance(mine, QuantizedWeight):
         return "quantized, expected a plain tensor"
     for field in ("dtype", "qscheme", "axis"):
         if getattr(mine, field) != getattr(theirs, field):

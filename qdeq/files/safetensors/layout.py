@@ -26,6 +26,8 @@ from qdeq.files.safetensors.format import (
     encode_header,
 )
 from qdeq.state_dicts.weight_file import WeightFile
+from qdeq.weights.block_weight import BlockWeight
+from qdeq.weights.blocks import Weight
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
@@ -34,7 +36,7 @@ from qdeq.words import dtype_name
 
 __all__ = ["SUFFIX", "Item", "Options", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
 
-Weights = Mapping[str, QuantizedWeight | Tensor]
+Weights = Mapping[str, Weight]
 
 SUFFIX = ".safetensors"
 _WHERE = "save_safetensors"
@@ -194,7 +196,7 @@ def _described(weights: Weights, name: str) -> tuple[str, str | None, int | None
         if not value.is_quantized:
             return dtype_name(value.dtype), None, None, tuple(value.shape)
         value = unpack_source(value, where=name)
-    elif not isinstance(value, QuantizedWeight):
+    elif not isinstance(value, QuantizedWeight | BlockWeight):
         remedy = "Leave it out, or unpack it with qdeq.unpack."
         raise QdeqTypeError(expected(name, "a QuantizedWeight or a tensor", type(value).__qualname__, remedy))
     return value.dtype, value.qscheme, value.axis, tuple(value.shape)
@@ -257,7 +259,7 @@ def _lay_out(shard: Shard, outputs: Iterable[str]) -> None:
     for name, dtype, shape in sorted(parts, key=lambda part: -part[1].itemsize):
         begin = shard.data_bytes
         shard.data_bytes = begin + math.prod(shape) * dtype.itemsize
-        shard.places[name] = Place(name, dtype, shape, begin, shard.data_bytes)
+        shard.places[name] = Place(name, CODES[dtype], shape, begin, shard.data_bytes)
     metadata = {"format": "pt"}
     kept = {
         item.name: {"dtype": item.source_dtype, "qscheme": item.qscheme, "axis": item.axis, "shape": item.shape}
