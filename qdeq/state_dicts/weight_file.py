@@ -81,6 +81,9 @@ class WeightFile(Mapping[str, Weight]):
     kind = "file"
     """What the report calls the class of a source."""
 
+    keeps_dtypes = False
+    """Whether a conversion leaves tensors that are not quantized as they are, dtype included."""
+
     def __init__(self, path: str, names: Mapping[str, object]) -> None:
         self.path = path
         self._names = names

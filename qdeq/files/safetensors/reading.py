@@ -22,7 +22,7 @@ from qdeq.files.safetensors.format import (
     activation_names,
     load_json,
 )
-from qdeq.files.safetensors.shards import MappedFile, Shards, open_shards
+from qdeq.files.safetensors.shards import MappedFile, Shards
 from qdeq.files.untrusted import is_size, refuse, shown
 from qdeq.state_dicts.integers import take_scaled, unexplained
 from qdeq.state_dicts.parts import Plan, map_tensors
@@ -32,7 +32,7 @@ from qdeq.weights.blocks import Weight
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name
 
-__all__ = ["SafetensorsFile", "looks_like_safetensors", "open_safetensors"]
+__all__ = ["SafetensorsFile", "looks_like_safetensors"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SafetensorsFile(WeightFile):
     kind = "safetensors"
 
     def __init__(self, shards: Shards) -> None:
-        """Made by :func:`open_safetensors`."""
+        """Made by :func:`qdeq.open`."""
         path = shards.path
         self._shards = shards
         self._kept: dict[str, _Kept] = {}
@@ -131,7 +131,7 @@ class SafetensorsFile(WeightFile):
 
 
 def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
-    """Whether :func:`open_safetensors` is the one to read a file: by its name, or a ``{`` where the header begins."""
+    """Whether a file is safetensors: by its name, or a ``{`` where the header begins."""
     name = os.fspath(path)
     if name.endswith((".safetensors", INDEX_SUFFIX)):
         return True
@@ -141,18 +141,6 @@ def looks_like_safetensors(path: str | os.PathLike[str]) -> bool:
     except OSError:
         return False
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
-
-
-def open_safetensors(path: str | os.PathLike[str]) -> SafetensorsFile:
-    """Open a safetensors file, or the shards that an ``.index.json`` lists.
-
-    Where ``path`` is not there but ``path`` with ``.index.json`` at its end is, that is opened.
-
-    Raises:
-        QdeqValueError: a file cannot be read, or its header, the index or the kept weights contradict it.
-
-    """
-    return SafetensorsFile(open_shards(path))
 
 
 def _metadata(file: MappedFile, key: str) -> dict[str, Any]:
