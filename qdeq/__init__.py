@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.say.explanation import Explanation
     from qdeq.files import open
+    from qdeq.files.released.converting import dequantize_checkpoint
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
@@ -40,6 +41,7 @@ __all__ = [
     "compare",
     "current_kernel",
     "dequantize",
+    "dequantize_checkpoint",
     "dequantize_model",
     "dequantize_state_dict",
     "drop_activations",
@@ -64,6 +66,7 @@ _LAZY = {
     "compare": "qdeq.diagnosis.compare",
     "current_kernel": "qdeq.weights.native",
     "dequantize": "qdeq.weights.dequant",
+    "dequantize_checkpoint": "qdeq.files.released.converting",
     "dequantize_model": "qdeq.rebuild",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.grids",

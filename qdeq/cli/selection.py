@@ -41,7 +41,7 @@ class Selection(WeightFile):
     """
 
     def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str], prefix: str = "") -> None:
-        self.source, self.kind = source, source.kind
+        self.source, self.kind, self.keeps_dtypes = source, source.kind, source.keeps_dtypes
         front = front_of(prefix)
         below = [name.removeprefix(front) for name in source if name.startswith(front)]
         if front and not below:

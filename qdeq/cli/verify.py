@@ -27,7 +27,7 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], pr
     """Run the command; ``commands.py`` says what each option means."""
     with qdeq.open(src, everything=everything) as source, qdeq.open(dst) as target:
         chosen = Selection(source, only, renames, prefix)
-        dtype = _dtype_of(target)
+        dtype = _dtype_of(chosen, target)
         rows = []
         with progress("verifying", sum(chosen.entry(name).bytes for name in chosen)) as advance:
             for name in chosen:
@@ -54,14 +54,19 @@ def _check_activations(source: Selection, target: Any) -> list[tuple[str, str]]:
     return [(path or "(model)", f"{what} scale or zero point of the activation") for path, what in wrong.items()]
 
 
-def _dtype_of(target: Any) -> torch.dtype | None:
+def _dtype_of(source: Selection, target: Any) -> torch.dtype | None:
     """Dtype that floating tensors were converted to; None if they were kept as they were."""
-    entries = target.describe()
+    converted = [name for name in target if not source.keeps_dtypes or _is_quantized(source, name)]
+    entries = [target.entry(name) for name in converted]
     if any(entry.qscheme is not None for entry in entries):
         return None
     names = {entry.dtype for entry in entries}
     found = [dtype for dtype in OUT_DTYPES if dtype_name(dtype) in names]
     return found[0] if found else torch.float32
+
+
+def _is_quantized(source: Selection, name: str) -> bool:
+    return name in source and source.entry(name).qscheme is not None
 
 
 def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None, advance: Advance) -> str:
@@ -72,7 +77,9 @@ def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None,
     elif target.entry(name).shape != entry.shape:
         problem = f"shape {shape_text(target.entry(name).shape)}, expected {shape_text(entry.shape)}"
     else:
-        problem = _check_values(source[name], target[name], dtype, f"{source.path}: {name}")
+        mine = source[name]
+        wanted = mine.dtype if isinstance(mine, Tensor) and source.keeps_dtypes else dtype
+        problem = _check_values(mine, target[name], wanted, f"{source.path}: {name}")
     source.release()
     target.release()
     advance(name, entry.bytes)
@@ -92,7 +99,10 @@ def _check_values(mine: Weight, theirs: Weight, dtype: torch.dtype | None, where
         return f"{dtype_name(theirs.dtype)}, expected {_name(wanted)}"
     differ = 0
     for index in weight_blocks(mine):
-        same = equal_bits(float_block(mine, index, where=where, dtype=wanted), theirs[index])
+        block = float_block(mine, index, where=where, dtype=wanted)
+        same = equal_bits(block, theirs[index])
+        if isinstance(mine, BlockWeight):
+            same |= block.isnan() & theirs[index].isnan()  # a NaN's other bits are nobody's
         differ += same.numel() - int(same.count_nonzero())
     return f"{differ:,} of {theirs.numel():,} values differ" if differ else ""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from qdeq.files.released.config import read_config
-from qdeq.files.released.detect import ScaledCodes, find_weights, looks_released
+from qdeq.files.released.detect import find_weights, looks_released
 from qdeq.files.safetensors.format import INDEX_SUFFIX
 from qdeq.files.safetensors.reading import SafetensorsFile
 from qdeq.files.safetensors.shards import Shards, open_shards
@@ -18,9 +18,11 @@ from qdeq.weights.block_weight import BlockWeight, scale_range
 from qdeq.weights.blocks import Weight
 from qdeq.words import dtype_name
 
-__all__ = ["ReleasedFile", "find_tensors", "open_folder", "open_tensors"]
+__all__ = ["MARKER", "ReleasedFile", "find_tensors", "open_folder", "open_tensors"]
 
 _SUFFIX = ".safetensors"
+MARKER = ".qdeq-unfinished"
+"""In a folder whose conversion is not finished: what it was begun with."""
 
 
 class ReleasedFile(WeightFile):
@@ -46,10 +48,11 @@ class ReleasedFile(WeightFile):
     def __getitem__(self, name: str) -> Weight:
         if name not in self._names:
             raise KeyError(name)
-        parts = self.weights.get(name)
-        return self.shards.tensor(name) if parts is None else self._weight(name, parts)
+        return self.weight(name) if name in self.weights else self.shards.tensor(name)
 
-    def _weight(self, name: str, parts: ScaledCodes) -> BlockWeight:
+    def weight(self, name: str) -> BlockWeight:
+        """Return one of the quantized weights, over the map."""
+        parts = self.weights[name]
         scale = self.shards.tensor(parts.scale)
         if parts.byte_scales:
             scale = scale.view(torch.float8_e8m0fnu)
@@ -62,6 +65,11 @@ class ReleasedFile(WeightFile):
             place.shape,
             origin=f"{self.path}: {shown(name)[1:-1]}",
         )
+
+    @property
+    def warnings(self) -> list[str]:
+        """Where the config says something else than the tensors, which count."""
+        return [*super().warnings, *(f"{name}: {text}" for name, text in self._notes.items())]
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,7 +90,7 @@ class ReleasedFile(WeightFile):
         size, dtype = place.end - place.begin, dtype_name(place.dtype)
         if name not in self.weights:
             return Entry(name, place.shape, dtype, None, None, None, None, size, name)
-        weight = self._weight(name, self.weights[name])
+        weight = self.weight(name)
         low, high = scale_range(weight.scale)
         return Entry(name, place.shape, dtype, weight.qscheme, None, low, high, size, name, self._notes.get(name, ""))
 
@@ -115,6 +123,8 @@ def open_folder(path: str | os.PathLike[str]) -> WeightFile:
 
     """
     folder = Path(path)
+    if (folder / MARKER).exists():
+        refuse(f"{folder}", "a whole checkpoint", "a conversion that is not finished", "Run it again: it goes on.")
     return _opened(open_shards(find_tensors(folder)), folder)
 
 

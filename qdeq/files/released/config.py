@@ -66,10 +66,10 @@ def no_config(where: str) -> Config:
     return Config(where)
 
 
-def quantization_sections(config: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str]]:
+def quantization_sections(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     """Give each part of a model's config and the key in it that describes quantization."""
     inner = config.get("text_config")
-    for part in (config, inner if isinstance(inner, Mapping) else {}):
+    for part in (config, inner if isinstance(inner, dict) else {}):
         yield from ((part, key) for key in _SECTIONS if part.get(key) is not None)
 
 

@@ -128,7 +128,7 @@ def find_weights(where: str, places: Mapping[str, Place], config: Config) -> Fou
     for name, place in places.items():
         if place.dtype in CODE_DTYPES:
             found.weights[name] = _scaled_codes(where, name, places, config)
-            found.dropped[found.weights[name].scale] = f"used for {name}"
+            found.dropped[found.weights[name].scale] = "scales, used for the weights beside them"
             if _is_left_out(name, config):
                 found.notes[name] = f"{config.where} leaves it out, but it has a scale: dequantized"
     if config.method and not found.weights:

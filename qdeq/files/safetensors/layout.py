@@ -211,11 +211,15 @@ def _describe(weights: Weights, name: str, dtype: torch.dtype, keep: bool) -> It
         if plain not in CODES:
             remedy = "The safetensors format has no such dtype: convert the tensor first."
             raise QdeqValueError(expected(name, f"one of {sorted(map(str, CODES))}", source, remedy))
-        stored = plain if keep or not plain.is_floating_point else dtype
+        keeps = keep or (isinstance(weights, WeightFile) and weights.keeps_dtypes)
+        stored = plain if keeps or not plain.is_floating_point or plain == torch.float4_e2m1fn_x2 else dtype
         return Item(name, source, None, None, shape, ((name, stored, shape),))
     if not keep:
         return Item(name, source, qscheme, axis, shape, ((name, dtype, shape),))
-    kind = INTEGER_TYPES[source]
+    kind = INTEGER_TYPES.get(source)
+    if kind is None:
+        remedy = "Codes with a grid of scales are only written as floats: leave keep out."
+        raise QdeqValueError(expected(f"{_WHERE}: keep", f"integers as {name}", source, remedy))
     packed = shape if kind.bits >= 8 else (kind.bytes_for(math.prod(shape)),)
     qparams = () if qscheme == PER_TENSOR else (shape[axis or 0],)
     zero_dtype = torch.float32 if qscheme == FLOAT_QPARAMS else torch.int64

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from qdeq.files.mapped import map_file
 from qdeq.files.safetensors.format import INDEX_SUFFIX, MAX_HEADER_BYTES, Place, decode_header, load_json
 from qdeq.files.untrusted import refuse, shown
 
-__all__ = ["MappedFile", "Shards", "map_safetensors", "naming_errors", "open_shards", "read_json"]
+__all__ = ["MappedFile", "Shards", "map_safetensors", "naming_read_errors", "open_shards", "read_json"]
 
 _MAX_JSON_BYTES = 256 << 20
 
@@ -141,14 +142,14 @@ def _beside(index: str, shard: str) -> str:
     return os.path.join(os.path.dirname(index), shard)
 
 
-def read_json(path: str) -> dict[str, object]:
+def read_json(path: str) -> dict[str, Any]:
     """Read a file that holds a JSON object without repeated names.
 
     Raises:
         QdeqValueError: it cannot be read, is too large or is something else.
 
     """
-    with naming_errors(path), open(path, "rb") as file:
+    with naming_read_errors(path), open(path, "rb") as file:
         text = file.read(_MAX_JSON_BYTES + 1)
     if len(text) > _MAX_JSON_BYTES:
         refuse(path, f"a file of at most {_MAX_JSON_BYTES} bytes", "more")
@@ -156,7 +157,7 @@ def read_json(path: str) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def naming_errors(path: str) -> Iterator[None]:
+def naming_read_errors(path: str) -> Iterator[None]:
     """Turn the system's errors into qdeq's, with the file's name."""
     try:
         yield
@@ -167,7 +168,7 @@ def naming_errors(path: str) -> Iterator[None]:
 
 def map_safetensors(path: str) -> MappedFile:
     """Map one file and read its header."""
-    with naming_errors(path), open(path, "rb") as file:
+    with naming_read_errors(path), open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < 10:
             refuse(path, "a safetensors file", f"{size} bytes")
