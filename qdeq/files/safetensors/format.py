@@ -48,6 +48,7 @@ __all__ = [
     "decode_header",
     "encode_header",
     "load_json",
+    "place_of",
 ]
 
 CODES: dict[torch.dtype, str] = {
@@ -114,6 +115,12 @@ class Place:
         if row_bits % 8 or not self.stored_shape:
             return (self.end - self.begin,)
         return (*self.stored_shape[:-1], row_bits // 8)
+
+
+def place_of(name: str, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Place:
+    """Return where a torch tensor goes: its header counts values, of which two of 4 bits are one of torch's."""
+    stored = (*shape[:-1], 2 * shape[-1]) if dtype == torch.float4_e2m1fn_x2 else shape
+    return Place(name, CODES[dtype], stored, begin, begin + bytes_for(CODES[dtype], stored))
 
 
 def bytes_for(code: str, shape: tuple[int, ...]) -> int:

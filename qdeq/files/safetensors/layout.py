@@ -24,6 +24,7 @@ from qdeq.files.safetensors.format import (
     Place,
     activation_names,
     encode_header,
+    place_of,
 )
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.block_weight import BlockWeight
@@ -261,9 +262,8 @@ def _lay_out(shard: Shard, outputs: Iterable[str]) -> None:
     parts = [part for item in shard.items for part in item.stored]
     # Wide values first: then every tensor lies at a multiple of its value's size.
     for name, dtype, shape in sorted(parts, key=lambda part: -part[1].itemsize):
-        begin = shard.data_bytes
-        shard.data_bytes = begin + math.prod(shape) * dtype.itemsize
-        shard.places[name] = Place(name, CODES[dtype], shape, begin, shard.data_bytes)
+        shard.places[name] = place_of(name, dtype, shape, shard.data_bytes)
+        shard.data_bytes = shard.places[name].end
     metadata = {"format": "pt"}
     kept = {
         item.name: {"dtype": item.source_dtype, "qscheme": item.qscheme, "axis": item.axis, "shape": item.shape}
