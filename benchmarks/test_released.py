@@ -14,9 +14,8 @@ BLOCKS = {"128 x 128": (128, 128), "for each row": (1, 0), "for the matrix": (0,
 
 
 def make(shape, block, generator):
-    # No NaN: its bits are nobody's.
-    codes = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
-    codes[codes == 0x7F] = 0
+    """Codes as often as the weights of a layer have them; no NaN, whose bits are nobody's."""
+    codes = (torch.randn(shape, generator=generator) * 100).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
     scale = torch.rand(grid_shape(shape, block), generator=generator) * 0.01 + 1e-4
     return BlockWeight(codes, "float8_e4m3fn", scale, block, shape)
 

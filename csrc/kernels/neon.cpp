@@ -92,16 +92,23 @@ struct B {
     static U8 set1(uint8_t x) { return vdupq_n_u8(x); }
     static U8 and_(U8 a, U8 b) { return vandq_u8(a, b); }
     static U8 or_(U8 a, U8 b) { return vorrq_u8(a, b); }
+    static U8 min(U8 a, U8 b) { return vminq_u8(a, b); }
     static U8 eq(U8 a, U8 b) { return vceqq_u8(a, b); }
     static bool any(U8 x) { return vmaxvq_u8(x) != 0; }
+
+    static void split(const uint16_t* x, uint16_t y, uint8_t* low, uint8_t* high) {
+        const uint8x16_t first = vreinterpretq_u8_u16(vld1q_u16(x));
+        const uint8x16_t second = vreinterpretq_u8_u16(vsubq_u16(vld1q_u16(x + 8), vdupq_n_u16(y)));
+        vst1q_u8(low, vuzp1q_u8(first, second));
+        vst1q_u8(high, vuzp2q_u8(first, second));
+    }
 
     static U16 zip_low(U8 low, U8 high) { return vreinterpretq_u16_u8(vzip1q_u8(low, high)); }
     static U16 zip_high(U8 low, U8 high) { return vreinterpretq_u16_u8(vzip2q_u8(low, high)); }
     static U16 set1_16(uint16_t x) { return vdupq_n_u16(x); }
     static U16 and_16(U16 a, U16 b) { return vandq_u16(a, b); }
     static U16 add_16(U16 a, U16 b) { return vaddq_u16(a, b); }
-    static U16 xor_16(U16 a, U16 b) { return veorq_u16(a, b); }
-    static U16 shift_right_4(U16 x) { return vshrq_n_u16(x, 4); }
+    static U16 shift_right_4(U16 x) { return vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u16(x), 4)); }
     static U16 select_16(U16 mask, U16 set, U16 clear) { return vbslq_u16(mask, set, clear); }
 
     static F first_floats(U16 x) { return vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)); }
@@ -110,6 +117,7 @@ struct B {
     static F mul(F a, F b) { return vmulq_f32(a, b); }
 
     static void put(uint16_t* p, U16 x, bool) { vst1q_u16(p, x); }
+    static void put_halves(uint16_t* p, F x, bool) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
     static void put(float* p, F x, bool) { vst1q_f32(p, x); }
 };
 

@@ -8,22 +8,24 @@
 // An ISA file defines B beside V. It offers kBytes, U8 (as many bytes), U16 (half as many 16-bit values), F (a quarter
 // as many floats), and
 //   U8 load(const uint8_t*): in the order that zip_low and zip_high need to give values in theirs,
-//   U8 table(const uint8_t*): 16 bytes for lookup(U8 table, U8 index), U8 set1(uint8_t), and_, or_, eq, bool any(U8),
-//   U16 zip_low(U8 low, U8 high), zip_high: the first and the second half of the values, each from two bytes,
-//   U16 set1_16, and_16, add_16, xor_16, shift_right_4, select_16(mask, where_set, where_clear),
+//   U8 table(const uint8_t*): 16 bytes for lookup(U8 table, U8 index), U8 set1(uint8_t), and_, or_, min, eq, bool
+//   any(U8), U16 zip_low(U8 low, U8 high), zip_high: the first and the second half of the values, each from two bytes,
+//   U16 set1_16, and_16, add_16, shift_right_4 (copies of the sign come in), select_16(mask, where_set, where_clear),
 //   F first_floats(U16), second_floats(U16): bfloat16 to float, F set1_float, F mul,
-//   put(uint16_t*, U16, bool stream), put(float*, F, bool stream): a stream needs dst aligned to the vector.
+//   put(uint16_t*, U16, bool stream), put(float*, F, bool stream): a stream needs dst aligned to the vector,
+//   split(const uint16_t* x, uint16_t y, uint8_t* low, uint8_t* high): the bytes of x[0 .. 7] and x[8 .. 15] - y,
+//   put_halves(uint16_t*, F, bool stream): rounded to float16.
 
-// Bytes of the table's 16 entries, for the codes 0 .. 15 less their exponent.
+// Bytes of the table's 16 entries: the products of codes 0 .. 15 as bfloat16, less their exponent.
 struct E4m3Table {
     alignas(16) uint8_t low[16], high[16];
     E4m3Table() = default;
     E4m3Table(const float* values, float scale) {
-        for (int code = 0; code < 16; ++code) {
-            const auto bits = static_cast<uint16_t>(bfloat16_bits(values[code] * scale) - (code & 8) * 16);
-            low[code] = static_cast<uint8_t>(bits);
-            high[code] = static_cast<uint8_t>(bits >> 8);
-        }
+        float products[16];
+        uint16_t halves[16];
+        for (int i = 0; i < 16; i += V::kLanes) V::storeu(products + i, V::mul(V::loadu(values + i), V::set1(scale)));
+        to_bfloat16(products, halves, 16, false);
+        B::split(halves, 8 * 16, low, high);
     }
 };
 
@@ -36,28 +38,40 @@ struct E4m3Lookup {
     typename B::U8 low, high;
     explicit E4m3Lookup(const E4m3Table& t) : low(B::table(t.low)), high(B::table(t.high)) {}
 
-    typename B::U16 half(typename B::U16 products, typename B::U16 codes) const {  // codes: in the high bytes
-        const auto exponent = B::and_16(B::shift_right_4(codes), B::set1_16(0x0780));
-        return B::xor_16(B::add_16(products, exponent), B::and_16(codes, B::set1_16(0x8000)));
+    // codes: in the high bytes. Adding the sign to products of either sign flips it.
+    static typename B::U16 half(typename B::U16 products, typename B::U16 codes) {
+        return B::add_16(products, B::and_16(B::shift_right_4(codes), B::set1_16(0x8780)));
     }
 
     // put(first half, second half) takes B::kBytes values as bfloat16.
     template <typename Put>
     void values(const uint8_t* src, Put put) const {
         const auto codes = B::load(src), zero = B::set1(0);
-        const auto subnormal = B::eq(B::and_(codes, B::set1(0x78)), zero);
-        const auto normal_8 = B::and_(B::eq(subnormal, zero), B::set1(8));
-        const auto index = B::or_(B::and_(codes, B::set1(7)), normal_8);
+        const auto sizes = B::and_(codes, B::set1(0x7F));
+        // Of a subnormal code the mantissa, which is the code; of others the mantissa and 8.
+        const auto index = B::min(sizes, B::or_(B::and_(codes, B::set1(7)), B::set1(8)));
         const auto lows = B::lookup(low, index), highs = B::lookup(high, index);
         auto first = half(B::zip_low(lows, highs), B::zip_low(zero, codes));
         auto second = half(B::zip_high(lows, highs), B::zip_high(zero, codes));
-        const auto is_nan = B::eq(B::and_(codes, B::set1(0x7F)), B::set1(0x7F));
+        const auto is_nan = B::eq(sizes, B::set1(0x7F));
         if (B::any(is_nan)) {
             const auto nan = B::set1_16(0x7FC0);
             first = B::select_16(B::zip_low(is_nan, is_nan), nan, first);
             second = B::select_16(B::zip_high(is_nan, is_nan), nan, second);
         }
         put(first, second);
+    }
+
+    // put(at, floats) takes them as floats times scale, a quarter at a time.
+    template <typename Put>
+    void products(const uint8_t* src, typename B::F scale, Put put) const {
+        constexpr int64_t kFloats = B::kBytes / 4;
+        values(src, [=](typename B::U16 first, typename B::U16 second) {
+            put(0, B::mul(B::first_floats(first), scale));
+            put(kFloats, B::mul(B::second_floats(first), scale));
+            put(2 * kFloats, B::mul(B::first_floats(second), scale));
+            put(3 * kFloats, B::mul(B::second_floats(second), scale));
+        });
     }
 };
 
@@ -89,34 +103,27 @@ inline void e4m3_to_bfloat16(const E4m3Lookup& lookup, const uint8_t* src, uint1
     });
 }
 
-inline void e4m3_to_float32(const E4m3Lookup& of_one, float scale, const uint8_t* src, float* dst, int64_t count,
-                            bool stream) {
-    const auto scales = B::set1_float(scale);
-    over_codes(src, dst, count, stream, [&](const uint8_t* codes, float* to, bool past_caches) {
-        of_one.values(codes, [=](typename B::U16 first, typename B::U16 second) {
-            constexpr int64_t kFloats = B::kBytes / 4;
-            B::put(to, B::mul(B::first_floats(first), scales), past_caches);
-            B::put(to + kFloats, B::mul(B::second_floats(first), scales), past_caches);
-            B::put(to + 2 * kFloats, B::mul(B::first_floats(second), scales), past_caches);
-            B::put(to + 3 * kFloats, B::mul(B::second_floats(second), scales), past_caches);
-        });
-    });
-}
-
 // Multiplied as float32, then rounded to 16 bits.
 template <OutType kOut>
 inline void e4m3_by_product(const E4m3Lookup& of_one, float scale, const uint8_t* src, void* dst, int64_t count,
                             bool stream) {
+    const auto scales = B::set1_float(scale);
     if constexpr (kOut == kFloat32) {
-        e4m3_to_float32(of_one, scale, src, static_cast<float*>(dst), count, stream);
+        over_codes(
+            src, static_cast<float*>(dst), count, stream, [&](const uint8_t* codes, float* to, bool past_caches) {
+                of_one.products(codes, scales, [=](int64_t at, typename B::F x) { B::put(to + at, x, past_caches); });
+            });
+    } else if constexpr (kOut == kFloat16) {
+        over_codes(src, static_cast<uint16_t*>(dst), count, stream, [&](const uint8_t* codes, uint16_t* to, bool past) {
+            of_one.products(codes, scales, [=](int64_t at, typename B::F x) { B::put_halves(to + at, x, past); });
+        });
     } else {
         constexpr int64_t kPart = 1024;
         alignas(64) float products[kPart];
         for (int64_t i = 0; i < count; i += kPart) {
             const int64_t n = std::min(kPart, count - i);
-            auto* to = static_cast<uint16_t*>(dst) + i;
-            e4m3_to_float32(of_one, scale, src + i, products, n, false);
-            kOut == kBFloat16 ? to_bfloat16(products, to, n, stream) : to_float16(products, to, n, stream);
+            e4m3_by_product<kFloat32>(of_one, scale, src + i, products, n, false);
+            to_bfloat16(products, static_cast<uint16_t*>(dst) + i, n, stream);
         }
     }
 }
@@ -150,7 +157,7 @@ inline void e4m3_by_table(const CodePanel& p, const E4m3Lookup& of_one) {
 
 template <OutType kOut>
 void QDEQ_ISA(dequantize_e4m3)(const CodePanel& panel) {
-    constexpr int64_t kWorthATable = 128;  // codes; a table is 16 products
+    constexpr int64_t kWorthATable = 32;  // codes; a table is 16 products
     const E4m3Table one(panel.values, 1.0f);
     const E4m3Lookup of_one(one);
     if (kOut != kBFloat16 || panel.num_rows * std::min(panel.block_len, panel.row_len) < kWorthATable) {
