@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from qdeq.errors import refuse
-from qdeq.onnx_graphs.library import onnx_library, shown
+from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.order import names_read, subgraphs
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.scope import Scope
@@ -35,6 +32,7 @@ class FloatModel:
         weights: name -> float weight.
         report: the account.
         where: file, for errors.
+        external: reads values that lie in other files.
 
     """
 
@@ -42,6 +40,7 @@ class FloatModel:
     weights: dict[str, FloatWeight]
     report: Report
     where: str
+    external: External
 
     def tensor(self, weight: FloatWeight) -> Any:
         """A TensorProto for a weight, without its values."""
@@ -79,7 +78,7 @@ def to_float(model: Any, where: str, external: External, mode: str = "drop") -> 
     kept = {tensor.name for tensor in made.graph.initializer}
     gone = [tensor.name for tensor in graph.initializer if tensor.name not in kept]
     _account(rewrite, gone)
-    return FloatModel(made, rewrite.weights, rewrite.report, where)
+    return FloatModel(made, rewrite.weights, rewrite.report, where, external)
 
 
 def _names(graph: Any) -> Iterator[str]:
@@ -218,7 +217,7 @@ def _account(rewrite: Rewrite, gone: list[str]) -> None:
     """Every weight that was written, and every initializer that went without becoming one."""
     report = rewrite.report
     for weight in rewrite.weights.values():
-        span = {}
+        span: dict[str, float] = {}
         for name, values in (("scale", weight.scale), ("zero_point", weight.zero_point)):
             if values.numel():
                 span |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}

@@ -53,7 +53,7 @@ def float_of(scope: Scope, node: Any, name: str, q: Qparams, dtype: torch.dtype)
     if isinstance(value, Moved):
         return _moved(value, node, q, dtype)
     if q.dynamic:
-        scope.refuse(node, "integers that DynamicQuantizeLinear made", shown(name), "The model is damaged.")
+        raise scope.error(node, "integers that DynamicQuantizeLinear made", shown(name), "The model is damaged.")
     return _by_arithmetic(scope, node, scope.plain(node, name), q)
 
 
@@ -62,7 +62,7 @@ def _check_same(scope: Scope, node: Any, name: str, made: Qparams, stated: Qpara
         return
     what = f"the scale and zero point that {shown(name)} was quantized with, {_words(made)}"
     remedy = "Quantize the model anew: its operators contradict one another."
-    scope.refuse(node, what, _words(stated), remedy)
+    raise scope.error(node, what, _words(stated), remedy)
 
 
 def _words(q: Qparams) -> str:
@@ -78,10 +78,10 @@ def _checked(scope: Scope, node: Any, ints: Stored, q: Qparams) -> Qparams:
     """The same scales with an axis from 0 on, for these integers."""
     kind = TYPES[ints.code].name
     if ints.code not in INTEGERS and not kind.startswith("float8"):
-        scope.refuse(node, f"integers or 8-bit floats {shown(ints.name)}", kind, "The model is damaged.")
+        raise scope.error(node, f"integers or 8-bit floats {shown(ints.name)}", kind, "The model is damaged.")
     if q.code is not None and q.code != ints.code:
         what = f"a zero point {shown(q.names[1])} of the type of {shown(ints.name)}, {kind}"
-        scope.refuse(node, what, TYPES[q.code].name, "The model is damaged: get a fresh copy.")
+        raise scope.error(node, what, TYPES[q.code].name, "The model is damaged: get a fresh copy.")
     axis = q.axis
     if axis is not None and axis < 0:
         axis += len(ints.shape)
@@ -127,11 +127,12 @@ def _rounded_constant(scope: Scope, node: Any, output: str, q: Qparams, dtype: t
     value = scope.value(node.input[0])
     assert isinstance(value, Constant)
     source = value.stored
-    made_with = replace(made_with, axis=made_with.axis if (made_with.axis or 0) >= 0 else made_with.axis + len(source.shape))
+    if made_with.axis is not None and made_with.axis < 0:
+        made_with = replace(made_with, axis=made_with.axis + len(source.shape))
     if made_with.block or made_with.code not in INTEGERS or TYPES[made_with.code].bits < 8:
         what = "a constant quantized to integers of 8 bits or more, per tensor or per channel"
         got = "blocks" if made_with.block else TYPES[made_with.code or 0].name
-        scope.refuse(node, what, got, "Fold the model's constants first.")
+        raise scope.error(node, what, got, "Fold the model's constants first.")
     ints = Stored(source.name, source.where, made_with.code, source.shape, lambda: _quantize(source, made_with))
     note = f"rounded as {scope.rewrite.label(node)} does: the model stores it as {dtype_name(FLOATS[source.code])}"
     return scope.rewrite.weight_of(ints, made_with, dtype, note)
@@ -153,7 +154,7 @@ def _by_arithmetic(scope: Scope, node: Any, name: str, q: Qparams) -> str:
     rewrite = scope.rewrite
     if not q.per_tensor:
         what = f"one scale for {shown(name)}, which the model does not make itself"
-        scope.refuse(node, what, _words(q), "Give the model float inputs.")
+        raise scope.error(node, what, _words(q), "Give the model float inputs.")
     key = (name, "arithmetic", *q.key())
     if (made := scope.once(key)) is not None:
         return made

@@ -79,4 +79,4 @@ def qparams_before(scope: Scope, node: Any, q: Qparams, rank: int | None) -> Qpa
         return q
     what = "scales per tensor, or a Transpose, behind which the axis of the channels is known"
     got = f"scales along axis {axis} behind {node.op_type}"
-    scope.refuse(node, what, got, "Quantize this weight per tensor, or apply the operator before quantizing.")
+    raise scope.error(node, what, got, "Quantize this weight per tensor, or apply the operator before quantizing.")

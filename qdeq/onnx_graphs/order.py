@@ -9,9 +9,9 @@ from typing import Any
 from qdeq.errors import refuse
 from qdeq.onnx_graphs.library import shown
 
-__all__ = ["in_order", "names_read", "subgraphs"]
+__all__ = ["in_order", "names_read", "subgraphs", "tensors_in"]
 
-_GRAPH, _GRAPHS = 5, 10  # AttributeProto.AttributeType
+_TENSOR, _GRAPH, _GRAPHS = 4, 5, 10  # AttributeProto.AttributeType
 _DAMAGED = "The model is damaged: get a fresh copy."
 
 
@@ -50,7 +50,9 @@ def in_order(where: str, nodes: Any, known: set[str]) -> list[Any]:
     for at, node in enumerate(nodes):
         for name in node.output:
             if name and (name in giver or name in known):
-                refuse(f"{where}: {shown(name)}", "one node that gives it", f"a second one, {node.op_type[:60]}", _DAMAGED)
+                refuse(
+                    f"{where}: {shown(name)}", "one node that gives it", f"a second one, {node.op_type[:60]}", _DAMAGED
+                )
             giver[name] = at
     waits: list[set[int]] = []
     readers: dict[int, list[int]] = {}
@@ -78,3 +80,15 @@ def in_order(where: str, nodes: Any, known: set[str]) -> list[Any]:
         got = f"a circle with {shown(stuck.name or next(iter(stuck.output), ''))} ({stuck.op_type[:60]})"
         refuse(f"{where}: graph", "nodes that can run one after another", got, _DAMAGED)
     return ordered
+
+
+def tensors_in(graph: Any) -> Iterator[Any]:
+    """Every TensorProto with values of its own: initializers, and attributes of nodes, in all graphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == _TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+        for inner in subgraphs(node):
+            yield from tensors_in(inner)

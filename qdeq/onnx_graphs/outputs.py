@@ -1,4 +1,4 @@
-"""What stands for a rounded value in the result: nothing, the activation that the quantizer took away, a clamp, or Q/DQ.
+"""What stands for a rounded value in the result: nothing, the activation that a quantizer took away, a clamp, or Q/DQ.
 
 onnxruntime.quantization deletes a Relu or Clip in front of a QuantizeLinear whose range cuts off the same values. So
 dropping Q/DQ alone would leave a network without its activations:
@@ -25,8 +25,8 @@ SIX_TOLERANCE = 1e-4
 """How far the largest value of a quantized ReLU6 lies from 6: scales are float32."""
 
 # What an activation deleted by a quantizer leaves behind is never the input of these: their outputs are bounded below.
-_NEVER_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus", "ReduceL1", "ReduceL2",
-                   "ReduceSumSquare"}  # fmt: skip
+_NEVER_NEGATIVE = {"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs", "Sqrt", "Softplus", "ReduceL1",
+                   "ReduceL2", "ReduceSumSquare"}  # fmt: skip
 _FIRST_INPUT = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Reshape", "Transpose", "Flatten",
                 "Identity", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather", "Expand", "Tile", "DepthToSpace",
                 "SpaceToDepth", "ReduceMean", "ReduceMax", "ReduceMin", "Dropout", "DequantizeLinear", "QuantizeLinear",
@@ -63,7 +63,9 @@ def _fake_quantize(scope: Scope, twin: str, output: str, q: Qparams) -> str:
     # Outside 8 bits and before opset 21, these operators are known to ONNX Runtime alone.
     domain = "com.microsoft" if q.code not in CODES_OF_NAMES and rewrite.opset < 21 else ""
     names = [name for name in q.names if name]
-    ints = scope.emit("QuantizeLinear", [twin, *names], rewrite.new_name(output), f"{twin}_Quantize", domain, **attributes)
+    ints = scope.emit(
+        "QuantizeLinear", [twin, *names], rewrite.new_name(output), f"{twin}_Quantize", domain, **attributes
+    )
     floats = rewrite.new_name(f"{twin}_rounded")
     return scope.emit("DequantizeLinear", [ints, *names], floats, f"{twin}_Dequantize", domain, **attributes)
 
@@ -97,9 +99,7 @@ def _clip(scope: Scope, twin: str, bounds: tuple[float, float], dtype: torch.dty
     name, output = f"{twin}_Clip", rewrite.new_name(f"{twin}_clip")
     if rewrite.opset < 11:
         return scope.emit("Clip", [twin], output, name, min=bounds[0], max=bounds[1])
-    ends = [
-        rewrite.number(f"clip_{'low' if at == 0 else 'high'}", bound, dtype) for at, bound in enumerate(bounds)
-    ]
+    ends = [rewrite.number(f"clip_{'low' if at == 0 else 'high'}", bound, dtype) for at, bound in enumerate(bounds)]
     return scope.emit("Clip", [twin, *ends], output, name)
 
 

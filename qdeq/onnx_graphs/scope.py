@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
-from qdeq.errors import refuse
+from qdeq.errors import QdeqValueError, expected
 from qdeq.onnx_graphs.library import onnx_library, shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.rewrite import Rewrite
@@ -47,9 +47,9 @@ class Scope:
         """The node of the result that gives a name; None for inputs and initializers."""
         return self.producers.get(name) or (self.parent.producer(name) if self.parent else None)
 
-    def refuse(self, node: Any, what: str, got: str, remedy: str) -> NoReturn:
-        """Raise the error that names the node."""
-        refuse(self.rewrite.place(node), what, got, remedy)
+    def error(self, node: Any, what: str, got: str, remedy: str) -> QdeqValueError:
+        """An error that names the node."""
+        return QdeqValueError(expected(self.rewrite.place(node), what, got, remedy))
 
     def emit(self, op: str, inputs: Sequence[str], output: str, name: str, domain: str = "", **attributes: Any) -> str:
         """Add a node with one output, and return that."""
@@ -89,7 +89,7 @@ class Scope:
             return value.scope.plain_moved(value)
         what = f"an operator that qdeq knows on quantized values, to read {shown(name)}"
         operator = f"{node.op_type[:60]} of {node.domain[:60] or 'ai.onnx'}"
-        self.refuse(node, what, operator, "Quantize the model without this operator, or report it.")
+        raise self.error(node, what, operator, "Quantize the model without this operator, or report it.")
 
     def plain_moved(self, moved: Moved) -> str:
         """The integers themselves: the operator stays as it is."""
@@ -119,7 +119,7 @@ class Scope:
         if isinstance(value, Constant):
             return value.stored
         remedy = "Fold the model's constants first, or quantize it anew."
-        self.refuse(node, f"a constant {what}", f"{shown(name)}, which is computed", remedy)
+        raise self.error(node, f"a constant {what}", f"{shown(name)}, which is computed", remedy)
 
     def numbers(self, node: Any, name: str, what: str) -> torch.Tensor:
         """The values of a small constant as they are stored, sub-byte integers one by one."""
@@ -146,7 +146,7 @@ class Scope:
         found = self.constant(node, scale, "scale")
         remedy = "The model is damaged: get a fresh copy."
         if found.code not in FLOATS:
-            self.refuse(node, f"a floating point scale {shown(scale)}", TYPES[found.code].name, remedy)
+            raise self.error(node, f"a floating point scale {shown(scale)}", TYPES[found.code].name, remedy)
         values = found.read()
         if values.numel() == 1:
             values, axis, block = values.reshape(()), None, 0
@@ -157,7 +157,7 @@ class Scope:
                 zeros = zeros.reshape(()).expand(values.shape)
             if zeros.shape != values.shape:
                 what = f"as many zero points {shown(zero_point)} as scales, {tuple(values.shape)}"
-                self.refuse(node, what, str(tuple(zeros.shape)), remedy)
+                raise self.error(node, what, str(tuple(zeros.shape)), remedy)
         return Qparams(values, zeros, code, axis, block, (scale, zero_point))
 
     def _zero_point(self, node: Any, name: str, narrow: bool) -> tuple[torch.Tensor, int]:
@@ -169,5 +169,5 @@ class Scope:
         values = stored.read().float()
         if not kind.startswith("float8") or bool(values.count_nonzero()):
             what = f"a zero point {shown(name)} of an integer type, or zeros of float8"
-            self.refuse(node, what, kind, "This type is not known.")
+            raise self.error(node, what, kind, "This type is not known.")
         return values.long(), stored.code

@@ -15,7 +15,19 @@ from qdeq.errors import refuse
 from qdeq.onnx_graphs.library import shown
 from qdeq.words import shape_text
 
-__all__ = ["CODES", "DAMAGED", "EXTERNAL", "FLOATS", "INTEGERS", "TYPES", "External", "Stored", "Type", "stored", "unpack_integers"]
+__all__ = [
+    "CODES",
+    "DAMAGED",
+    "EXTERNAL",
+    "FLOATS",
+    "INTEGERS",
+    "TYPES",
+    "External",
+    "Stored",
+    "Type",
+    "stored",
+    "unpack_integers",
+]
 
 DAMAGED = "The file is damaged: get a fresh copy."
 EXTERNAL = 1

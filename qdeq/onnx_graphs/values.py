@@ -1,4 +1,4 @@
-"""What a name of the quantized graph stands for while the graph is rewritten; names that are not listed stay as they are."""
+"""What a name of the quantized graph stands for while the graph is rewritten; one that is not listed stays."""
 
 from __future__ import annotations
 

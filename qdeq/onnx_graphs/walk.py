@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from qdeq.onnx_graphs.library import onnx_library, shown
-from qdeq.onnx_graphs.ops import dynamic, qdq, qlinear
+from qdeq.onnx_graphs.ops import contrib, dynamic, qdq, qlinear
 from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.order import in_order
 from qdeq.onnx_graphs.rewrite import Rewrite
@@ -15,17 +17,21 @@ from qdeq.onnx_graphs.values import Accumulator, Alias, Constant, DynamicScale, 
 
 __all__ = ["HANDLERS", "UNKNOWN", "walk_graph"]
 
-HANDLERS: dict[tuple[str, str], Handler] = {**qdq.HANDLERS, **qlinear.HANDLERS, **dynamic.HANDLERS}
+HANDLERS: dict[tuple[str, str], Handler] = {
+    **qdq.HANDLERS,
+    **qlinear.HANDLERS,
+    **dynamic.HANDLERS,
+    **contrib.HANDLERS,
+}
 """Domain and name of an operator -> what rewrites it."""
 
 UNKNOWN = {
-    *(
-        "MulInteger ReduceSumInteger MatMulInteger16 QuantizeBFP DequantizeBFP QuantizeWithOrder DequantizeWithOrder "
-        "QOrderedAttention QOrderedGelu QOrderedLayerNormalization QOrderedLongformerAttention QOrderedMatMul QMoE "
-        "MatMulBnb4 MatMulFpQ4 GemmFloat8 MatMulNBitsMlp MatMulNBitsQLoRA MatMulNBitsQkv "
-        "MatMulBlockQuantizedFp4Weight MatMulBlockQuantizedFp8Weight"
-    ).split()
-}
+    "MulInteger", "ReduceSumInteger", "MatMulInteger16", "QuantizeBFP", "DequantizeBFP", "QuantizeWithOrder",
+    "DequantizeWithOrder", "QOrderedAttention", "QOrderedGelu", "QOrderedLayerNormalization",
+    "QOrderedLongformerAttention", "QOrderedMatMul", "QMoE", "MatMulBnb4", "MatMulFpQ4", "GemmFloat8",
+    "MatMulNBitsMlp", "MatMulNBitsQLoRA", "MatMulNBitsQkv", "MatMulBlockQuantizedFp4Weight",
+    "MatMulBlockQuantizedFp8Weight", "GatherBlockQuantized",
+}  # fmt: skip
 """Operators of com.microsoft on quantized values that are not rewritten."""
 
 _GRAPH, _GRAPHS, _TENSOR = 5, 10, 4
@@ -65,11 +71,11 @@ def _walk_node(scope: Scope, node: Any, known: set[str], depth: int) -> None:
     handler = HANDLERS.get((domain, node.op_type))
     if handler is not None:
         if not node.input or not node.output:
-            scope.refuse(node, "an operator with inputs and outputs", "none", "The model is damaged.")
+            raise scope.error(node, "an operator with inputs and outputs", "none", "The model is damaged.")
         handler(scope, node)
     elif domain == "com.microsoft" and node.op_type in UNKNOWN:
         remedy = "Quantize the model without this operator, or report it."
-        scope.refuse(node, "a quantized operator that qdeq knows", f"{node.op_type} of {node.domain}", remedy)
+        raise scope.error(node, "a quantized operator that qdeq knows", f"{node.op_type} of {node.domain}", remedy)
     elif domain == "" and node.op_type == "Constant":
         _constant(scope, node)
     elif not dynamic.follow(scope, node) and not qdq.move(scope, node):
@@ -84,8 +90,6 @@ def _constant(scope: Scope, node: Any) -> None:
         if attribute.name == "value" and attribute.type == _TENSOR:
             tensor = attribute.t
         elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
-            import numpy as np
-
             number = attribute.f if attribute.name.startswith("value_float") else attribute.i
             numbers = attribute.floats or attribute.ints if attribute.name.endswith("s") else number
             dtype = np.float32 if attribute.name.startswith("value_float") else np.int64
@@ -101,7 +105,7 @@ def _constant(scope: Scope, node: Any) -> None:
 def _keep(scope: Scope, node: Any, known: set[str], depth: int) -> None:
     """A node that computes on floats, or on integers that are no quantized values: only its names may change."""
     if depth >= _MAX_DEPTH:
-        scope.refuse(node, f"at most {_MAX_DEPTH} graphs within one another", "more", "The model is damaged.")
+        raise scope.error(node, f"at most {_MAX_DEPTH} graphs within one another", "more", "The model is damaged.")
     inputs = [scope.plain(node, name) for name in node.input]
     made = onnx_library().NodeProto()
     made.CopyFrom(node)
@@ -121,7 +125,7 @@ def _rewrite_body(scope: Scope, body: Any, source: Any, node: Any, known: set[st
         value = inner.value(output.name)
         if isinstance(value, Rounded | DynamicScale | Accumulator):
             what = f"a graph in it that gives floats as {shown(output.name)}"
-            scope.refuse(node, what, "quantized integers", "Quantize the body with its outputs as float.")
+            raise scope.error(node, what, "quantized integers", "Quantize the body with its outputs as float.")
         name = inner.plain(node, output.name)
         if isinstance(value, Alias) or name != output.name:
             name = inner.emit("Identity", [name], output.name, f"{output.name}_Identity")

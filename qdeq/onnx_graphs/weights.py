@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from qdeq.errors import QdeqError, QdeqValueError, expected, refuse
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.stored import TYPES, Stored, unpack_integers
-from qdeq.weights.blocks import BLOCK_ELEMENTS, float_block, weight_blocks
-from qdeq.weights.checks import check_scales
+from qdeq.weights.blocks import BLOCK_ELEMENTS, take, weight_blocks
+from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.integer_types import PER_CHANNEL, PER_TENSOR
 from qdeq.weights.weight import QuantizedWeight
 
@@ -53,11 +53,11 @@ class FloatWeight:
         zero_point: every zero point.
         axis: of the channels, where one scale holds for each; None per tensor, and for all that is no QuantizedWeight.
         source_bytes: size of the integers.
+        note: a choice that was made, in words.
         integers: reads them as a QuantizedWeight; None where they are none: blocks, float8, other layouts.
         rows: reads the integers, and gives a function that computes rows ``start`` to ``stop`` along the first
             dimension, float32; None where ``integers`` is there.
         row_step: ``start`` has to be a multiple of this.
-        note: a choice that was made, in words.
 
     """
 
@@ -71,15 +71,25 @@ class FloatWeight:
     zero_point: Tensor
     axis: int | None
     source_bytes: int
+    note: str = ""
     integers: Callable[[], QuantizedWeight] | None = None
     rows: Callable[[], Rows] | None = None
     row_step: int = ROW_STEP
-    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not bool(self.scale.isfinite().all()):
+            remedy = "The weight is damaged or was never calibrated."
+            refuse(self.where, "scales that are finite", "NaN or infinite ones", remedy)
 
     @property
     def bytes(self) -> int:
         """Size of the float values."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def kernel_dtype(self) -> str:
+        """Torch's name of the integers that :attr:`integers` gives: 16 bits are widened to 32."""
+        return _KERNELS[self.source_dtype][0]
 
     @property
     def qscheme(self) -> str:
@@ -96,25 +106,38 @@ class FloatWeight:
         """All float values."""
         out = torch.empty(self.shape, dtype=self.dtype)
         flat, at = out.view(-1), 0
-        for block in self.blocks():
-            flat[at : at + block.numel()] = block.reshape(-1)
-            at += block.numel()
+        for count, fill in self.parts():
+            fill(flat[at : at + count])
+            at += count
         return out
 
-    def blocks(self) -> Iterator[Tensor]:
-        """The float values in row-major order, about :data:`BLOCK_ELEMENTS` of them at a time."""
-        check_scales(self.where, self.scale)
+    def parts(self) -> Iterator[tuple[int, Callable[[Tensor], object]]]:
+        """The float values in row-major order, about :data:`BLOCK_ELEMENTS` at a time.
+
+        Yields:
+            How many values, and a function that computes them into a 1-d tensor of as many and of ``dtype``.
+
+        """
         if self.integers is not None:
             weight = self.integers()
             for index in weight_blocks(weight):
-                yield float_block(weight, index, where=self.where, dtype=self.dtype)
+                part = take(weight, index)
+                yield math.prod(part.shape), functools.partial(self._compute, part)
             return
         assert self.rows is not None
-        rows = self.rows()
-        count = self.shape[0] if self.shape else 1
-        step = max(1, BLOCK_ELEMENTS // max(1, math.prod(self.shape[1:])) // self.row_step) * self.row_step
-        for start in range(0, count if math.prod(self.shape) else 0, step):
-            yield rows(start, min(start + step, count)).to(self.dtype)
+        rows, count, row_len = self.rows(), self.shape[0] if self.shape else 1, math.prod(self.shape[1:])
+        step = max(1, BLOCK_ELEMENTS // max(1, row_len) // self.row_step) * self.row_step
+        for start in range(0, count if row_len else 0, step):
+            stop = min(start + step, count)
+            yield (stop - start) * row_len, functools.partial(self._copy, rows, start, stop)
+
+    def _compute(self, part: QuantizedWeight, out: Tensor) -> None:
+        # ONNX allows scales of 0 and below: ONNX Runtime's own 4-bit quantizer makes negative ones.
+        into = out.view(part.shape)
+        dequantize_source(part, where=self.where, out=into, dtype=self.dtype, allow_bad_scales=True)
+
+    def _copy(self, rows: Rows, start: int, stop: int, out: Tensor) -> None:
+        out.copy_(rows(start, stop).reshape(-1))
 
 
 def quantized_weight(name: str, ints: Stored, q: Qparams, dtype: torch.dtype, note: str = "") -> FloatWeight:
@@ -132,11 +155,11 @@ def quantized_weight(name: str, ints: Stored, q: Qparams, dtype: torch.dtype, no
 
     """
     kind = TYPES[ints.code].name
-    facts: Any = (name, ints.name, ints.where, ints.shape, dtype, kind, q.scale, q.zero_point)
+    facts = (name, ints.name, ints.where, ints.shape, dtype, kind, q.scale, q.zero_point)
     _check_shape(ints, q)
     if q.block or kind not in _KERNELS:
-        return FloatWeight(*facts, None, ints.bytes, rows=lambda: _rows(ints, q), note=note)
-    return FloatWeight(*facts, q.axis, ints.bytes, integers=lambda: _integers(ints, q), note=note)
+        return FloatWeight(*facts, None, ints.bytes, note, rows=lambda: _rows(ints, q))
+    return FloatWeight(*facts, q.axis, ints.bytes, note, integers=lambda: _integers(ints, q))
 
 
 def _check_shape(ints: Stored, q: Qparams) -> None:

@@ -28,7 +28,7 @@ def _dynamic(key: str, zero_point: str) -> Qparams:
 def quantize(scope: Scope, node: Any) -> None:
     """DynamicQuantizeLinear(x) -> integers, scale, zero point."""
     if len(node.output) != 3:
-        scope.refuse(node, "three outputs", str(len(node.output)), "The model is damaged: get a fresh copy.")
+        raise scope.error(node, "three outputs", str(len(node.output)), "The model is damaged: get a fresh copy.")
     ints, scale, zero_point = node.output
     twin = scope.plain(node, node.input[0])
     if scope.rewrite.mode == "fake_quant":
@@ -47,7 +47,7 @@ def dynamic_qparams(scope: Scope, node: Any, scale: str, zero_point: str) -> Qpa
     if isinstance(value, DynamicScale) and isinstance(other, DynamicScale) and value.key == other.key:
         return _dynamic(value.key, zero_point)
     what = f"the scale and zero point of one DynamicQuantizeLinear, {shown(scale)}"
-    scope.refuse(node, what, shown(zero_point), "The model is damaged: get a fresh copy.")
+    raise scope.error(node, what, shown(zero_point), "The model is damaged: get a fresh copy.")
 
 
 def sums(scope: Scope, node: Any) -> None:
@@ -56,7 +56,7 @@ def sums(scope: Scope, node: Any) -> None:
     zero_point = argument(node, 2)
     if not isinstance(value, Rounded) or not value.q.dynamic:
         what = f"{shown(node.input[0])} from DynamicQuantizeLinear"
-        scope.refuse(node, what, "integers of another origin", "Export the model with DynamicQuantizeLinear.")
+        raise scope.error(node, what, "integers of another origin", "Export the model with DynamicQuantizeLinear.")
     dynamic_qparams(scope, node, value.q.dynamic, zero_point)
     scope.values[node.output[0]] = Accumulator(node, scope, value.twin, value.q.dynamic)
 
@@ -64,16 +64,17 @@ def sums(scope: Scope, node: Any) -> None:
 def follow(scope: Scope, node: Any) -> bool:
     """Take a Cast or Mul of sums and dynamic scales; False if the node reads none."""
     values = [scope.value(name) for name in node.input if name]
+    first: Any = values[0] if values else None
     if not any(isinstance(value, Accumulator | DynamicScale) for value in values):
         return False
     if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
         if number_of(scope.rewrite, node, "to", 0) in FLOATS:
-            scope.values[node.output[0]] = values[0]
+            scope.values[node.output[0]] = first
             return True
-    elif node.op_type == "Mul" and node.domain in ("", "ai.onnx"):
+    elif node.op_type == "Mul" and node.domain in ("", "ai.onnx") and len(values) == 2:
         return _multiply(scope, node, values)
     what = "a Cast to float, or a Mul with the scales of weight and activation"
-    scope.refuse(node, what, f"{node.op_type[:60]} of sums or dynamic scales", "Report this pattern.")
+    raise scope.error(node, what, f"{node.op_type[:60]} of sums or dynamic scales", "Report this pattern.")
 
 
 def _multiply(scope: Scope, node: Any, values: list[Any]) -> bool:
@@ -82,7 +83,7 @@ def _multiply(scope: Scope, node: Any, values: list[Any]) -> bool:
         values.sort(key=lambda value: not isinstance(value, Accumulator))
     elif isinstance(values[1], DynamicScale):
         values.reverse()
-    first, second = values if len(values) == 2 else (None, None)
+    first, second = values
     if isinstance(second, Constant):
         factor = scope.numbers(node, second.stored.name, "scale") if second.stored.code in FLOATS else None
         if factor is not None:
@@ -91,7 +92,7 @@ def _multiply(scope: Scope, node: Any, values: list[Any]) -> bool:
         result = replace(first, key="", factor=_product(first.factor, second.factor))
     if result is None:
         what = "sums multiplied by the scale of their own activation and a constant one"
-        scope.refuse(node, what, "other factors", "Report this pattern.")
+        raise scope.error(node, what, "other factors", "Report this pattern.")
     if isinstance(result, Accumulator) and not result.key and result.factor is not None:
         _finish(scope, node, result)
     else:
@@ -119,7 +120,7 @@ def _finish(scope: Scope, node: Any, done: Accumulator) -> None:
         behind = len(factor.shape) - wanted[0] - 1
         if len(wanted) > 1 or (behind < 1 if conv else behind != 0):
             what = "one scale for each output channel"
-            scope.refuse(node, what, f"scales of shape {tuple(factor.shape)}", "The model is damaged.")
+            raise scope.error(node, what, f"scales of shape {tuple(factor.shape)}", "The model is damaged.")
         factor = factor.reshape(-1)
     zeros, code = torch.zeros((), dtype=torch.int64), None
     if argument(maker, 3):
@@ -130,7 +131,7 @@ def _finish(scope: Scope, node: Any, done: Accumulator) -> None:
         if factor.dim() == 0:
             factor, axis = factor.expand(zeros.shape), 0 if conv else -1
         else:
-            scope.refuse(maker, f"{factor.numel()} zero points", str(zeros.numel()), "The model is damaged.")
+            raise scope.error(maker, f"{factor.numel()} zero points", str(zeros.numel()), "The model is damaged.")
     q = Qparams(factor, zeros.expand(factor.shape), code, axis, names=("of the Mul behind", argument(maker, 3)))
     weight = float_of(done.scope, maker, maker.input[1], q, factor.dtype)
     op = "Conv" if conv else "MatMul"

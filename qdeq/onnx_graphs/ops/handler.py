@@ -44,7 +44,14 @@ def put_float(
 
 
 def put_rounded(
-    scope: Scope, node: Any, op: str, inputs: Sequence[str], scale_at: int, *, drop: Collection[str] = (), domain: str = ""
+    scope: Scope,
+    node: Any,
+    op: str,
+    inputs: Sequence[str],
+    scale_at: int,
+    *,
+    drop: Collection[str] = (),
+    domain: str = "",
 ) -> None:
     """:func:`put_float` of an operator whose output is rounded by its inputs ``scale_at`` and the one behind."""
     twin = put_float(scope, node, op, inputs, scope.rewrite.new_name(node.output[0]), drop=drop, domain=domain)

@@ -6,10 +6,9 @@ from typing import Any
 
 from qdeq.onnx_graphs.attributes import argument, number_of
 from qdeq.onnx_graphs.floats import float_of, quantizer_qparams
-from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.movers import READERS, data_inputs, is_mover, wrong_mover
-from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.ops.dynamic import dynamic_qparams
+from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.outputs import round_output
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Scope
@@ -67,10 +66,12 @@ def move(scope: Scope, node: Any) -> bool:
 
 def _move_rounded(scope: Scope, node: Any, data: list[int]) -> None:
     if wrong := wrong_mover(scope, node):
-        scope.refuse(node, "an operator that only moves quantized values", wrong, "Quantize the model without it.")
+        raise scope.error(node, "an operator that only moves quantized values", wrong, "Quantize the model without it.")
     q = next(v.q for at in data if isinstance(v := scope.value(node.input[at]), Rounded))
     if q.axis is not None and node.op_type != "Identity":
-        scope.refuse(node, "values with one scale for all", f"scales along axis {q.axis}", "Quantize it per tensor.")
+        raise scope.error(
+            node, "values with one scale for all", f"scales along axis {q.axis}", "Quantize it per tensor."
+        )
     dtype = q.scale.dtype
     inputs = [
         float_of(scope, node, name, q, dtype) if at in data else scope.plain(node, name)
@@ -91,13 +92,13 @@ def _pad(scope: Scope, node: Any) -> bool:
         return False
     q, rewrite = value.q, scope.rewrite
     if not q.per_tensor:
-        scope.refuse(node, "values with one constant scale for all", "others", "Quantize it per tensor.")
+        raise scope.error(node, "values with one constant scale for all", "others", "Quantize it per tensor.")
     inputs = [value.twin, *(scope.plain(node, name) for name in node.input[1:2])]
     constant = argument(node, 2)
     inputs.append(float_of(scope, node, constant, q, q.scale.dtype) if constant else _zero_integer(scope, q))
     inputs += [scope.plain(node, name) if name else "" for name in node.input[3:]]
     if len(node.input) < 2:
-        scope.refuse(node, "the pads as an input", "an attribute", "Convert the model to opset 11 or later.")
+        raise scope.error(node, "the pads as an input", "an attribute", "Convert the model to opset 11 or later.")
     twin = scope.copy(node, inputs, [rewrite.new_name(node.output[0])])
     scope.values[node.output[0]] = Rounded(twin, q)
     return True

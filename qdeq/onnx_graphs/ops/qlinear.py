@@ -41,7 +41,7 @@ _TABLE = {
 def _check_layout(scope: Scope, node: Any) -> None:
     if number_of(scope.rewrite, node, _CHANNELS_LAST, 0):
         remedy = "Save the model before ONNX Runtime optimises its layout."
-        scope.refuse(node, "channels in dimension 1", f"{_CHANNELS_LAST}=1", remedy)
+        raise scope.error(node, "channels in dimension 1", f"{_CHANNELS_LAST}=1", remedy)
 
 
 def plain(scope: Scope, node: Any) -> None:
@@ -97,7 +97,9 @@ def softmax(scope: Scope, node: Any) -> None:
     meant, axis = number_of(scope.rewrite, node, "opset", 13), number_of(scope.rewrite, node, "axis", -1)
     if (meant < 13) != (scope.rewrite.opset < 13) and axis != -1:
         got = f"axis {axis} as of opset {meant}"
-        scope.refuse(node, f"a Softmax of opset {scope.rewrite.opset}, or axis -1", got, "Convert the model's opset.")
+        raise scope.error(
+            node, f"a Softmax of opset {scope.rewrite.opset}, or axis -1", got, "Convert the model's opset."
+        )
     put_rounded(scope, node, "Softmax", [float_in(scope, node, 0)[0]], 3, drop=("opset",))
 
 
