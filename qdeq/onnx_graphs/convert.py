@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,6 @@ from qdeq.report import DroppedSource, Report, ReportEntry
 __all__ = ["MODES", "FloatModel", "to_float"]
 
 MODES = ("drop", "clamp", "fake_quant")
-_MAX_OPSET_CLIP = 11
 
 
 @dataclass(eq=False)
@@ -31,6 +31,7 @@ class FloatModel:
         model: a ModelProto without the values of ``weights``: no initializer has their names.
         weights: name -> float weight.
         report: the account.
+        quantized: whether anything in the model was quantized.
         where: file, for errors.
         external: reads values that lie in other files.
 
@@ -39,6 +40,7 @@ class FloatModel:
     model: Any
     weights: dict[str, FloatWeight]
     report: Report
+    quantized: bool
     where: str
     external: External
 
@@ -72,13 +74,13 @@ def to_float(model: Any, where: str, external: External, mode: str = "drop") -> 
         refuse(where, "the version of ONNX's operators", "none", remedy)
     rewrite = Rewrite(where, mode, opset, external, set(_names(graph)))
     scope = walk_graph(rewrite, graph, None, set())
-    outputs = _outputs(scope, graph)
-    made = _assemble(model, scope, outputs)
-    _settle_names(rewrite, made.graph)
+    outputs, names = _outputs(scope, graph)
+    made = _assemble(model, scope, outputs, names)
+    _settle_names(rewrite, made.graph, names)
     kept = {tensor.name for tensor in made.graph.initializer}
     gone = [tensor.name for tensor in graph.initializer if tensor.name not in kept]
     _account(rewrite, gone)
-    return FloatModel(made, rewrite.weights, rewrite.report, where, external)
+    return FloatModel(made, rewrite.weights, rewrite.report, rewrite.quantized, where, external)
 
 
 def _names(graph: Any) -> Iterator[str]:
@@ -109,9 +111,12 @@ def _inlined(model: Any, where: str) -> Any:
         refuse(f"{where}: functions", "functions that can be put in place", text, "The model is damaged.")
 
 
-def _outputs(scope: Scope, graph: Any) -> list[Any]:
-    """The graph's outputs under their own names; integers that a quantizer made become floats."""
-    onnx = onnx_library()
+def _outputs(scope: Scope, graph: Any) -> tuple[list[Any], dict[str, str]]:
+    """The graph's outputs; integers that a quantizer made become floats.
+
+    Each keeps its name: the second result says which values of the new graph take it, and others get an Identity.
+    """
+    onnx, names = onnx_library(), dict[str, str]()
     results = []
     for output in graph.output:
         value, made = scope.value(output.name), onnx.ValueInfoProto()
@@ -125,13 +130,15 @@ def _outputs(scope: Scope, graph: Any) -> list[Any]:
             scope.rewrite.report.note(output.name, "this output of the model was quantized; it is float now")
         else:
             name = scope.plain(onnx.NodeProto(name=output.name, op_type="output"), output.name)
-        if name != output.name:
+        if name != output.name and name in scope.producers and name not in {*names, *(o.name for o in graph.output)}:
+            names[name] = output.name
+        elif name != output.name:
             scope.emit("Identity", [name], output.name, f"{output.name}_Identity")
         results.append(made)
-    return results
+    return results, names
 
 
-def _assemble(model: Any, scope: Scope, outputs: list[Any]) -> Any:
+def _assemble(model: Any, scope: Scope, outputs: list[Any], names: dict[str, str]) -> Any:
     """The model around the new nodes: everything of the old one that is still read, or never was."""
     onnx, source, rewrite = onnx_library(), model.graph, scope.rewrite
     made = onnx.ModelProto()
@@ -141,8 +148,9 @@ def _assemble(model: Any, scope: Scope, outputs: list[Any]) -> Any:
     graph = made.graph
     graph.name, graph.doc_string = source.name, source.doc_string
     graph.output.extend(outputs)
-    graph.node.extend(_without_needless(scope.nodes, {output.name for output in outputs}))
-    read = {name for node in graph.node for name in names_read(node)} | {output.name for output in outputs}
+    given_out = {output.name for output in outputs} | set(names)
+    graph.node.extend(_without_needless(scope.nodes, given_out))
+    read = {name for node in graph.node for name in names_read(node)} | given_out
     was_read = {name for node in source.node for name in names_read(node)}
     kept = {t.name for t in source.initializer if t.name in read or t.name not in was_read}
     initializers = {tensor.name for tensor in source.initializer}
@@ -178,10 +186,7 @@ def _every_node(graph: Any) -> Iterator[Any]:
 
 
 def _without_needless(nodes: list[Any], outputs: set[str]) -> list[Any]:
-    """The nodes, without those of which nothing is read: what computed constants that went, and copies of names.
-
-    An Identity that gives an output of the graph its name goes where the node behind it can do that itself.
-    """
+    """The nodes, without those of which nothing is read: what computed constants and scales that went."""
     needed, result = set(outputs), []
     for node in reversed(nodes):
         if not node.output or any(name in needed for name in node.output):
@@ -190,16 +195,16 @@ def _without_needless(nodes: list[Any], outputs: set[str]) -> list[Any]:
     return result[::-1]
 
 
-def _settle_names(rewrite: Rewrite, graph: Any) -> None:
-    """Give new values the names that became free: those of the integers that they stand for."""
+def _settle_names(rewrite: Rewrite, graph: Any, names: dict[str, str]) -> None:
+    """Give new values the names that ``names`` says, or that became free: those of the integers they stand for."""
     used = {name for node in _every_node(graph) for name in (*node.input, *node.output)}
     used |= {value.name for value in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
     used |= set(rewrite.weights)
-    names: dict[str, str] = {}
-    for name, wish in rewrite.wishes.items():
-        if name in used and wish not in used:
-            names[name] = wish
-            used.add(wish)
+    for name, stem in rewrite.wishes.items():
+        if name in used and name not in names:
+            numbered = (f"{stem}_{number}" for number in itertools.count(1))
+            names[name] = next(new for new in itertools.chain((stem,), numbered) if new == name or new not in used)
+            used = (used - {name}) | {names[name]}
     for node in _every_node(graph):
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]

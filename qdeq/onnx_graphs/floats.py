@@ -99,15 +99,22 @@ def _moved(moved: Moved, reader: Any, q: Qparams, dtype: torch.dtype) -> str:
     inputs = list(node.input)
     data = data_inputs(node)
     for at in data:
-        before = scope.value(inputs[at])
-        rank = len(before.stored.shape) if isinstance(before, Constant) else None
-        inputs[at] = float_of(scope, reader, inputs[at], qparams_before(scope, node, q, rank), dtype)
+        before = qparams_before(scope, node, q, _rank(scope, inputs[at]))
+        inputs[at] = float_of(scope, reader, inputs[at], before, dtype)
     inputs = [name if at in data else scope.plain(node, name) for at, name in enumerate(inputs)]
     outputs = [scope.rewrite.new_name(output) if output else "" for output in node.output]
     scope.copy(node, inputs, outputs)
     for output, made in zip(node.output, outputs, strict=True):
         scope.remember((output, *key[1:]), made)
     return outputs[list(node.output).index(moved.output)]
+
+
+def _rank(scope: Scope, name: str) -> int | None:
+    """How many dimensions an integer constant has, where that is known."""
+    value = scope.value(name)
+    while isinstance(value, Moved) and value.node.op_type in ("Transpose", "Identity"):
+        value = value.scope.value(value.node.input[0])
+    return len(value.stored.shape) if isinstance(value, Constant) else None
 
 
 def quantizer_qparams(scope: Scope, node: Any) -> Qparams:

@@ -31,6 +31,7 @@ class Rewrite:
         taken: every name of the model and of the result so far.
         weights: name -> float weight, in the order in which they were met.
         constants: small tensors that the result needs beside them.
+        quantized: whether an operator on quantized values was met.
         wishes: name in the result -> the name that it takes if that is free in the end.
         report: the account.
         bounded: names in the result with an upper bound or None -> whether their values are known to stay above 0 and
@@ -46,6 +47,7 @@ class Rewrite:
     taken: set[str]
     weights: dict[str, FloatWeight] = field(default_factory=dict)
     constants: list[Any] = field(default_factory=list)
+    quantized: bool = False
     wishes: dict[str, str] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     numbers: dict[str, float] = field(default_factory=dict)

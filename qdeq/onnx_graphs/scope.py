@@ -164,8 +164,9 @@ class Scope:
         stored = self.constant(node, name, "zero point")
         kind = TYPES[stored.code].name
         if stored.code in INTEGERS:
-            sub_byte = TYPES[stored.code].bits < 8
-            return (stored.read() if narrow and not sub_byte else stored.integers()), stored.code
+            if narrow and TYPES[stored.code].bits >= 8:
+                return stored.read(), stored.code
+            return stored.integers() if narrow else stored.integers().long(), stored.code
         values = stored.read().float()
         if not kind.startswith("float8") or bool(values.count_nonzero()):
             what = f"a zero point {shown(name)} of an integer type, or zeros of float8"

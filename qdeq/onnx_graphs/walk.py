@@ -72,6 +72,7 @@ def _walk_node(scope: Scope, node: Any, known: set[str], depth: int) -> None:
     if handler is not None:
         if not node.input or not node.output:
             raise scope.error(node, "an operator with inputs and outputs", "none", "The model is damaged.")
+        scope.rewrite.quantized = True
         handler(scope, node)
     elif domain == "com.microsoft" and node.op_type in UNKNOWN:
         remedy = "Quantize the model without this operator, or report it."

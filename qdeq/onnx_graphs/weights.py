@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdeq.errors import QdeqError, QdeqValueError, expected, refuse
+from qdeq.errors import QdeqError, QdeqValueError, refuse
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.stored import TYPES, Stored, unpack_integers
 from qdeq.weights.blocks import BLOCK_ELEMENTS, take, weight_blocks
@@ -189,7 +189,7 @@ def _integers(ints: Stored, q: Qparams) -> QuantizedWeight:
     try:
         return QuantizedWeight(values, scale, zero_point, q.axis, scheme, dtype, ints.shape, ints.where)
     except QdeqError as error:
-        raise QdeqValueError(expected(ints.where, "a weight that can be dequantized", str(error), "")) from error
+        raise QdeqValueError(f"{ints.where}: {error}") from error
 
 
 def _rows(ints: Stored, q: Qparams) -> Rows:

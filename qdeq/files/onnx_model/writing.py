@@ -103,7 +103,7 @@ def dequantize_onnx(
         converted, data = load_float_model(model, activations)
     else:
         converted, data = _from_memory(model, activations), None
-    if not converted.report.replaced and not converted.weights and not converted.report.activation_qparams:
+    if not converted.quantized:
         refuse(converted.where, "a model with something quantized", "one without", "It is float already.")
     if target is None:
         _fill(converted)
