@@ -211,6 +211,8 @@ def _settle_names(rewrite: Rewrite, graph: Any, names: dict[str, str]) -> None:
         for inner in subgraphs(node):
             for output in inner.output:
                 output.name = names.get(output.name, output.name)
+    for tensor in graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
     weights = (replace(w, name=names.get(w.name, w.name)) for w in rewrite.weights.values())
     rewrite.weights = {weight.name: weight for weight in weights}
     report = rewrite.report

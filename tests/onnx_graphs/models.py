@@ -30,7 +30,9 @@ def random(seed: int = 0) -> np.random.Generator:
 def node(op: str, inputs: str, outputs: str, name: str = "", domain: str = "", **attributes: Any) -> Any:
     """``-`` stands for an input that is left out."""
     names = [name.replace("-", "") if name == "-" else name for name in inputs.split()]
-    return onnx.helper.make_node(op, names, outputs.split(), name=name or op, domain=domain, **attributes)
+    return onnx.helper.make_node(
+        op, names, outputs.split(), name=name or (f"Mul_{outputs}" if op == "Mul" else op), domain=domain, **attributes
+    )
 
 
 def model(
@@ -67,8 +69,9 @@ def run(made: Any, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | Non
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     source = made if isinstance(made, str) else made.SerializeToString()
-    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, dict(feeds))
+    session = ort.InferenceSession(source, options)
+    wanted = [one.name for one in session.get_inputs()]
+    return session.run(outputs, {name: feeds[name] for name in wanted})
 
 
 def operators(made: Any) -> list[str]:
@@ -113,5 +116,5 @@ def dequantized(ints: Any, scale: Any, zero_point: Any = None, opset: int = 21, 
     tensors = {"q": ints, "s": scale} | ({} if zero_point is None else {"z": zero_point})
     types = {"y": onnx.helper.np_dtype_to_tensor_dtype(np.asarray(scale).dtype)}
     nodes = [node("DequantizeLinear", " ".join(tensors), "y", **attributes)]
-    made = model(nodes, {}, {"y": len(onnx.numpy_helper.to_array(ints).shape)}, tensors, opset, types)
+    made = model(nodes, {}, {"y": len(ints.dims) if hasattr(ints, "dims") else ints.ndim}, tensors, opset, types)
     return run(made, {})[0]

@@ -117,13 +117,20 @@ def test_no_relu_behind_what_cannot_be_negative(case):
         nodes = qdq("x", "y")
     tensors = {"s": np.float32(0.1), "z": np.uint8(0), "one": np.float32(1)}
     result, report = floated(model(nodes, {"x": [1, 2, 4, 4]}, ["y"], tensors))
-    assert [op for op in operators(result) if op != "Identity"] == [n.op_type for n in nodes[:-2] if n.op_type != "Identity"]
+    assert [op for op in operators(result) if op != "Identity"] == [
+        n.op_type for n in nodes[:-2] if n.op_type != "Identity"
+    ]
     assert not report.notes
 
 
 def test_a_bounded_value_gets_no_second_clip():
     """What is pooled out of a ReLU6 has its scale, and needs no bound of its own."""
-    nodes = [node("Clip", "x low high", "c"), *qdq("c", "d"), node("MaxPool", "d", "p", kernel_shape=[2, 2]), *qdq("p", "y")]
+    nodes = [
+        node("Clip", "x low high", "c"),
+        *qdq("c", "d"),
+        node("MaxPool", "d", "p", kernel_shape=[2, 2]),
+        *qdq("p", "y"),
+    ]
     tensors = {"s": np.float32(6 / 255), "z": np.uint8(0), "low": np.float32(0), "high": np.float32(6)}
     assert operators(floated(model(nodes, {"x": [1, 2, 4, 4]}, ["y"], tensors))[0]) == ["Clip", "MaxPool"]
 
@@ -185,7 +192,11 @@ def test_integer_weights_behind_what_moves_them(case):
         "w": rng.integers(-128, 128, (4, 3)).astype(np.int8), "s": rng.uniform(0.1, 1, channels).astype(np.float32),
         "ids": np.array([3, 1]), "shape": np.array([2, 6]),
     }  # fmt: skip
-    nodes = [*nodes, node("DequantizeLinear", "m s", "d", **({} if axis is None else {"axis": axis})), node("Add", "x d", "y")]
+    nodes = [
+        *nodes,
+        node("DequantizeLinear", "m s", "d", **({} if axis is None else {"axis": axis})),
+        node("Add", "x d", "y"),
+    ]
     made = model(nodes, {"x": shape}, ["y"], tensors)
     result, _ = floated(made)
     x = rng.normal(size=shape).astype(np.float32)
