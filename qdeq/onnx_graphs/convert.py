@@ -9,7 +9,7 @@ from typing import Any
 
 from qdeq.errors import refuse
 from qdeq.onnx_graphs.library import onnx_library
-from qdeq.onnx_graphs.order import names_read, subgraphs
+from qdeq.onnx_graphs.order import names_read, needed, subgraphs
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.scope import Scope
 from qdeq.onnx_graphs.stored import FLOATS, External
@@ -78,8 +78,8 @@ def to_float(model: Any, where: str, external: External, mode: str = "drop") -> 
     made = _assemble(model, scope, outputs, names)
     _settle_names(rewrite, made.graph, names)
     kept = {tensor.name for tensor in made.graph.initializer}
-    gone = [tensor.name for tensor in graph.initializer if tensor.name not in kept]
-    _account(rewrite, gone)
+    rewrite.gone += [tensor.name for tensor in graph.initializer if tensor.name not in kept]
+    _account(rewrite)
     return FloatModel(made, rewrite.weights, rewrite.report, rewrite.quantized, where, external)
 
 
@@ -149,7 +149,7 @@ def _assemble(model: Any, scope: Scope, outputs: list[Any], names: dict[str, str
     graph.name, graph.doc_string = source.name, source.doc_string
     graph.output.extend(outputs)
     given_out = {output.name for output in outputs} | set(names)
-    graph.node.extend(_without_needless(scope.nodes, given_out))
+    graph.node.extend(needed(scope.nodes, given_out))
     read = {name for node in graph.node for name in names_read(node)} | given_out
     was_read = {name for node in source.node for name in names_read(node)}
     kept = {t.name for t in source.initializer if t.name in read or t.name not in was_read}
@@ -185,21 +185,9 @@ def _every_node(graph: Any) -> Iterator[Any]:
             yield from _every_node(inner)
 
 
-def _without_needless(nodes: list[Any], outputs: set[str]) -> list[Any]:
-    """The nodes, without those of which nothing is read: what computed constants and scales that went."""
-    needed, result = set(outputs), []
-    for node in reversed(nodes):
-        if not node.output or any(name in needed for name in node.output):
-            needed.update(names_read(node))
-            result.append(node)
-    return result[::-1]
-
-
 def _settle_names(rewrite: Rewrite, graph: Any, names: dict[str, str]) -> None:
     """Give new values the names that ``names`` says, or that became free: those of the integers they stand for."""
-    used = {name for node in _every_node(graph) for name in (*node.input, *node.output)}
-    used |= {value.name for value in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
-    used |= set(rewrite.weights)
+    used = {*_names(graph), *rewrite.weights}
     for name, stem in rewrite.wishes.items():
         if name in used and name not in names:
             numbered = (f"{stem}_{number}" for number in itertools.count(1))
@@ -220,7 +208,7 @@ def _settle_names(rewrite: Rewrite, graph: Any, names: dict[str, str]) -> None:
     report.activation_dtypes = {names.get(n, n): d for n, d in report.activation_dtypes.items()}
 
 
-def _account(rewrite: Rewrite, gone: list[str]) -> None:
+def _account(rewrite: Rewrite) -> None:
     """Every weight that was written, and every initializer that went without becoming one."""
     report = rewrite.report
     for weight in rewrite.weights.values():
@@ -234,6 +222,6 @@ def _account(rewrite: Rewrite, gone: list[str]) -> None:
         )  # fmt: skip
         report.entries.append(entry)
     sources = {weight.source for weight in rewrite.weights.values()}
-    for name in gone:
+    for name in rewrite.gone:
         if name not in sources:
             report.dropped.append(DroppedSource(name, "scale, zero point or shape of quantized values"))

@@ -9,7 +9,7 @@ from typing import Any
 from qdeq.errors import refuse
 from qdeq.onnx_graphs.library import shown
 
-__all__ = ["in_order", "names_read", "subgraphs", "tensors_in"]
+__all__ = ["in_order", "names_read", "needed", "subgraphs", "tensors_in"]
 
 _TENSOR, _GRAPH, _GRAPHS = 4, 5, 10  # AttributeProto.AttributeType
 _DAMAGED = "The model is damaged: get a fresh copy."
@@ -92,3 +92,13 @@ def tensors_in(graph: Any) -> Iterator[Any]:
             yield from attribute.tensors
         for inner in subgraphs(node):
             yield from tensors_in(inner)
+
+
+def needed(nodes: list[Any], outputs: set[str]) -> list[Any]:
+    """The nodes, without those of which nothing is read: what computed constants and scales that went."""
+    wanted, result = set(outputs), []
+    for node in reversed(nodes):
+        if not node.output or any(name in wanted for name in node.output):
+            wanted.update(names_read(node))
+            result.append(node)
+    return result[::-1]

@@ -33,6 +33,7 @@ class Rewrite:
         constants: small tensors that the result needs beside them.
         quantized: whether an operator on quantized values was met.
         wishes: name in the result -> the name that it takes if that is free in the end.
+        gone: initializers of the source that the result does not have.
         report: the account.
         bounded: names in the result with an upper bound or None -> whether their values are known to stay above 0 and
             below it.
@@ -49,6 +50,7 @@ class Rewrite:
     constants: list[Any] = field(default_factory=list)
     quantized: bool = False
     wishes: dict[str, str] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
     report: Report = field(default_factory=Report)
     numbers: dict[str, float] = field(default_factory=dict)
     bounded: dict[tuple[str, float | None], bool] = field(default_factory=dict)

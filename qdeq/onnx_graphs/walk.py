@@ -9,7 +9,7 @@ import numpy as np
 from qdeq.onnx_graphs.library import onnx_library, shown
 from qdeq.onnx_graphs.ops import contrib, dynamic, qdq, qlinear
 from qdeq.onnx_graphs.ops.handler import Handler
-from qdeq.onnx_graphs.order import in_order
+from qdeq.onnx_graphs.order import in_order, names_read, needed
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.scope import Scope
 from qdeq.onnx_graphs.stored import TYPES, Stored, stored
@@ -131,6 +131,14 @@ def _rewrite_body(scope: Scope, body: Any, source: Any, node: Any, known: set[st
         if isinstance(value, Alias) or name != output.name:
             name = inner.emit("Identity", [name], output.name, f"{output.name}_Identity")
         body.output[at].name = name
-    del body.node[:]
-    body.node.extend(inner.nodes)
+    outputs = {output.name for output in body.output}
+    del body.node[:], body.initializer[:]
+    body.node.extend(needed(inner.nodes, outputs))
+    read = {name for one in body.node for name in names_read(one)} | outputs
+    was_read = {name for one in source.node for name in names_read(one)}
+    for tensor in source.initializer:
+        if tensor.name in read or tensor.name not in was_read:
+            body.initializer.add().CopyFrom(tensor)
+        else:
+            scope.rewrite.gone.append(tensor.name)
     del body.value_info[:], body.quantization_annotation[:]

@@ -54,25 +54,32 @@ def test_sums_of_integers(case, op):
     shape, out = ((5, 3, 2, 2), 5) if conv else ((4, 6), 6)
     channels = rng.uniform(0.01, 0.02, out).astype(np.float32)
     tensors = {
-        "w_quantized": rng.integers(0, 255, shape).astype(np.uint8), "wz": np.uint8(128), "ws": np.float32(0.013),
+        "w_quantized": rng.integers(0, 255, shape).astype(np.uint8),
+        "wz": np.uint8(128),
+        "ws": np.float32(0.013),
         "cs": channels.reshape(-1, 1, 1) if conv else channels,
-    }  # fmt: skip
+    }
     one = node(f"{op}Integer", "x_q w_quantized xz wz", "i", **({"strides": [2, 1]} if conv else {}))
     x = rng.normal(size=(2, 3, 5, 5) if conv else (2, 4)).astype(np.float32)
     source = model([QUANTIZE, one, node("Cast", "i", "f", to=1), *muls], {"x": x.shape}, ["y"], tensors)
     held, report = check(source, {"x": x}, [op], 1e-5)
     axis = {} if scale == "ws" else {"axis": 0 if conv else 1}
-    wanted = dequantized(tensors["w_quantized"], tensors["ws"] if scale == "ws" else channels,
-                         tensors["wz"] if scale == "ws" else np.full(out, 128, np.uint8), **axis)  # fmt: skip
+    wanted = dequantized(
+        tensors["w_quantized"],
+        tensors["ws"] if scale == "ws" else channels,
+        tensors["wz"] if scale == "ws" else np.full(out, 128, np.uint8),
+        **axis,
+    )
     assert same_bits(held["w"], wanted)
     assert report.replaced[f"{op}Integer"] == (f"{op}Integer", op)
 
 
 def test_a_zero_point_for_each_column():
     tensors = {
-        "w": rng.integers(0, 255, (4, 6)).astype(np.uint8), "wz": rng.integers(0, 255, 6).astype(np.uint8),
+        "w": rng.integers(0, 255, (4, 6)).astype(np.uint8),
+        "wz": rng.integers(0, 255, 6).astype(np.uint8),
         "cs": rng.uniform(0.01, 0.02, 6).astype(np.float32),
-    }  # fmt: skip
+    }
     nodes = [QUANTIZE, node("MatMulInteger", "x_q w xz wz", "i"), node("Cast", "i", "f", to=1), *SUMS["channels"][1]]
     x = rng.normal(size=(2, 4)).astype(np.float32)
     held, _ = check(model(nodes, {"x": x.shape}, ["y"], tensors), {"x": x}, ["MatMul"], 1e-5)
@@ -82,9 +89,11 @@ def test_a_zero_point_for_each_column():
 @pytest.mark.parametrize("bias", [False, True])
 def test_dynamic_quantize_matmul(bias):
     tensors = {
-        "w": rng.integers(-63, 64, (4, 6)).astype(np.int8), "ws": rng.uniform(0.01, 0.02, 6).astype(np.float32),
-        "wz": np.zeros(6, np.int8), "bias": rng.normal(size=6).astype(np.float32),
-    }  # fmt: skip
+        "w": rng.integers(-63, 64, (4, 6)).astype(np.int8),
+        "ws": rng.uniform(0.01, 0.02, 6).astype(np.float32),
+        "wz": np.zeros(6, np.int8),
+        "bias": rng.normal(size=6).astype(np.float32),
+    }
     one = node("DynamicQuantizeMatMul", "x w ws wz" + (" bias" if bias else ""), "y", domain=MICROSOFT)
     source = model([one], {"x": (2, 4)}, ["y"], tensors)
     held, _ = check(source, {"x": rng.normal(size=(2, 4)).astype(np.float32)}, ["MatMul"] + ["Add"] * bias, 0.05)
@@ -105,9 +114,13 @@ def test_dynamic_quantize_lstm(scales, directions):
         tensors[f"{name}s"] = rng.uniform(0.005, 0.01, shape).astype(np.float32)
         tensors[f"{name}z"] = np.zeros(shape, np.int8)
     one = node(
-        "DynamicQuantizeLSTM", "x W_quantized R_quantized B - - - - Ws Wz Rs Rz", "y h", domain=MICROSOFT,
-        hidden_size=hidden, direction="bidirectional" if directions == 2 else "forward",
-    )  # fmt: skip
+        "DynamicQuantizeLSTM",
+        "x W_quantized R_quantized B - - - - Ws Wz Rs Rz",
+        "y h",
+        domain=MICROSOFT,
+        hidden_size=hidden,
+        direction="bidirectional" if directions == 2 else "forward",
+    )
     source = model([one], {"x": (5, 2, inputs)}, {"y": 4, "h": 3}, tensors)
     held, _ = check(source, {"x": rng.normal(size=(5, 2, inputs)).astype(np.float32)}, ["LSTM"], 0.05)
     for name in "WR":
@@ -124,13 +137,21 @@ def test_matmul_nbits(bits, zeros, columns, block):
     tensors = {
         "B_Q4": rng.integers(0, 256, (outputs, blocks, block * bits // 8)).astype(np.uint8),
         "s": rng.uniform(-0.02, 0.02, outputs * blocks).astype(np.float32),
-    }  # fmt: skip
+    }
     if zeros == "packed":
         tensors["z"] = rng.integers(0, 256, outputs * bytes_of).astype(np.uint8)
     elif zeros == "float":
         tensors["z"] = rng.uniform(0, 15, outputs * blocks).astype(np.float32)
-    one = node("MatMulNBits", "x B_Q4 s" + (" z" if zeros else ""), "y", domain=MICROSOFT, K=columns, N=outputs, bits=bits,
-               block_size=block)  # fmt: skip
+    one = node(
+        "MatMulNBits",
+        "x B_Q4 s" + (" z" if zeros else ""),
+        "y",
+        domain=MICROSOFT,
+        K=columns,
+        N=outputs,
+        bits=bits,
+        block_size=block,
+    )
     source = model([one], {"x": ("rows", columns)}, ["y"], tensors)
     result, report = floated(source)
     assert operators(result) == ["MatMul"]
@@ -145,9 +166,13 @@ def test_matmul_nbits(bits, zeros, columns, block):
 def test_quantized_attention():
     hidden = 8
     tensors = {
-        "w": rng.integers(-63, 64, (hidden, 3 * hidden)).astype(np.int8), "b": rng.normal(size=3 * hidden).astype(np.float32),
-        "s": np.float32(0.02), "z": np.uint8(128), "ws": np.float32(0.01), "wz": np.int8(0),
-    }  # fmt: skip
+        "w": rng.integers(-63, 64, (hidden, 3 * hidden)).astype(np.int8),
+        "b": rng.normal(size=3 * hidden).astype(np.float32),
+        "s": np.float32(0.02),
+        "z": np.uint8(128),
+        "ws": np.float32(0.01),
+        "wz": np.int8(0),
+    }
     nodes = [
         node("QuantizeLinear", "x s z", "q"),
         node("QAttention", "q w b s ws - z wz", "y", domain=MICROSOFT, num_heads=2, unidirectional=0),

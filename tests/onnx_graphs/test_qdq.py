@@ -79,7 +79,8 @@ def test_the_outermost_values_are_what_clamp_keeps():
 
 
 @pytest.mark.parametrize(
-    ("kind", "lowest", "highest"), [(np.uint8, 0, 255), (np.int8, -128, 127), (np.uint16, 0, 65535), (np.int16, -32768, 32767)]
+    ("kind", "lowest", "highest"),
+    [(np.uint8, 0, 255), (np.int8, -128, 127), (np.uint16, 0, 65535), (np.int16, -32768, 32767)],
 )  # fmt: skip
 @pytest.mark.parametrize("top", [6.0, 5.9, 3.0])
 def test_a_swallowed_activation_comes_back(kind, lowest, highest, top):

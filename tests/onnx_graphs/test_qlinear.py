@@ -24,9 +24,10 @@ TENSORS = {
     "s": np.float32(0.03), "z": np.uint8(120), "t": np.float32(0.02), "u": np.uint8(99),
     "os": STEP, "oz": np.uint8(128), "yes": rng.integers(0, 2, (2, 3, 4, 4)).astype(bool),
     "w": rng.integers(-50, 50, (5, 3, 2, 2)).astype(np.int8), "ws": rng.uniform(0.01, 0.02, 5).astype(np.float32),
-    "wz": np.zeros(5, np.int8), "one": np.float32(0.015), "zero": np.int8(3), "bias": rng.integers(-900, 900, 5).astype(np.int32),
+    "wz": np.zeros(5, np.int8), "one": np.float32(0.015), "zero": np.int8(3),
+    "bias": rng.integers(-900, 900, 5).astype(np.int32), "c": rng.integers(-99, 99, 6).astype(np.int32),
     "m": rng.integers(-50, 50, (4, 6)).astype(np.int8), "ms": rng.uniform(0.01, 0.02, 6).astype(np.float32),
-    "mz": np.zeros(6, np.int8), "g": rng.integers(-50, 50, (4, 6)).astype(np.int8), "c": rng.integers(-99, 99, 6).astype(np.int32),
+    "mz": np.zeros(6, np.int8), "g": rng.integers(-50, 50, (4, 6)).astype(np.int8),
     "gt": rng.integers(-50, 50, (6, 4)).astype(np.int8),
 }  # fmt: skip
 X, Y = "a_q s z", "b_q t u"
