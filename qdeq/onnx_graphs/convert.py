@@ -11,9 +11,8 @@ from qdeq.errors import refuse
 from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.order import names_read, needed, subgraphs
 from qdeq.onnx_graphs.rewrite import Rewrite
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Rounded, Scope
 from qdeq.onnx_graphs.stored import FLOATS, External
-from qdeq.onnx_graphs.values import Rounded
 from qdeq.onnx_graphs.walk import HANDLERS, UNKNOWN, walk_graph
 from qdeq.onnx_graphs.weights import FloatWeight
 from qdeq.report import DroppedSource, Report, ReportEntry

@@ -12,9 +12,8 @@ from qdeq.onnx_graphs.attributes import argument, number_of
 from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.movers import data_inputs, qparams_before
 from qdeq.onnx_graphs.qparams import Qparams
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Constant, Moved, Rounded, Scope
 from qdeq.onnx_graphs.stored import CODES, FLOATS, INTEGERS, TYPES, Stored
-from qdeq.onnx_graphs.values import Constant, Moved, Rounded
 from qdeq.words import dtype_name
 
 __all__ = ["float_in", "float_of", "quantizer_qparams"]

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from qdeq.onnx_graphs.qparams import Qparams
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Constant, Rounded, Scope
 from qdeq.onnx_graphs.stored import CODES
-from qdeq.onnx_graphs.values import Constant, Rounded
 
 __all__ = ["round_output"]
 

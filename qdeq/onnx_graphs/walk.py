@@ -11,9 +11,8 @@ from qdeq.onnx_graphs.ops import contrib, dynamic, qdq, qlinear
 from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.order import in_order, names_read, needed
 from qdeq.onnx_graphs.rewrite import Rewrite
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Accumulator, Alias, Constant, DynamicScale, Rounded, Scope
 from qdeq.onnx_graphs.stored import TYPES, Stored, stored
-from qdeq.onnx_graphs.values import Accumulator, Alias, Constant, DynamicScale, Rounded
 
 __all__ = ["HANDLERS", "UNKNOWN", "walk_graph"]
 

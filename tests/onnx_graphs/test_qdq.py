@@ -8,6 +8,7 @@ import pytest
 from tests.onnx_graphs.models import floated, model, node, onnx, operators, random, run, same_bits, weights
 
 UINT8, FLOAT = 2, 1
+ZERO = np.uint8(0)
 
 
 def qdq(name: str, out: str, qparams: str = "s z", **attributes):
@@ -17,7 +18,7 @@ def qdq(name: str, out: str, qparams: str = "s z", **attributes):
     ]
 
 
-def small(between, scale=0.02, zero=np.uint8(0), shape=(2, 3, 4, 4), opset=21, **tensors):
+def small(between, scale=0.02, zero=ZERO, shape=(2, 3, 4, 4), opset=21, **tensors):
     """A 1x1 convolution whose rounded output runs through the nodes ``between``, integers ``c_q`` to ``m``."""
     rng = random(0)
     held = {

@@ -150,9 +150,10 @@ class _Item:
 
 
 def _embed(tensor: Any, item: _Item) -> None:
+    data = item.all_bytes()
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
-    tensor.raw_data = item.all_bytes()
+    tensor.raw_data = data
 
 
 def _tensors(converted: FloatModel, *, everything: bool = False) -> Iterator[_Item]:
@@ -171,7 +172,9 @@ def _tensors(converted: FloatModel, *, everything: bool = False) -> Iterator[_It
 
 
 def _copied(converted: FloatModel, tensor: Any) -> _Item:
-    found = stored(tensor, converted.where, converted.external)
+    source = onnx_library().TensorProto()
+    source.CopyFrom(tensor)  # the tensor itself will say where its values are written to
+    found = stored(source, converted.where, converted.external)
 
     def parts() -> Iterator[tuple[int, Any]]:
         data = found.data()

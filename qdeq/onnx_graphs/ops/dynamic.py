@@ -13,9 +13,8 @@ from qdeq.onnx_graphs.floats import float_of
 from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.ops.handler import Handler, put_float
 from qdeq.onnx_graphs.qparams import Qparams
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Accumulator, Alias, Constant, DynamicScale, Rounded, Scope
 from qdeq.onnx_graphs.stored import CODES, FLOATS
-from qdeq.onnx_graphs.values import Accumulator, Alias, Constant, DynamicScale, Rounded
 
 __all__ = ["HANDLERS", "dynamic_qparams", "follow"]
 

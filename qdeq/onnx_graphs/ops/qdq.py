@@ -11,9 +11,8 @@ from qdeq.onnx_graphs.ops.dynamic import dynamic_qparams
 from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.outputs import round_output
 from qdeq.onnx_graphs.qparams import Qparams
-from qdeq.onnx_graphs.scope import Scope
+from qdeq.onnx_graphs.scope import Alias, Constant, DynamicScale, Moved, Rounded, Scope
 from qdeq.onnx_graphs.stored import FLOATS, INTEGERS
-from qdeq.onnx_graphs.values import Alias, Constant, DynamicScale, Moved, Rounded
 
 __all__ = ["HANDLERS", "move"]
 
