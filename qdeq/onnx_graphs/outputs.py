@@ -16,7 +16,7 @@ import torch
 
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Constant, Rounded, Scope
-from qdeq.onnx_graphs.stored import CODES
+from qdeq.onnx_graphs.stored import CODES, FLOATS
 
 __all__ = ["round_output"]
 
@@ -32,6 +32,7 @@ _FIRST_INPUT = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", 
                 "Resize"}  # fmt: skip
 _ALL_INPUTS = {"Add", "Mul", "Concat", "Max", "Sum", "Min", "Div"}
 _BOUNDED_BY_ALL = {"Concat", "Max"}
+_ABOVE_MINUS_ONE = {"Erf", "Tanh", "Sin", "Cos"}
 _DEPTH = 64  # nodes that are followed back
 
 
@@ -121,11 +122,21 @@ def _is_bounded(scope: Scope, name: str, upper: float | None, depth: int) -> boo
         return upper is None or op in ("Sigmoid", "HardSigmoid", "Softmax")
     if op in _FIRST_INPUT:
         return _bounded(scope, inputs[0], upper, depth - 1)
-    if op == "Mul" and upper is None and len(set(inputs)) == 1:
+    if op in ("Mul", "Add") and upper is None and _never_below_zero(scope, op, inputs):
         return True
     if op in _BOUNDED_BY_ALL or (op in _ALL_INPUTS and upper is None):
         return all(_bounded(scope, i, upper, depth - 1) for i in inputs)
     return False
+
+
+def _never_below_zero(scope: Scope, op: str, inputs: list[str]) -> bool:
+    """Squares, and what lies above -1 with 1 added, such as in a GELU."""
+    if op == "Mul":
+        return len(set(inputs)) == 1
+    ops = [getattr(scope.producer(name), "op_type", "") for name in inputs]
+    constants = [value.stored for name in inputs if isinstance(value := scope.value(name), Constant)]
+    small = [stored.read().float() for stored in constants if stored.bytes <= 1 << 20 and stored.code in FLOATS]
+    return any(op in _ABOVE_MINUS_ONE for op in ops) and any(float(v.min()) >= 1 for v in small if v.numel())
 
 
 def _constant_bounded(scope: Scope, name: str, upper: float | None) -> bool:

@@ -16,7 +16,7 @@ from qdeq.report import Report
 __all__ = ["Rewrite"]
 
 # What onnxruntime.quantization puts behind the name of a float tensor for its integers.
-_SUFFIXES = ("_quantized", "_DequantizeLinear_Output", "_Q4", "_Q8", "_Q2")
+_SUFFIXES = ("_quantized", "_DequantizeLinear_Output", "_DQ_Q4", "_DQ_Q8", "_Q4", "_Q8", "_Q2")
 
 
 @dataclass(eq=False)
