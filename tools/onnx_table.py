@@ -3,8 +3,8 @@
 Usage: python -m tools.onnx_table [NAME ...]
 
 Each model is exported by torch, quantized in every way that its row names, and made float again. Then no quantized
-operator may be left, ONNX's checker and shape inference have to pass, every weight has to have the bits of ONNX Runtime's
-own DequantizeLinear, and the result is compared with the original float graph with those weights in it.
+operator may be left, ONNX's checker and shape inference have to pass, every weight has to have the bits of ONNX
+Runtime's own DequantizeLinear, and the result is compared with the original float graph with those weights in it.
 Needs torchvision, onnx and onnxruntime; run it from the root of the repository.
 """
 
@@ -208,7 +208,7 @@ def _runtime_weight(held: dict[str, Any], node: Any, at: int) -> np.ndarray | No
 def _beside(held: dict[str, Any], node: Any, at: int) -> tuple[np.ndarray | None, np.ndarray | None, int]:
     """Scale and zero point of the integers that an operator reads, and the axis of their channels.
 
-    They are inputs of QLinearConv and its kin, the product of two for int32 biases, and known by their names for others.
+    They are inputs of QLinearConv and its kin, the product of two for int32 biases, and known by name for others.
     """
 
     def array(name: str) -> np.ndarray | None:
@@ -265,7 +265,7 @@ def _put_weights(original: Any, result: Any) -> None:
         name = tensor.name
         if name in floats:
             tensor.CopyFrom(floats[name])
-        else:
+        elif f"{name}_Transposed" in floats:
             array = onnx.numpy_helper.to_array(floats[f"{name}_Transposed"]).T
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
 
@@ -277,10 +277,9 @@ def rows(names: list[str], folder: Path) -> Iterator[str]:
         for at in MODELS[name][1]:
             found = measure(path, WAYS[at], inputs)
             same = "the same bits" if found.difference == 0 else f"{found.difference:.1e}"
-            cells = (
-                name, WAYS[at].name, f"{found.equal_weights} of {found.weights}",
-                f"{found.activations} of {found.original_activations}", str(found.restored), same, f"{found.rounding:.1e}",
-            )  # fmt: skip
+            bits = f"{found.equal_weights} of {found.weights}"
+            kept = f"{found.activations} of {found.original_activations}"
+            cells = (name, WAYS[at].name, bits, kept, str(found.restored), same, f"{found.rounding:.1e}")
             yield "| " + " | ".join(cells) + " |"
 
 
