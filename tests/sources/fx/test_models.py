@@ -1,4 +1,4 @@
-"""torchvision's models converted by FX mode: every weight bit for bit, keys as before, and what one does with a model."""
+"""torchvision's models converted by FX mode: weights bit for bit, keys as before, and what one does with a model."""
 
 from __future__ import annotations
 
