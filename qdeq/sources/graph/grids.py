@@ -50,7 +50,9 @@ class Grids:
         self.modules: dict[str, nn.Module] = {}
         self._of: dict[fx.Node, State] = {}
         self._channels_last: set[fx.Node] = set()
-        self._graph, self._mode, self._taken = graph, mode, taken
+        # "exact" makes of these roundings what it needs.
+        self._mode = "fake_quant" if mode == "exact" else mode
+        self._graph, self._taken = graph, taken
         # Without roundings nothing is uncovered.
         self._report = Report() if mode == "drop" else report
 

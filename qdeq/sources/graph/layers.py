@@ -171,7 +171,8 @@ def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Non
     if site.call.qparams is not None:
         scale, zero_point = (program.number(value) for value in site.call.qparams)
         if scale is not None and zero_point is not None:
-            layer.output = Output(float(scale), int(zero_point), zero_point_first=packed.zero_point_first)
+            first = packed.engine == "onednn"
+            layer.output = Output(float(scale), int(zero_point), zero_point_first=first, engine=packed.engine)
     mode = layer.args.get("mode", "sum")
     if mode != "sum":
         layer.notes.append(f"quantized EmbeddingBag sums in every mode; the float one takes the {mode}")

@@ -46,8 +46,9 @@ class Building:
 
     def name_for(self, operator: str) -> str:
         """A name for the next node that calls ``operator``: torch.fx's way, known before the node is there."""
-        count = next(self._counts.setdefault(operator, itertools.count()))
-        return f"{operator}_{count}" if count else operator
+        name = operator.removeprefix("quantized_")  # it will be a float one's
+        count = next(self._counts.setdefault(name, itertools.count()))
+        return f"{name}_{count}" if count else name
 
     def placeholder(self, name: str, kind: str) -> fx.Node:
         """An input of the model."""

@@ -21,7 +21,7 @@ from qdeq.sources.torchscript.operators import INPUT_DECIDES, Operators
 from qdeq.sources.torchscript.schemas import type_of
 from qdeq.words import join
 
-__all__ = ["Expressions", "Frame"]
+__all__ = ["Expressions", "Frame", "Undecided"]
 
 _NAMES = {"inf": math.inf, "nan": math.nan, "infj": complex(0, math.inf)}
 _CASTS = {"annotate": 1, "unchecked_cast": 1}  # name -> which argument is the value
@@ -42,6 +42,20 @@ class Frame:
     function: Function
     path: str
     names: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """What a name is worth that a condition sets which only the input decides.
+
+    Attributes:
+        where: where the condition stands.
+        text: it, for errors.
+
+    """
+
+    where: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +101,10 @@ class Expressions:
 
     def _name(self, node: ast.Name, frame: Frame) -> Any:
         if node.id in frame.names:
-            return frame.names[node.id]
+            value = frame.names[node.id]
+            if isinstance(value, Undecided):
+                refuse(value.where, "a condition that is known", value.text, INPUT_DECIDES)
+            return value
         if node.id in ("torch", "ops", "__torch__", "CONSTANTS"):
             return _Dotted(node.id)
         if node.id not in _NAMES:

@@ -16,12 +16,14 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.torchscript.budget import Budget
 from qdeq.sources.torchscript.building import Place
 from qdeq.sources.torchscript.code import OPEN, Code, Function
-from qdeq.sources.torchscript.expressions import Expressions, Frame
+from qdeq.sources.torchscript.expressions import Expressions, Frame, Undecided
 from qdeq.sources.torchscript.objects import Object
 from qdeq.sources.torchscript.operators import INPUT_DECIDES, Operators
 
 __all__ = ["Interpreter"]
 
+_COMPARING = {f"torch.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "__not__", "__is__", "__isnot__")}
+_COMPARING |= {f"torch.{name}" for name in ("dim", "size", "len", "__and__", "__or__", "__contains__")}
 _MAX_CALLS = 64  # inside each other; torch's own modules take some ten
 
 
@@ -137,10 +139,14 @@ class Interpreter(Expressions):
         if _does_nothing(node.body) and _does_nothing(node.orelse):
             return False, None
         condition = self.evaluate(node.test, frame)
-        if not isinstance(condition, bool | int | float):
-            got = f"if {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
-            refuse(self.where(frame, node), "a condition that is known", got, INPUT_DECIDES)
-        return self._block(node.body if condition else node.orelse, frame)
+        if isinstance(condition, bool | int | float):
+            return self._block(node.body if condition else node.orelse, frame)
+        where, text = self.where(frame, node), f"if {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
+        names = _compared([*node.body, *node.orelse])
+        if names is None:
+            refuse(where, "a condition that is known", text, INPUT_DECIDES)
+        frame.names.update(dict.fromkeys(names, Undecided(where, text)))  # a guard's: what only raises is left out
+        return False, None
 
     def _raises(self, body: list[ast.stmt], frame: Frame) -> bool:
         """Whether a block always ends in an exception."""
@@ -193,6 +199,26 @@ class Interpreter(Expressions):
 
 def _is_raise(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "ops.prim.RaiseException"
+
+
+def _compared(body: list[ast.stmt]) -> set[str] | None:
+    """The names that a block sets, if all it does is to compare numbers: ``a and b`` is written as such; else None."""
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.If):
+            inner = _compared([*node.body, *node.orelse])
+            if inner is None or not _compares(node.test):
+                return None
+            names |= inner
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _compares(node.value):
+            names.add(node.targets[0].id)
+        elif not isinstance(node, ast.Pass):
+            return None
+    return names
+
+
+def _compares(node: ast.expr) -> bool:
+    return all(ast.unparse(part.func) in _COMPARING for part in ast.walk(node) if isinstance(part, ast.Call))
 
 
 def _does_nothing(body: list[ast.stmt]) -> bool:
