@@ -82,12 +82,6 @@ class Form(Protocol):
 
         """
 
-    def with_modules(self, model: Any) -> nn.Module | None:
-        """The model as one that runs each layer as a module at its path, to be hooked; None where there is none.
-
-        It may be ``model`` itself, and shares its weights.
-        """
-
     def rebuild(self, model: Any, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
         """Put the float modules in the places of their layers; everything else is copied.
 

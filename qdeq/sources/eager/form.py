@@ -30,9 +30,6 @@ class _Eager:
             _check(model)
         return describe_all(model, options, report)
 
-    def with_modules(self, model: nn.Module) -> nn.Module:
-        return model
-
     def rebuild(self, model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
         return assemble(model, made, find_quantized(model), options, report)
 

@@ -20,7 +20,6 @@ from qdeq.sources.eager.recognise import is_observing, is_quantized_module
 from qdeq.sources.eager.walk import Found, describe_layers, find_layers
 from qdeq.sources.form import Description, Options
 from qdeq.sources.fx.front import converted_graphs, graph_calls, program_of
-from qdeq.sources.fx.modules import with_modules
 from qdeq.sources.fx.rebuild import Graphs
 from qdeq.sources.graph.layers import describe_operators
 from qdeq.sources.graph.parameters import describe_parameters
@@ -57,9 +56,6 @@ class _Graphs:
             found.failures |= operators.failures
         found.certain = True
         return found
-
-    def with_modules(self, model: nn.Module) -> nn.Module:
-        return with_modules(model)
 
     def rebuild(self, model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
         if options.unfold_bn:

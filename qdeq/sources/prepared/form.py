@@ -42,9 +42,6 @@ class _Prepared:
         found.certain = True
         return found
 
-    def with_modules(self, model: nn.Module) -> nn.Module:
-        return model
-
     def rebuild(self, model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
         found = _find(model)
         modules = {path: module for path, module, _, _ in found}

@@ -48,9 +48,6 @@ class _TorchScript:
         _FOLLOWED.update(dict.fromkeys(found.layers, followed))
         return found
 
-    def with_modules(self, model: _Source) -> nn.Module | None:
-        return model if isinstance(model, nn.Module) else None
-
     def rebuild(self, model: _Source, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
         followed = next((_FOLLOWED[part.layer] for part in made), None) or follow(_open(model))
         for text in followed.notes:
