@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qdeq.errors import QdeqError
 from qdeq.files.torch_archive.packed_objects import packed_object
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.untrusted import refuse, shown
@@ -49,6 +50,8 @@ def pack(name: str, args: Sequence[Any], where: str, weight: Weight) -> Packed |
             return _pair("embedding", where, weight(args[0]), None)
         if name in _CELLS:
             return Packed("cell", parts=(_part(args[0]), _part(args[1])))
+    except QdeqError:
+        raise
     except (IndexError, TypeError, ValueError) as error:
         refuse(where, f"arguments of {name}", shown(str(error)), OPEN)
     return None
