@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 from qdeq.files.torch_archive.script import Script, open_script
@@ -21,6 +21,8 @@ from qdeq.sources.graph.layers import describe_operators
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import Parameters, describe_parameters
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.schema import operator_of
+from qdeq.sources.graph.targets import quantizing
 from qdeq.sources.torchscript.follow import Followed, follow
 from qdeq.weights.direct_conv import ConvGeometry, is_direct_weight, unreadable_weight
 from qdeq.weights.weight import QuantizedWeight
@@ -43,6 +45,7 @@ class _TorchScript:
     def describe(self, model: _Source, options: Options, report: Report) -> Description:
         followed = follow(_open(model))
         found = describe_operators(followed.program, "")
+        found.certain = any(map(_quantizes, followed.program.graph.nodes))
         found.failures |= _lost(found.layers, followed.program)
         found.layers += describe_parameters(followed.program, "")
         _FOLLOWED.update(dict.fromkeys(found.layers, followed))
@@ -62,6 +65,11 @@ class _TorchScript:
             else:
                 layers[part.layer.path] = part
         return emit(followed.program, Materials("", options.activations, report, layers, parameters, _copy)).module
+
+
+def _quantizes(node: fx.Node) -> bool:
+    """Whether a node is there in int8 models alone."""
+    return operator_of(node.target).startswith("quantized::") or quantizing(node) is not None
 
 
 def _lost(layers: list[Layer], program: Program) -> dict[str, QdeqError]:

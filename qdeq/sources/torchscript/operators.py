@@ -41,6 +41,8 @@ _ENUMS: dict[str, dict[int, Any]] = {
 # Operators that give what they are given, as far as a graph is concerned.
 _SAME = {"prim::NumToTensor", "prim::data", "prim::unchecked_unwrap_optional", "aten::ScalarImplicit"}
 _SAME |= {"aten::IntImplicit", "aten::FloatImplicit", "aten::_unwrap_optional"}
+# What a tensor says of itself, by prim's name and Python's -> its type.
+_PROPERTIES = {"dtype": "int", "layout": "int", "device": "Device", "is_quantized": "bool", "requires_grad": "bool"}
 _QPARAMS = ("scale", "zero_point")
 # They take sizes in a list; where torch.fx traces a graph anew, as unpickling does, it sees what lies in no list.
 _FACTORIES = {"zeros", "ones", "empty", "full"}
@@ -91,8 +93,8 @@ class Operators:
     def _prim(self, own: str, args: list[Any], at: Place) -> Any:
         if own == "RaiseException":
             refuse(at.where, "code that ends", "an exception that it raises", OPEN)
-        if own in ("dtype", "device", "layout") and isinstance(args[0], fx.Node):
-            kind = "Device" if own == "device" else "int"
+        if own in _PROPERTIES and isinstance(args[0], fx.Node):
+            kind = _PROPERTIES[own]
             return self._building.call(getattr, (args[0], own), {}, kind, at, self._building.name_for(own))
         if own == "dtype" and isinstance(args[0], Stored):
             return next((code for code, dtype in _DTYPES.items() if dtype == args[0].tensor.dtype), None)

@@ -47,36 +47,40 @@ class LongShort(nn.Module):
 
 
 STATIC = {
-    "conv1d": (nn.Conv1d(4, 6, 3, padding=1, stride=2), (2, 4, 9)),
-    "conv2d": (nn.Conv2d(4, 6, (3, 1), padding=(1, 0), groups=2, bias=False), (2, 4, 5, 5)),
-    "conv3d": (nn.Conv3d(4, 6, 3, dilation=2, padding=2), (1, 4, 5, 5, 5)),
-    "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5)),
-    "conv_transpose3d": (nn.ConvTranspose3d(4, 6, 3, padding=1), (1, 4, 3, 3, 3)),
-    "conv1d, relu": (nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU()), (2, 4, 9)),
-    "linear, relu": (nn.Sequential(nn.Linear(4, 6), nn.ReLU()), (2, 4)),
-    "batch norm": (nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), (2, 4, 3, 3)),
-    "norms": (nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)), (2, 4, 4)),
-    "activations": (nn.Sequential(nn.Hardswish(), nn.ELU(0.5), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.ReLU6()), (2, 4)),
-    "prelu": (nn.PReLU(), (2, 4)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1, stride=2), (2, 4, 9)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, (3, 1), padding=(1, 0), groups=2, bias=False), (2, 4, 5, 5)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 3, dilation=2, padding=2), (1, 4, 5, 5, 5)),
+    "conv_transpose1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (2, 4, 5)),
+    "conv_transpose3d": (lambda: nn.ConvTranspose3d(4, 6, 3, padding=1), (1, 4, 3, 3, 3)),
+    "conv1d, relu": (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.ReLU()), (2, 4, 9)),
+    "linear, relu": (lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU()), (2, 4)),
+    "batch norm": (lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.BatchNorm2d(4)), (2, 4, 3, 3)),
+    "norms": (lambda: nn.Sequential(nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm1d(4, affine=True)), (2, 4, 4)),
+    "activations": (
+        lambda: nn.Sequential(nn.Hardswish(), nn.ELU(0.5), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.ReLU6()),
+        (2, 4),
+    ),
+    "prelu": (lambda: nn.PReLU(), (2, 4)),
 }
 DYNAMIC = {
-    "lstm cell": (LongShort(), (2, 4)),
-    "gru cell": (Cell(nn.GRUCell(4, 5)), (2, 4)),
-    "rnn cell": (Cell(nn.RNNCell(4, 5, nonlinearity="relu", bias=False)), (2, 4)),
-    "gru": (nn.GRU(4, 5, bias=False, bidirectional=True), (3, 2, 4)),
+    "lstm cell": (lambda: LongShort(), (2, 4)),
+    "gru cell": (lambda: Cell(nn.GRUCell(4, 5)), (2, 4)),
+    "rnn cell": (lambda: Cell(nn.RNNCell(4, 5, nonlinearity="relu")), (2, 4)),
+    "gru": (lambda: nn.Sequential(nn.GRU(4, 5, bidirectional=True)), (3, 2, 4)),
 }
 
 
 def converted(kind: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(3)
     if kind in DYNAMIC:
-        layer, shape = DYNAMIC[kind]
+        make, shape = DYNAMIC[kind]
         kinds = {nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.GRU}
         with engine("fbgemm"):
-            return tq.quantize_dynamic(layer.eval(), kinds), torch.randn(shape)
-    layer, shape = STATIC[kind]
+            return tq.quantize_dynamic(make().eval(), kinds), torch.randn(shape)
+    make, shape = STATIC[kind]
+    layer = make()
     wrapped = Wrapped(layer).eval()
-    if "transpose" in kind:
+    if "transpose" in kind or kind == "prelu":
         layer.qconfig = tq.default_qconfig  # torch has no per channel observer for it
     fused = [["layer.0", "layer.1"]] if kind.endswith("relu") and "," in kind else None
     return quantize(spread(wrapped), torch.randn(shape), groups=fused), torch.randn(shape)
