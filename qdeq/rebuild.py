@@ -12,10 +12,12 @@ from torch import nn
 
 from qdeq.account import check_account
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.grids.modes import Rounded, check_mode, imitate
+from qdeq.grids.exact import make_exact
+from qdeq.grids.modes import check_mode, imitate
 from qdeq.layers.batch_norm import check_unfold
 from qdeq.layers.layer import Role
 from qdeq.layers.make import Made, make
+from qdeq.layers.rounded import rounded
 from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
@@ -128,8 +130,8 @@ def dequantize_model(
     """
     form = _form_of(model)
     _check_options(dtype, device, weights)
-    check_mode(activations)
     check_unfold(unfold_bn, dtype)
+    check_mode(activations, dtype, unfold_bn)
     options, report = Options(unfold_bn, recover_direct_conv, weights, fold_bn, activations), Report()
     with _named(form):
         description = form.describe(model, options, report)
@@ -140,7 +142,9 @@ def dequantize_model(
         report.unconverted.extend(description.unknown)
         result = form.rebuild(model, made, options, report)
     _check_account(made, report)
-    imitate(result, [_rounded(part) for part in made if not part.placed], activations, report)
+    imitate(result, [rounded(part) for part in made if not part.placed], activations, report)
+    if activations == "exact":
+        make_exact(result, [rounded(part) for part in made], report)
     if activations == "drop":  # else a wrapper's stubs carry the rounding of what goes in
         for before, after in unwrap(result):
             report.move(before, after)
@@ -223,21 +227,6 @@ def _check_account(made: list[Made], report: Report) -> None:
         name for part in made for name, parameter in part.named_parameters() if parameter.is_meta or name not in written
     ]
     check_account(unused, unwritten)
-
-
-def _rounded(part: Made) -> Rounded:
-    """What the roundings of activations need to know of a layer."""
-    layer = part.layer
-    return Rounded(
-        layer.path,
-        layer.source_class,
-        layer.output,
-        part.module,
-        part.carrier,
-        dynamic=layer.role is Role.DYNAMIC,
-        dequantizes=layer.role is Role.DEQUANTIZE,
-        registered=layer.made is not None,
-    )
 
 
 def _note_optimizers(result: nn.Module, report: Report) -> None:

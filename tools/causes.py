@@ -18,7 +18,9 @@ from collections import Counter
 import torch
 
 import qdeq
+from tools.faults import NoPlaceError
 from tools.faults.outcome import OUTCOME_FAULTS, SUBJECTS, damaged, outcome_mutant
+from tools.models import engine
 
 __all__ = ["costs_most", "named_first"]
 
@@ -26,7 +28,8 @@ __all__ = ["costs_most", "named_first"]
 def named_first(kind: str, name: str, seed: int) -> str:
     """The kind itself, if it is named first at the right module; otherwise what was named, and where."""
     mutant = outcome_mutant(kind, name, seed)
-    explanation = qdeq.explain(mutant.int8, mutant.float_model, mutant.data)
+    with engine(mutant.engine):
+        explanation = qdeq.explain(mutant.int8, mutant.float_model, mutant.data)
     # Whether the CPU of the moment saturates has nothing to do with the fault.
     first = next(item for item in explanation.findings if item.kind != "saturation")
     if not explanation.agrees and first.kind == kind and first.module in mutant.modules:
@@ -75,7 +78,11 @@ def main() -> int:
     for kind in arguments.kinds.split(","):
         cells, wrong = [], Counter[str]()
         for name in networks:
-            named = Counter(named_first(kind, name, seed) for seed in seeds)
+            try:
+                named = Counter(named_first(kind, name, seed) for seed in seeds)
+            except NoPlaceError:
+                cells.append("no place")
+                continue
             cells.append(f"{named[kind]} of {named.total()}")
             right, total = right + named.pop(kind, 0), total + len(seeds)
             wrong.update({f"{name}: {what}": count for what, count in named.items()})

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qdeq.diagnosis.findings.plain import plain_findings, unread_findings
 from qdeq.diagnosis.findings.structure import structure_findings
-from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings
+from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings, uncalibrated_outputs
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
 from qdeq.diagnosis.measure.activations import fill_table, runtime_findings
@@ -25,6 +25,7 @@ from qdeq.diagnosis.measure.sensitivity import Progress, sensitivities
 from qdeq.diagnosis.measure.watching import run_side_by_side
 from qdeq.diagnosis.results import Finding, Layer, Sensitivity, make_finding
 from qdeq.diagnosis.say.explanation import Explanation
+from qdeq.diagnosis.say.remedies import in_terms_of
 from qdeq.diagnosis.sides.float_side import float_tensors
 from qdeq.diagnosis.sides.int8_side import read_int8_side
 from qdeq.diagnosis.sides.integers import Int8Side, IntegerLayer
@@ -103,7 +104,7 @@ def explain(
     findings, table, histograms = weight_findings(pairs)
     findings += [_no_partner(layer, total) for layer in alone]
     findings += plain_findings(held, theirs, total) + unread_findings(held.unread)
-    findings += [] if ours.model is None else uncalibrated_findings(ours.model, quantized)
+    findings += uncalibrated_outputs(held) if ours.model is None else uncalibrated_findings(ours.model, quantized)
     right = {item.module for item in findings if item.kind == "rounding"}
     if theirs.model is not None:
         findings += structure_findings(ours.model, theirs.model, pairs, right)
@@ -111,6 +112,8 @@ def explain(
     if data is not None:
         findings, ran = _run(ours, held, theirs, pairs, table, findings, data, sensitivity, progress)
     findings = order(findings, ran.repaired.groups)
+    for item in findings:
+        item.remedy = in_terms_of(item.remedy, int8_state=ours.model is None, float_state=theirs.model is None)
     outcome = None if ran.run is None else ran.run.outcome
     return Explanation(
         findings,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-__all__ = ["erase_calls"]
+__all__ = ["erase_calls", "own_graph"]
 
 
 def erase_calls(
@@ -35,3 +35,8 @@ def erase_calls(
         module.delete_submodule(target)
     module.graph.lint()
     module.recompile()
+
+
+def own_graph(module: nn.Module) -> fx.Graph | None:
+    """The graph that is the forward of a ``GraphModule``, to be read; None for any other module."""
+    return module.graph if isinstance(module, fx.GraphModule) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,7 @@ def hand_built(call: Callable[..., fx.Node], inputs: int = 1, **attributes: Any)
 
 
 def small(*shape: int) -> Tensor:
-    """Random values on the grid of the inputs of :func:`hand_built`, below 127 as integers: no CPU saturates on them."""
+    """Random values on the grid of :func:`hand_built`, integers below 127: no CPU saturates on them."""
     steps = torch.randint(-INPUT_ZERO_POINT, 127 - INPUT_ZERO_POINT, shape)
     return steps * torch.tensor(INPUT_SCALE)
 
@@ -71,4 +72,7 @@ def reloaded(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)
+    with warnings.catch_warnings():
+        # torch warns about its own TypedStorage whenever it reads a quantized tensor.
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        return torch.load(file, weights_only=False)

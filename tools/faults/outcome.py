@@ -32,12 +32,17 @@ PER_TENSOR = tq.QConfig(activation=_RANGE, weight=tq.default_weight_observer)
 
 def prepared(network: Network, model: nn.Module, qconfig: tq.QConfig = PER_CHANNEL) -> nn.Module:
     """A fused copy with observers that have seen nothing."""
-    fused = tq.fuse_modules(copy.deepcopy(model), network.groups(model))
+    groups = [[path for path in group if _fusable(model.get_submodule(path))] for group in network.groups(model)]
+    fused = tq.fuse_modules(copy.deepcopy(model), [group for group in groups if len(group) > 1])
     fused.qconfig = qconfig
     for module in fused.modules():
         if isinstance(module, nn.ConvTranspose2d):  # torch takes no scales per channel here
             module.qconfig = PER_TENSOR
     return tq.prepare(fused)
+
+
+def _fusable(module: nn.Module) -> bool:
+    return not isinstance(module, nn.Hardtanh)  # nn.ReLU6 is one
 
 
 def calibrated(network: Network, model: nn.Module, inputs: Tensor, qconfig: tq.QConfig = PER_CHANNEL) -> nn.Module:
@@ -198,6 +203,20 @@ def _drop(x: Tensor, share: float) -> Tensor:
     return torch.quantize_per_tensor(dropped, x.q_scale(), x.q_zero_point(), x.dtype)
 
 
+# What clamps channels_last tensors, which qnnpack computes wrongly.
+_CLAMPS: tuple[Callable[[], nn.Module], ...] = (nn.ReLU6, lambda: nn.Hardtanh(0.0, 5.0), lambda: nn.Hardtanh(0.0, 4.0))
+
+
+def int8_kernel_wrong(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
+    """One ReLU of both models is one that ends at 4, 5 or 6, and qnnpack runs it."""
+    path = pick(rng, [path for path, module in model.named_modules() if isinstance(module, nn.ReLU)])
+    owner, _, name = path.rpartition(".")
+    model.get_submodule(owner)._modules[name] = rng.choice(_CLAMPS)()
+    with engine("qnnpack"):
+        int8 = convert(calibrated(network, model, inputs, PER_TENSOR))
+    return Mutant(int8, model, "int8_kernel_wrong", (path,), engine="qnnpack")
+
+
 def four_bits(rng: random.Random, network: Network, model: nn.Module, inputs: Tensor) -> Mutant:
     """One layer's weights have 16 levels a channel, all others 255."""
     found = calibrated(network, model, inputs)
@@ -231,7 +250,7 @@ OUTCOME_FAULTS: dict[str, Callable[[random.Random, Network, nn.Module, Tensor], 
     function.__name__: function
     for function in (
         *(never_calibrated, input_range, calibrated_wide, calibrated_narrow, levels_collapsed),
-        *(differs_before, differs_between, differs_after, draws_at_random),
+        *(differs_before, differs_between, differs_after, draws_at_random, int8_kernel_wrong),
     )
 }
 
@@ -255,6 +274,6 @@ def outcome_mutant(kind: str, name: str, seed: int) -> Mutant:
 
 
 def _changes_the_output(mutant: Mutant, inputs: Tensor) -> bool:
-    with torch.no_grad():
+    with torch.no_grad(), engine(mutant.engine):
         ours, theirs = mutant.int8(inputs), mutant.float_model(inputs)
     return float((ours - theirs).square().sum()) > MOST_NOISE * float(ours.square().sum())

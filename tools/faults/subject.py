@@ -29,6 +29,7 @@ class Mutant:
     kind: str
     modules: tuple[str, ...]  # any of them is right
     data: torch.Tensor | None = None  # what both have to be run on for it to show
+    engine: str = "fbgemm"  # of torch, that the int8 model was made for
 
 
 class NoPlaceError(Exception):

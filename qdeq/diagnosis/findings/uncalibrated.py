@@ -9,13 +9,14 @@ import torch.ao.nn.quantized as nnq
 from torch import nn
 
 from qdeq.diagnosis.results import Finding, make_finding
-from qdeq.diagnosis.sides.integers import IntegerLayer
+from qdeq.diagnosis.sides.integers import Int8Side, IntegerLayer
 from qdeq.tree.tracing import Traces
 
-__all__ = ["is_default", "uncalibrated_findings"]
+__all__ = ["is_default", "uncalibrated_findings", "uncalibrated_outputs"]
 
 # The least scale of torch's observers: what they give when all that they saw was zero.
 LEAST_SCALE = float(torch.finfo(torch.float32).eps)
+_NEVER = "its output was never calibrated: scale 1, zero point 0 are what an observer gives that saw no value"
 
 
 def is_default(scale: float, zero_point: int) -> bool:
@@ -28,7 +29,7 @@ def uncalibrated_findings(int8_model: nn.Module, layers: list[IntegerLayer]) -> 
 
     A stub's or a functional's scale of 1 alone proves nothing: images of 0 to 255 have it, and so has a functional
     that nothing calls. Layers that the forward provably does not call are left out; where it cannot be traced, half of
-    the layers have to be without calibration. (In a state_dict, dynamic layers have these numbers as well.)
+    the layers have to be without calibration.
     """
     outputs = {layer.path: layer.output for layer in layers if layer.output is not None}
     called = _called(int8_model)
@@ -42,8 +43,21 @@ def uncalibrated_findings(int8_model: nn.Module, layers: list[IntegerLayer]) -> 
         runs = is_stub if called is None else path in called
         if is_default(scale, zero_point) and runs:
             bare.append(path)
-    text = "its output was never calibrated: scale 1, zero point 0 are what an observer gives that saw no value"
-    return found + [_finding(path, text, 1.0, 0) for path in bare]
+    return found + [_finding(path, _NEVER, 1.0, 0) for path in bare]
+
+
+def uncalibrated_outputs(held: Int8Side) -> list[Finding]:
+    """The same of a state_dict or file, which says less: dynamic layers have these numbers, too.
+
+    So every stub and functional has to have them, of which there must be one, and half of the layers.
+    """
+    layers = {layer.path for layer in held.layers}
+    ours = {path: output for path, output in held.outputs.items() if path in layers}
+    others = {path: output for path, output in held.outputs.items() if path not in layers}
+    bare = [path for path, output in ours.items() if is_default(*output)]
+    if not others or not all(is_default(*output) for output in others.values()) or 2 * len(bare) < len(ours):
+        return []
+    return [_finding(path, _NEVER, 1.0, 0) for path in [*bare, *others]] if bare else []
 
 
 def _finding(path: str, text: str, scale: float, zero_point: int) -> Finding:

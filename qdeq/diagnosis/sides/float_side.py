@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqValueError
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.layers.names import bias_name, is_inner_weight
-from qdeq.state_dicts.named import named_tensors, plan_state
+from qdeq.state_dicts.named import tensors_of
 from qdeq.state_dicts.norms import norms_behind_names
-from qdeq.state_dicts.parts import Fold
+from qdeq.state_dicts.parts import Fold, Plan
 from qdeq.state_dicts.prefixes import find_renaming
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import class_name, join
@@ -26,7 +26,7 @@ __all__ = ["float_layers", "float_tensors", "renaming_of", "state_norms"]
 def float_layers(side: Side) -> dict[str, FloatLayer]:
     """Path -> weight, of a model or a state_dict."""
     if side.model is None:
-        return {layer.path: layer for layer in _layers_of_state(side.state or {})}
+        return {layer.path: layer for layer in _layers_of_state(side.plan)}
     layers = {}
     for path, module in side.model.named_modules():
         plain = _plain_layer(path, module)
@@ -94,13 +94,9 @@ def _named_layers(path: str, module: nn.Module) -> Iterator[FloatLayer]:
             )
 
 
-def _layers_of_state(state: Mapping[str, Any]) -> Iterator[FloatLayer]:
-    folds = {
-        name: target.value.parts
-        for name, target in plan_state("float_model", state).targets.items()
-        if isinstance(target.value, Fold)
-    }
-    for tensor in named_tensors("float_model", state):
+def _layers_of_state(plan: Plan) -> Iterator[FloatLayer]:
+    folds = {name: target.value.parts for name, target in plan.targets.items() if isinstance(target.value, Fold)}
+    for tensor in tensors_of("float_model", plan):
         value, alone = tensor.value, tensor.parameter == "weight"
         if isinstance(value, QuantizedWeight) or not value.is_floating_point() or value.ndim < 2:
             continue
@@ -114,7 +110,7 @@ def _layers_of_state(state: Mapping[str, Any]) -> Iterator[FloatLayer]:
 
 def state_norms(side: Side) -> tuple[dict[str, NormValues], dict[str, str]]:
     """Batch norms of a state_dict, path -> values, with torch's eps; layer -> the one that names say is behind it."""
-    tensors = {tensor.name: tensor.value for tensor in named_tensors("float_model", side.state or {})}
+    tensors = {tensor.name: tensor.value for tensor in tensors_of("float_model", side.plan)}
     norms: dict[str, NormValues] = {}
     for path in [name.removesuffix(".running_var") for name in tensors if name.endswith(".running_var")]:
         weight, bias, mean, variance = (

@@ -18,7 +18,7 @@ from qdeq.layers.make import part_value
 from qdeq.report import Report
 from qdeq.sources.eager.recognise import is_packed_object, is_quantized_module, quantized_sources
 from qdeq.sources.form import Form, Options
-from qdeq.state_dicts.named import named_tensors, plan_state
+from qdeq.state_dicts.named import plan_state, tensors_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
@@ -148,8 +148,12 @@ def _of_state(state: Mapping[str, Any]) -> Int8Side:
         reason = "packed weights in a state_dict: pass the model, or save it and pass the file"
         found.unread.update({name: reason for name, value in state.items() if is_packed_object(value)})
         state = {name: value for name, value in state.items() if name not in found.unread}
-    named = list(named_tensors("int8_model", state))
-    keys = {name: target.source for name, target in plan_state("int8_model", state).targets.items()}
+    plan = plan_state("int8_model", state)
+    named = list(tensors_of("int8_model", plan))
+    keys = {name: target.source for name, target in plan.targets.items()}
+    found.outputs.update(
+        {path: (float(scale), int(zero_point)) for path, (scale, zero_point) in plan.activations.items()}
+    )
     biases = {tensor.bias_name for tensor in named if isinstance(tensor.value, QuantizedWeight)}
     for tensor in named:
         if isinstance(tensor.value, QuantizedWeight):

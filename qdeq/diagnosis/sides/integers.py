@@ -159,6 +159,8 @@ class Int8Side:
     unread: dict[str, str] = field(default_factory=dict)  # dotted path -> why what is quantized there cannot be read
     float16: list[str] = field(default_factory=list)  # dotted paths of quantized modules whose weights are no integers
     registered: list[str] = field(default_factory=list)  # those that a registered builder reads
+    # Of a state_dict or file: path of a module -> scale and zero point of its output, also of modules without weights.
+    outputs: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
     def is_quantized(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files import open as open_archive
 from qdeq.sources import form_of
 from qdeq.sources.form import Form
+from qdeq.state_dicts.named import plan_state
+from qdeq.state_dicts.parts import Plan
 from qdeq.tree.walk import every_module, is_half_made
 from qdeq.words import class_name, error_line
 
@@ -30,6 +33,11 @@ class Side:
     state: Mapping[str, Any] | None = None  # names to tensors, where only a state_dict is known
     form: Form | None = None  # in which ``source`` comes; None for a state_dict
     source: Any = None  # the model as it was given, which need not be a module
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """Everything in the float model's state_dict or file by its float name."""
+        return plan_state("float_model", self.state or {})
 
 
 def open_side(source: object, where: str, *, trust: bool = False) -> Side:

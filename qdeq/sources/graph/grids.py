@@ -29,6 +29,8 @@ _LAID_OUT_ANEW = frozenset(
         "channel_shuffle",
     }
 )
+# Dimensions that can only be the innermost ones, by the number that images and volumes have.
+_INNER = ((-1,), (-2, -1), (2, 3), (-3, -2, -1), (2, 3, 4))
 State = Any
 """The grid of a node's value: a Grid, an Unknown one, None for floats; lists and tuples of them for such values."""
 
@@ -48,7 +50,9 @@ class Grids:
         self.modules: dict[str, nn.Module] = {}
         self._of: dict[fx.Node, State] = {}
         self._channels_last: set[fx.Node] = set()
-        self._graph, self._mode, self._taken = graph, mode, taken
+        # "exact" makes of these roundings what it needs.
+        self._mode = "fake_quant" if mode == "exact" else mode
+        self._graph, self._taken = graph, taken
         # Without roundings nothing is uncovered.
         self._report = Report() if mode == "drop" else report
 
@@ -99,21 +103,26 @@ class Grids:
     def at(self, node: fx.Node, value: fx.Node, site: Site) -> tuple[fx.Node, Grid]:
         """Round the value of a node of the source as torch rounds its operation by itself."""
         if self._mode == "fake_quant":
-            # What is not channels_last, fbgemm averages in scalar code, which rounds the integer.
-            averages_values = any(given in self._channels_last for given in node.all_input_nodes)
-            rounding = FakeQuantize(site.grid, ties=site.ties if averages_values else site.ties and "integer")
+            rounding = FakeQuantize(site.grid, ties=self._ties(node, site))
             if site.constant is not None:
                 rounding.number = next(arg for arg in value.args if isinstance(arg, int | float))
                 value.args = tuple(site.constant if isinstance(arg, int | float) else arg for arg in value.args)
             value = self._insert(value, rounding)
         return value, site.grid
 
+    def _ties(self, node: fx.Node, site: Site) -> str:
+        """Which tie is even: averages of what is not channels_last are integer arithmetic."""
+        if any(given in self._channels_last for given in node.all_input_nodes):
+            return site.ties
+        inner = operation_name(node) == "mean" and _dimensions(node) in _INNER
+        return "integer" if site.ties or inner else ""
+
     def leave(self, path: str, operation: str, reason: str) -> None:
         """Name an operation whose rounding is not imitated."""
         self._report.leave_uncovered(path, operation, reason)
 
     def finish(self, value: Any) -> None:
-        """Name what gave the graph's output without its grid being known."""
+        """Name what gave a value that becomes a float, or is the graph's output, without its grid being known."""
         report_unknown(self.get(value), self._report)
 
     def unknown(self, path: str, operation: str) -> Unknown:
@@ -131,3 +140,11 @@ class Grids:
         self._taken.add(target)
         self.modules[target] = module
         return self._graph.create_node("call_module", target, (value,), {}, name or target)
+
+
+def _dimensions(node: fx.Node) -> tuple[int, ...]:
+    """The dimensions that a mean goes over, in ascending order; empty where the code does not say."""
+    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", ())
+    given = [given] if isinstance(given, int) else given
+    known = isinstance(given, list | tuple) and all(isinstance(number, int) for number in given)
+    return tuple(sorted(given)) if known else ()

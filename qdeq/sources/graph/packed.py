@@ -10,7 +10,7 @@ from qdeq.errors import QdeqValueError
 from qdeq.layers.layer import Later
 from qdeq.sources.graph.program import Packed
 from qdeq.weights.direct_conv import ConvGeometry, lost_weight, recover_weight
-from qdeq.weights.packed import is_direct_conv, is_onednn, open_packed, packed_shape
+from qdeq.weights.packed import engine_of, is_direct_conv, open_packed, packed_shape
 from qdeq.weights.packed_state import CONV2D, CONV3D, packed_kind
 from qdeq.weights.weight import QuantizedWeight
 
@@ -35,7 +35,7 @@ def take_apart(value: Any, held: str, *, half: bool = False, recover_direct_conv
         return value
     kind = packed_kind(value)
     readable, bias = open_packed(value, where=held)
-    packed = Packed(kind, readable, bias, held=held, zero_point_first=is_onednn(value))
+    packed = Packed(kind, readable, bias, held=held, engine=engine_of(value))
     if half:
         packed.weight = Later(lambda: value.unpack()[0].half())
     if kind in (CONV2D, CONV3D):

@@ -25,7 +25,7 @@ class Packed:
         output_padding: likewise.
         groups: of a convolution.
         transpose: it is a transposed convolution.
-        zero_point_first: its engine adds the zero point before it rounds the output, as onednn does.
+        engine: that runs it; empty where it cannot be told.
         parts: of a "cell": the packed Linears of the input and of the hidden state.
         held: dotted name under which the source holds it, for the account.
 
@@ -40,7 +40,7 @@ class Packed:
     output_padding: tuple[int, ...] = ()
     groups: int = 1
     transpose: bool = False
-    zero_point_first: bool = False
+    engine: str = ""
     parts: tuple[Packed, ...] = ()
     held: str = ""
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from qdeq.grids.grid import Output
 from qdeq.grids.rules import Site as Rounding
-from qdeq.layers.layer import Layer, Role
+from qdeq.layers.layer import Activation, Role
 from qdeq.layers.make import Made
 from qdeq.sources.graph.grids import Grids, State
-from qdeq.sources.graph.layers import Site, operator_sites
+from qdeq.sources.graph.layers import Site, operator_sites, takes_quantized
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
@@ -67,8 +67,10 @@ class Translator:
 
     def placeholder(self, node: fx.Node) -> None:
         """An input: the int8 model takes it quantized where an operation takes it as it comes."""
-        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, node.type)
-        taken_quantized = any(self._takes_quantized(user) for user in node.users)
+        # An annotation that is text, as postponed ones are, would keep the result from being scripted.
+        annotation = None if isinstance(node.type, str) else node.type
+        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, annotation)
+        taken_quantized = any(takes_quantized(user, self._sites, self._given.layers) for user in node.users)
         if taken_quantized:
             self._given.report.note(
                 self._given.prefix, f"the int8 graph takes its input {node.name} quantized; floats now"
@@ -106,7 +108,7 @@ class Translator:
         elif quantizing(node):
             self._quantize(node)
         elif is_dequantize(node):
-            self._set(node, self._mapped(node.args[0]))
+            self._dequantize(node)
         elif operator_of(node.target).startswith("quantized::"):
             self._quantized(node)
         else:
@@ -120,7 +122,7 @@ class Translator:
             self.grids.leave(self._path(node), "to", _HALF)
             self._set(node, self._mapped(node.args[0]))
         elif is_dequantize(node):
-            self._set(node, self._mapped(node.args[0]))
+            self._dequantize(node)
         else:
             self._float(node)
 
@@ -152,7 +154,7 @@ class Translator:
         value: Any = self._create(node, "call_module", site.path, tuple(inputs), {})
         if known.added:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
-        value = self._activate(value, made.layer)
+        value = self._activate(value, site.activation)
         if known.kind is nn.LSTM:
             value = flat_lstm(value)
         if known.kind in _CHANNELS_LAST:
@@ -178,7 +180,7 @@ class Translator:
             value = self._create(node, "call_module", target, inputs, node.kwargs)
             for other in added:
                 value = self.graph.call_function(torch.add, (value, self._mapped(other)))
-            value = self._activate(value, layer)
+            value = self._activate(value, layer.activation)
             if layer.kind in _CHANNELS_LAST:
                 self.grids.convolved(node)
         if layer.role is Role.DYNAMIC:
@@ -194,10 +196,10 @@ class Translator:
         else:
             self._operate(node, value, type(made.module).__name__, node.args)
 
-    def _activate(self, value: fx.Node, layer: Layer) -> fx.Node:
-        if layer.activation is None:
+    def _activate(self, value: fx.Node, activation: Activation | None) -> fx.Node:
+        if activation is None:
             return value
-        return self.graph.call_function(ACTIVATIONS[layer.activation.kind], (value,), dict(layer.activation.args))
+        return self.graph.call_function(ACTIVATIONS[activation.kind], (value,), dict(activation.args))
 
     def _parameter(self, node: fx.Node) -> None:
         target = self._parameters[node]
@@ -214,6 +216,10 @@ class Translator:
         else:
             self.grids.leave(self._path(node), f"torch.{name}", _NOT_FIXED)
             self._set(node, value, self.grids.given())
+
+    def _dequantize(self, node: fx.Node) -> None:
+        self.grids.finish(node.args)
+        self._set(node, self._mapped(node.args[0]))
 
     def _quantized(self, node: fx.Node) -> None:
         """A quantized operator without a packed weight."""
@@ -268,19 +274,10 @@ class Translator:
         value, state = self.grids.behind(value, output, args, "" if args else node.name)
         self._set(node, value, state)
 
-    def _takes_quantized(self, node: fx.Node) -> bool:
-        """Whether a node works on quantized values alone."""
-        if node.op == "call_module" and str(node.target) in self._given.layers:
-            layer = self._given.layers[str(node.target)].layer
-            return layer.role is Role.LAYER and layer.output is not None
-        if node in self._sites:
-            return not self._sites[node].operator.dynamic and self._sites[node].call.qparams is not None
-        return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
-
     def _create(self, node: fx.Node, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the new graph that has the name of one of the source; arguments are the source's."""
         args, kwargs = self._mapped(args), self._mapped(kwargs)
-        created = self.graph.create_node(op, target, args, kwargs, node.name, node.type)
+        created = self.graph.create_node(op, target, args, kwargs, node.name)
         created.meta.update({key: node.meta[key] for key in _KEPT_META if key in node.meta})
         return created
 

@@ -1,4 +1,4 @@
-"""Every quantized operator of torch, one a graph: what it is on floats, and rounded as the int8 one rounds."""
+"""Torch's quantized operators without packed weights, one a graph: on floats, and rounded as the int8 one rounds."""
 
 from __future__ import annotations
 
@@ -123,14 +123,6 @@ CASES = {
     "max_pool1d": Case(Q.max_pool1d, (X, [2], [2], [0], [1], False), lambda x: F.max_pool1d(x, 2), shape=(4, 8, 6)),
     "max_pool2d": Case(Q.max_pool2d, (X, *POOL), lambda x: F.max_pool2d(x, 2)),
 }  # fmt: skip
-NOT_IN_GRAPHS = {
-    "int4mm_packed_weight_cpu": "its weight is no packed object of torch.ao",
-    "linear_dynamic_fp16_unpacked_weight": "its weight is a float tensor; no front end of torch writes it",
-    "linear_with_input_q_dq_qweight_dq_output_fp32": "inductor's",
-    "linear_with_input_q_dq_qweight_dq_relu_output_fp32": "inductor's",
-}
-PACKING = ("_prepack", "_unpack", "_out", "_legacy", "_rowwise_offsets", "_min_max", "_fp16", "_sizes")
-GEOMETRY = ("_stride", "_padding", "_dilation", "_groups", "_transpose")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -146,7 +138,6 @@ def test_an_operator_rounds_as_torch_rounds_it(name):
     int8, x = case.graph(), case.data()
     rebuilt, report = dequantize_model(int8, activations="fake_quant", return_report=True)
     assert not report.uncovered
-    assert torch.equal(int8(*x), int8(*x))
     (worst,) = [a for n, a in node_agreement(int8, rebuilt, *x).items() if "quantize_per" not in n] or [None]
     if worst is None:  # it keeps its input's values
         assert torch.equal(rebuilt(*x), int8(*x))
