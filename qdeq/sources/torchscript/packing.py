@@ -15,6 +15,7 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.graph.program import Packed
 from qdeq.sources.torchscript.code import OPEN
 from qdeq.state_dicts import parts
+from qdeq.weights.packed_state import CONV2D, CONV3D, EMBEDDING, packed_kind
 
 __all__ = ["Weight", "pack", "packed_from_state"]
 
@@ -101,9 +102,11 @@ def packed_from_state(where: str, class_name: str, state: Any, need: Callable[[o
         return Packed("cell", parts=cells)
     if found is None:
         refuse(where, "a packed weight of a known class", shown(class_name), OPEN)
+    kind = packed_kind(class_name)
+    if kind not in (CONV2D, CONV3D):
+        return _from_parts("embedding" if kind == EMBEDDING else "linear", where, found)
     if geometry is None:
-        kind = "embedding" if found.weight.qscheme == "per_channel_affine_float_qparams" else "linear"
-        return _from_parts(kind, where, found)
+        refuse(where, "a convolution that says its strides", "one that does not", OPEN)
     packed = _from_parts("conv", where, found)
     packed.stride, packed.padding, packed.dilation = geometry.stride, geometry.padding, geometry.dilation
     packed.output_padding, packed.groups, packed.transpose = (

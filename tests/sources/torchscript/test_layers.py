@@ -80,8 +80,10 @@ def converted(kind: str) -> tuple[nn.Module, Tensor]:
     make, shape = STATIC[kind]
     layer = make()
     wrapped = Wrapped(layer).eval()
-    if "transpose" in kind or kind == "prelu":
+    if "transpose" in kind:
         layer.qconfig = tq.default_qconfig  # torch has no per channel observer for it
+    if kind == "prelu":
+        layer.qconfig = tq.QConfig(tq.default_observer, tq.default_observer)  # its weight is rounded as activations are
     fused = [["layer.0", "layer.1"]] if kind.endswith("relu") and "," in kind else None
     return quantize(spread(wrapped), torch.randn(shape), groups=fused), torch.randn(shape)
 
