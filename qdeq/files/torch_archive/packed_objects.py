@@ -83,7 +83,8 @@ def _conv(where: str, state: Any, need: Need) -> tuple[Packed, ConvGeometry | No
 def _first_config(where: str, state: tuple[Any, ...], need: Need) -> list[Any]:
     """The numbers of version 1, which holds a tensor for each, as version 3 lists them."""
     stride, padding, dilation = sizes = state[2:5]
-    if not all(isinstance(size, list) and len(size) == len(stride) <= _MAX_CONFIG for size in sizes):
+    listed = all(isinstance(size, list) and len(size) == len(stride) <= _MAX_CONFIG for size in sizes)
+    if not listed or not isinstance(state[5], Call):
         return []
     zeros = [0] * len(stride)
     numbers = [n for item in (*stride, *padding, *dilation, state[5]) for n in _numbers(where, need(item))]
