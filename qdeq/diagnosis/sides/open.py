@@ -56,7 +56,8 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         source = light_copy(source)
     form = form_of(source)
     if form is not None:
-        return Side(source if isinstance(source, nn.Module) else None, form=form, source=source)
+        is_script = isinstance(source, torch.jit.ScriptModule)  # which gives no values between its layers
+        return Side(source if isinstance(source, nn.Module) and not is_script else None, form=form, source=source)
     if isinstance(source, Mapping):
         inner = source.get("state_dict", source)
         return Side(None, inner if isinstance(inner, Mapping) else source)
