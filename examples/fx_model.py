@@ -10,15 +10,17 @@ import io
 import warnings
 
 import torch
+import torch.ao.quantization as tq
 from torch import Tensor, nn
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.nn import functional as F
 
 import qdeq
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # torch announces the end of torch.ao.quantization
-    import torch.ao.quantization as tq
-    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+warnings.filterwarnings("ignore", message=".*torch.ao.quantization is deprecated")
+warnings.filterwarnings("ignore", message=".*quant_min and quant_max.*")
+warnings.filterwarnings("ignore", message=".*quantized tensor creation functions")
+warnings.filterwarnings("ignore", message=".*TorchScript type system")
 
 
 class Net(nn.Module):

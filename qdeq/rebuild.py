@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, overload
@@ -29,7 +30,7 @@ __all__ = ["dequantize_model"]
 
 @overload
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: Literal[False] = False,
@@ -46,7 +47,7 @@ def dequantize_model(
 
 @overload
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: Literal[True],
@@ -62,7 +63,7 @@ def dequantize_model(
 
 
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: bool = False,
@@ -88,8 +89,10 @@ def dequantize_model(
     the module around them, float modules keep theirs.
 
     Args:
-        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU; or one after ``prepare``,
-            ``prepare_qat``, ``prepare_fx`` or ``prepare_qat_fx``, which comes back without observers. It is not run.
+        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU; TorchScript of a quantized model,
+            scripted, traced or frozen, or the file that ``torch.jit.save`` wrote; or one after ``prepare``,
+            ``prepare_qat``, ``prepare_fx`` or ``prepare_qat_fx``, which comes back without observers. It is not run,
+            and a file is not loaded by torch: no code in it runs.
         strict: with False, quantized modules that are not known are kept as deep copies and listed in the report,
             and a model without anything quantized is copied; with True both are errors.
         return_report: also return the :class:`qdeq.Report`.
@@ -120,7 +123,7 @@ def dequantize_model(
         The float model, or ``(float model, report)``.
 
     Raises:
-        QdeqTypeError: ``model`` is not a module, or ``dtype`` is not a floating-point dtype.
+        QdeqTypeError: ``model`` is no module and no path, or ``dtype`` is not a floating-point dtype.
         QdeqValueError: the model holds nothing quantized, comes in a form that cannot be read, holds quantized
             modules that are not known (all are named), or a weight cannot be read. Nothing is half done.
 

@@ -1,16 +1,14 @@
 """Runs a rebuilt ``fake_quant`` model with every rounded value replaced by the int8 model's, and compares each first.
 
-For eager models and for graphs. So every layer sees the int8 model's own dequantized input, and one layer's flip does
-not spread to the next.
+So every layer sees the int8 model's own dequantized input, and one layer's flip does not spread to the next.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from qdeq.grids import FakeQuantize
@@ -91,58 +89,3 @@ def layer_agreement(int8: nn.Module, rebuilt: nn.Module, x: Tensor) -> dict[str,
         handle.remove()
     assert not functions.results, f"{len(functions.results)} results of functions have no counterpart"
     return result
-
-
-class _Quantized(fx.Interpreter):
-    """Keeps every quantized value of a graph by its node's name; modules in place may overwrite what they get."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph, garbage_collect_values=False)
-        self.values: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor) and result.is_quantized:
-            self.values[n.name] = result.clone()
-        return result
-
-
-class _Forced(fx.Interpreter):
-    """Compares every rounding of a float graph with the int8 value, which takes its place."""
-
-    def __init__(self, graph: fx.GraphModule, int8: fx.GraphModule, values: dict[str, Tensor]) -> None:
-        super().__init__(graph)
-        self.int8, self.values = {node.name: node for node in int8.graph.nodes}, values
-        self.found: dict[str, Agreement] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        module = self.submodules.get(str(n.target)) if n.op == "call_module" else None
-        if not isinstance(module, FakeQuantize):
-            return result
-        name = self._source(n, float(module.scale))
-        expected = self.values[name].dequantize()
-        steps = ((result - expected) / module.scale).abs().max()
-        same = int((result.contiguous().view(torch.int32) == expected.contiguous().view(torch.int32)).sum())
-        self.found[name] = Agreement(same, result.numel(), float(steps))
-        return expected
-
-    def _source(self, rounding: fx.Node, scale: float) -> str:
-        """Name of the int8 node whose value a rounding gives."""
-        node = rounding.args[0]
-        while node.name not in self.int8:  # an activation that the layer owned
-            node = node.args[0]
-        if node.name in self.values:
-            return node.name
-        users = [user.name for user in self.int8[node.name].users if user.name in self.values]
-        return min(users, key=lambda name: abs(self.values[name].q_scale() - scale))
-
-
-def graph_agreement(int8: fx.GraphModule, rebuilt: fx.GraphModule, x: Tensor) -> dict[str, Agreement]:
-    """The same for graphs: int8 node -> how many elements of the rounded value equal, for that model's own inputs."""
-    source = _Quantized(int8)
-    with torch.no_grad():
-        source.run(x)
-        forced = _Forced(rebuilt, int8, source.values)
-        forced.run(x)
-    return forced.found

@@ -46,6 +46,24 @@ struct RowBlock {
 
 using RowsFn = void (*)(const RowBlock&);
 
+// num_rows rows of row_len one-byte codes to rows of results, each row contiguous. Columns 0 .. block_len - 1 of every
+// row use scale[0], the next block_len use scale[1], and so on; the last block may be cut. Any scale is legal but NaN
+// and infinity. Results of 16 bits are the float32 product rounded to nearest even; NaN is 0x7FC00000, 0x7FC0, 0x7E00.
+struct CodePanel {
+    const uint8_t* src;
+    void* dst;  // does not overlap src
+    int64_t num_rows;
+    int64_t row_len;
+    int64_t src_row_stride;  // in bytes
+    int64_t dst_row_stride;  // in elements
+    int64_t block_len;       // > 0
+    const float* scale;
+    const float* values;  // of all 256 codes; a NaN is 0x7FC00000
+    bool stream;
+};
+
+using PanelFn = void (*)(const CodePanel&);
+
 struct KernelSet {
     const char* name;
     RowsFn per_row[3][3];      // [IntType][Formula]
@@ -69,6 +87,10 @@ struct KernelSet {
     void (*transpose_words)(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
                             int64_t num_cols, const uint8_t* next);
 
+    // Codes to OutType.
+    PanelFn any_codes[3];
+    PanelFn e4m3_codes[3];  // where is_e4m3(values)
+
     void (*copy)(const float* src, float* dst, int64_t count, bool stream);
 
     // Makes streamed stores visible before what follows.
@@ -82,6 +104,10 @@ extern const KernelSet kAvx512Kernels;
 #elif defined(__aarch64__)
 extern const KernelSet kNeonKernels;
 #endif
+
+// scalar.cpp. Whether a table of 256 values is that of float8 e4m3fn: 1 sign bit, 4 exponent bits of bias 7 and 3
+// mantissa bits, no infinities, 0x7F and 0xFF NaN.
+bool is_e4m3(const float* values);
 
 // dispatch.cpp: the only file that asks which CPU this is.
 int num_kernel_sets();                         // those that run on this machine, fastest first; at least one

@@ -1,4 +1,4 @@
-"""``qdeq convert``: a file of quantized weights to safetensors."""
+"""``qdeq convert``: a file of quantized weights to safetensors, or an ONNX model to a float one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
+from qdeq.cli.convert_folder import convert_folder, refuse_for_folders
+from qdeq.cli.onnx_models import convert_onnx
 from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.errors import QdeqValueError, expected
+from qdeq.files.onnx_model.recognise import SUFFIX as ONNX_SUFFIX
 from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
 from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
 from qdeq.words import dtype_name, shape_text
@@ -25,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(
     src: Path,
     dst: Path,
-    dtype: str,
+    dtype: str | None,
     shard_size: str | None,
     keep: str | None,
     dry_run: bool,
@@ -34,14 +37,27 @@ def convert(
     renames: Sequence[str],
     prefix: str,
     everything: bool,
+    activations: str,
 ) -> None:
     """Run the command; ``commands.py`` says what each option means."""
+    if src.is_dir():
+        given = {"--shard-size": shard_size, "--keep": keep, "--force": force, "--rename": renames, "--prefix": prefix}
+        refuse_for_folders({**given, "--all": everything})
+        convert_folder(src, dst, DTYPES[dtype or "bfloat16"], only, dry_run)
+        return
+    if dst.suffix == ONNX_SUFFIX:
+        selected = (dtype not in (None, "float32"), shard_size, keep, dry_run, only, renames, prefix, everything)
+        convert_onnx(src, dst, activations, any(selected), force)
+        return
+    if activations != "drop":
+        remedy = "A safetensors file holds weights, which no activation rounds."
+        raise QdeqValueError(expected("--activations", f"a DST that ends in {ONNX_SUFFIX}", str(dst), remedy))
     _check_suffix(dst)
     limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
     begin = time.perf_counter()
     with qdeq.open(src, everything=everything) as source:
         chosen = Selection(source, only, renames, prefix)
-        plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype], limit, keep, force))
+        plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype or "float32"], limit, keep, force))
         _refuse_source(source, plan)
         check_plan(plan)
         if dry_run:

@@ -18,6 +18,7 @@ from qdeq.state_dicts.records import BESIDE, OPTIMIZER, Entry, could_be_weight, 
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
+from qdeq.weights.block_weight import BlockWeight
 from qdeq.weights.checks import describe
 from qdeq.weights.integer_types import scheme_of
 from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
@@ -34,7 +35,8 @@ class NamedTensor:
     Attributes:
         path: dotted path of its module.
         parameter: its name there.
-        value: what it was saved as; parts that the float model keeps as one are put together.
+        value: what it was saved as; parts that the float model keeps as one are put together, and codes in blocks
+            are the floats that they stand for.
         bias: the bias that belongs to it, if it is a weight and has one.
         output: scale and zero point of its module's quantized output; None where there is none.
 
@@ -72,10 +74,11 @@ def tensors_of(where: str, plan: Plan) -> Iterator[NamedTensor]:
         bias = plan.targets.get(join(path, bias_name(parameter))) if "weight" in parameter else None
         shift = None if bias is None else value_of(f"{where}: {bias.source}", bias.value)
         qparams = plan.activations.get(path)
+        value = value_of(f"{where}: {target.source}", target.value)
         yield NamedTensor(
             path,
             parameter,
-            value_of(f"{where}: {target.source}", target.value),
+            value.dequantize() if isinstance(value, BlockWeight) else value,
             shift.detach() if isinstance(shift, Tensor) else None,
             None if qparams is None else (float(qparams[0]), int(qparams[1])),
         )
@@ -111,6 +114,8 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
 def _stride(value: Any) -> tuple[tuple[int, ...], str | None]:
     if isinstance(value, QuantizedWeight):
         return value.int_repr.stride(), value.qscheme
+    if isinstance(value, BlockWeight):
+        return value.codes.stride(), value.qscheme
     return value.stride(), scheme_of(value) if value.is_quantized else None
 
 
@@ -144,7 +149,7 @@ class _Walk:
         source = self.sources[name] = _source(f"{self.where}: {name}", name, value)
         if isinstance(source, Tensor):
             return Entry(key, False, could_be_weight(source.shape, dtype_name(source.dtype)))
-        return Entry(key, False, isinstance(source, Packed | Cell | QuantizedWeight))
+        return Entry(key, False, isinstance(source, Packed | Cell | QuantizedWeight | BlockWeight))
 
 
 def _source(where: str, name: str, value: Any) -> Any:

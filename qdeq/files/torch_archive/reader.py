@@ -28,6 +28,7 @@ from qdeq.state_dicts.parts import Fold, Plan, Scaled, Stack, Target, map_tensor
 from qdeq.state_dicts.records import BESIDE, OPTIMIZER
 from qdeq.state_dicts.values import stacked_kind, value_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
+from qdeq.weights.blocks import Weight
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Archive", "open_archive"]
@@ -91,7 +92,7 @@ class Archive(WeightFile):
     def _where(self, name: str) -> str:
         return f"{self.path}: {shown(name)[1:-1]}"
 
-    def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
+    def __getitem__(self, name: str) -> Weight:
         """Read one weight; KeyError if there is none of that name, QdeqValueError if its bytes are damaged."""
         target = self._plan.targets[name]
         self._check_open(name)

@@ -70,7 +70,8 @@ class _Assembly:
 
     def run(self, unfold_bn: bool | float) -> nn.Module:
         called = self.graphs.modules if self.graphs is not None else []
-        sources = {id(self.sources[part.layer.path]) for part in (*self.made, *called)}
+        pairs = [(self.sources[part.layer.path], part) for part in (*self.made, *called)]
+        sources = {id(source) for source, _ in pairs}
         for module in self.modules.values():
             if id(module) not in sources:
                 self.memo |= detached(module)
@@ -79,15 +80,14 @@ class _Assembly:
             self._place(part)
         if unfold_bn:
             self._unfold_all(unfold_bn)
-        for part in called:
-            self.memo[id(self.sources[part.layer.path])] = part.module
+        self.memo |= {id(source): part.module for source, part in pairs[len(self.made) :]}
         if self.graphs is not None:
             self.graphs.build(self.memo, self._copy)
         result: nn.Module = self._copy(self.model)
         if self.graphs is not None:
             self.graphs.carry_over(self.memo)
-        for part in (*self.made, *called):
-            carry_over(self.sources[part.layer.path], part.module, part.layer.path, self.memo, self.report)
+        for source, part in pairs:
+            carry_over(source, part.module, part.layer.path, self.memo, self.report)
         self._refuse_hidden(sources.union(map(id, self.modules.values())))
         return result
 

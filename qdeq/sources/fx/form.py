@@ -58,6 +58,10 @@ class _Graphs:
         return found
 
     def rebuild(self, model: nn.Module, made: Sequence[Made], options: Options, report: Report) -> nn.Module:
+        if options.unfold_bn:
+            report.note("", "unfold_bn: a graph has no places that fusing emptied; batch norms stay in their layers")
+        if options.weights != "master" or not options.fold_bn:
+            report.note("", "weights and fold_bn are for prepared models; a converted one has its integers alone")
         found = _find(model)
         graphs = Graphs(model, made, found, options.activations, report)
         return assemble(model, graphs.eager, found, options, report, graphs)

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
 from qdeq.sources.eager.recognise import is_quantized_module
 from qdeq.sources.graph.program import Program
 from qdeq.sources.graph.schema import operator_of
-from qdeq.sources.graph.targets import quantizing
+from qdeq.sources.graph.table import ACTIVATIONS
+from qdeq.sources.graph.targets import is_dequantize, quantizing
 from qdeq.tree.walk import children, every_module, own_tensors
 
-__all__ = ["converted_graphs", "graph_calls", "program_of"]
+__all__ = ["converted_graphs", "graph_calls", "program_of", "unfused"]
 
 # What torch calls the packed weight of a function: the path of its module with underscores for dots, and a number.
 _PACKED_NAME = re.compile(r"_?packed_weight_\d+$")
@@ -34,7 +36,7 @@ def converted_graphs(model: nn.Module) -> list[tuple[str, fx.GraphModule]]:
 def graph_calls(model: nn.Module) -> set[int]:
     """Ids of the modules of a model that its converted graphs call, and nothing else holds."""
     called = {
-        id(module.get_submodule(str(node.target)))
+        id(unfused(module.get_submodule(str(node.target))))
         for _, module in converted_graphs(model)
         for node in module.graph.nodes
         if node.op == "call_module"
@@ -43,7 +45,7 @@ def graph_calls(model: nn.Module) -> set[int]:
     elsewhere = {
         id(child)
         for _, owner in every_module(model)
-        if id(owner) not in graphs and type(owner) is not nn.Module
+        if id(owner) not in graphs and type(owner) is not nn.Module and unfused(owner) is owner
         for _, child in children(owner)
     }
     return called - elsewhere
@@ -58,7 +60,7 @@ def _is_converted(module: fx.GraphModule) -> bool:
 
 def _is_quantized_call(node: fx.Node) -> bool:
     if node.op != "call_function":
-        return False
+        return is_dequantize(node)
     return operator_of(node.target).startswith("quantized::") or quantizing(node) is not None
 
 
@@ -71,15 +73,45 @@ def program_of(module: fx.GraphModule) -> Program:
         copies[node].name = node.name
         copies[node].meta = {**node.meta, "path": _path(node, module), "where": _where(node)}
     program = Program(graph, training=module.training)
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         target = str(node.target)
         if node.op == "get_attr":
             program.attributes[target] = _attribute(module, target)
         elif node.op == "call_module":
-            program.modules[target] = module.get_submodule(target)
+            called = module.get_submodule(target)
+            program.modules[target] = unfused(called)
+            if called is not program.modules[target]:
+                _unfuse(node, called)
     for name, tensor in _others(module, program):
         program.attributes[name] = tensor
     return program
+
+
+def unfused(module: nn.Module) -> nn.Module:
+    """The layer in a fused module of layers that are float outside, as reference graphs have them; any other itself."""
+    if not isinstance(module, _FusedModule) or isinstance(module[0], _FusedModule):
+        return module
+    known = [type(part) in ACTIVATIONS for part in list(module)[1:]]
+    return module[0] if all(known) else module
+
+
+def _unfuse(node: fx.Node, module: Any) -> None:
+    """Let the node call the layer alone, and functions do the rest."""
+    graph, value = node.graph, node
+    users = list(node.users)
+    first, *added = node.args
+    node.args = (first,)
+    with graph.inserting_after(node):
+        for other in added:
+            value = graph.call_function(torch.add, (value, other))
+    applied = [part for part in list(module)[1:] if type(part) in ACTIVATIONS]
+    applied += [module.relu] if isinstance(getattr(module, "relu", None), nn.ReLU) else []
+    for part in applied:
+        with graph.inserting_after(value):
+            slope: dict[str, Any] = {"negative_slope": part.negative_slope} if type(part) is nn.LeakyReLU else {}
+            value = graph.call_function(ACTIVATIONS[type(part)], (value,), slope)
+    for user in users:
+        user.replace_input_with(node, value)
 
 
 def _attribute(module: nn.Module, target: str) -> Any:

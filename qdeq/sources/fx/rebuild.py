@@ -92,6 +92,11 @@ class Graphs:
             name.removeprefix(before): part for name, part in self._operators.items() if name.startswith(before)
         }
         modules = {name: self._by_module[id(m)] for name, m in program.modules.items() if id(m) in self._by_module}
+        for name, part in modules.items():
+            held = part.layer.path
+            if held == join(path, f"{name}.0"):  # of a fused module, which the graph has no more
+                part.layer.path = join(path, name)
+                self._report.move(held, part.layer.path)
         return Materials(
             path,
             self._mode,

@@ -12,6 +12,8 @@ from qdeq.report import DroppedSource
 from qdeq.sources.graph.grids import State
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.program import Program
+from qdeq.sources.graph.schema import operator_of
+from qdeq.sources.graph.targets import operation_name
 from qdeq.sources.graph.translate import Translator
 from qdeq.words import class_name, join
 
@@ -79,8 +81,9 @@ def _is_impure(node: fx.Node, root: dict[str, Any]) -> bool:
     """Whether a node does something beside giving its value: dead code of that kind stays."""
     if node.op == "call_module":
         return bool(getattr(root[str(node.target)], "inplace", False))
-    name = str(node.target)
-    in_place = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+    # fx knows that an operator writes into its argument only where it has one overload.
+    name = operation_name(node) if node.op == "call_method" or operator_of(node.target) else ""
+    in_place = name.endswith("_") and not name.endswith("__")
     return in_place or bool(node.kwargs.get("inplace")) or node.is_impure()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import fx, nn
 from qdeq.errors import QdeqError, refuse
 from qdeq.grids.grid import Output
 from qdeq.layers.layer import Activation, Layer, Role, Source, unreadable
+from qdeq.layers.make import Made
 from qdeq.sources.eager.describe import BIAS, note_zero_bias
 from qdeq.sources.form import Description
 from qdeq.sources.graph.packed import shape_of, take_apart
@@ -21,7 +22,7 @@ from qdeq.sources.graph.schema import Call, operator_of, read_call
 from qdeq.sources.graph.table import PACKED, PackedOperator
 from qdeq.words import join
 
-__all__ = ["Site", "describe_operators", "operator_sites"]
+__all__ = ["Site", "describe_operators", "operator_sites", "takes_quantized"]
 
 _MODES = ("sum", "mean", "max")
 _OPERATORS = {**PACKED, **CELLS, **NETWORKS}
@@ -43,6 +44,14 @@ class Site:
     call: Call
     operator: PackedOperator
     targets: tuple[str, ...]
+
+    @property
+    def activation(self) -> Activation | None:
+        """What the operator applies after the layer; two calls of one layer may differ in it."""
+        if self.operator.activation is None:
+            return None
+        args = {name: value for name, value in self.call.arguments.items() if name == "negative_slope"}
+        return Activation(self.operator.activation, nn.Module, args=args)
 
 
 def operator_sites(program: Program) -> dict[fx.Node, Site]:
@@ -104,6 +113,16 @@ class _Names:
         return self._taken.isdisjoint((name, join(name, "weight"), join(name, "bias")))
 
 
+def takes_quantized(node: fx.Node, sites: Mapping[fx.Node, Site], layers: Mapping[str, Made]) -> bool:
+    """Whether a node works on quantized values alone; ``layers`` are those of ``call_module`` targets."""
+    if node in sites:
+        return not sites[node].operator.dynamic and sites[node].call.qparams is not None
+    if node.op == "call_module":
+        layer = layers[str(node.target)].layer if str(node.target) in layers else None
+        return layer is not None and layer.role is Role.LAYER and layer.output is not None
+    return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
+
+
 def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bool = False) -> Description:
     """Describe every layer that an operator of the graph is; ``prefix`` is the dotted path of the graph's module."""
     found, done = Description(), set()
@@ -111,7 +130,7 @@ def describe_operators(program: Program, prefix: str, *, recover_direct_conv: bo
         if site.path in done:
             continue
         done.add(site.path)
-        path, source_class = join(prefix, site.path), f"quantized::{site.call.name}"
+        path, source_class = join(prefix, site.path), operator_of(node.target)
         try:
             values = [program.attributes[target] for target in site.targets]
             apart = [
@@ -148,9 +167,7 @@ def _describe(layer: Layer, site: Site, packed: Packed, program: Program) -> Non
         note_zero_bias(layer, bias)
     if site.operator.dynamic:
         layer.role = Role.DYNAMIC
-    if site.operator.activation is not None:
-        slope = {name: value for name, value in site.call.arguments.items() if name == "negative_slope"}
-        layer.activation = Activation(site.operator.activation, nn.Module, args=slope)
+    layer.activation = site.activation
     if site.call.qparams is not None:
         scale, zero_point = (program.number(value) for value in site.call.qparams)
         if scale is not None and zero_point is not None:

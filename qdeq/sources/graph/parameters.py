@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from qdeq.layers.layer import Later, Layer, Source
 from qdeq.sources.graph.program import Program
-from qdeq.sources.graph.targets import QUANTIZE, QUANTIZE_CHANNELS, is_dequantize, quantizing, takes_as_weight
+from qdeq.sources.graph.targets import QUANTIZE, QUANTIZE_CHANNELS, is_dequantize, is_half, quantizing, takes_as_weight
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import join
 
 __all__ = ["Parameters", "describe_parameters", "parameter_targets"]
@@ -34,21 +35,23 @@ class Parameters(nn.Module):
 def parameter_targets(program: Program) -> dict[fx.Node, str]:
     """Each node whose value becomes a float parameter -> the dotted name of the attribute that it is made from.
 
-    These are quantized tensors, weights that are quantized per channel, and those quantized per tensor for a layer's
-    function. Other parameters that are quantized per tensor are activations to the int8 model: they stay as they are.
+    These are quantized tensors, weights that are quantized per channel, and those quantized per tensor or cast to
+    float16 for a layer's function. Other parameters that are quantized per tensor are activations to the int8 model:
+    they stay as they are.
     """
     found = {}
     for node in program.graph.nodes:
         if node.op == "get_attr":
             value = program.attributes.get(str(node.target))
-            if isinstance(value, Tensor) and value.is_quantized:
+            if isinstance(value, QuantizedWeight) or (isinstance(value, Tensor) and value.is_quantized):
                 found[node] = str(node.target)
             continue
         name, given = quantizing(node) or ("", {})
-        source = given.get("input")
-        is_attribute = isinstance(source, fx.Node) and source.op == "get_attr"
-        if is_attribute and (name == QUANTIZE_CHANNELS or (name == QUANTIZE and _is_weight(node))):
-            found[node] = str(given["input"].target)
+        source = node.args[0] if is_half(node) else given.get("input")
+        if not isinstance(source, fx.Node) or source.op != "get_attr":
+            continue
+        if name == QUANTIZE_CHANNELS or ((name == QUANTIZE or is_half(node)) and _is_weight(node)):
+            found[node] = str(source.target)
     return found
 
 
@@ -90,5 +93,5 @@ def _quantized(node: fx.Node, program: Program) -> Tensor:
     args: Any = fx.map_arg(node.args, value)
     kwargs: Any = fx.map_arg(node.kwargs, value)
     with torch.no_grad():
-        result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator] # it is a function
+        result: Tensor = args[0].half() if is_half(node) else node.target(*args, **kwargs)  # type: ignore[operator]
     return result

@@ -5,6 +5,7 @@ Sources: ``ATen/native/RNN.cpp`` (arguments, and the order of layers and directi
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ from qdeq.sources.graph.schema import Call, operator_of
 from qdeq.sources.graph.table import PackedOperator
 from qdeq.words import join
 
-__all__ = ["CELLS", "NETWORKS", "describe_cell", "describe_network", "network_call"]
+__all__ = ["CELLS", "NETWORKS", "describe_cell", "describe_network", "flat_lstm", "network_call"]
 
 _TWO = ("input", "hx")
 NETWORKS = {
@@ -68,6 +69,12 @@ def describe_cell(layer: Layer, call: Call, weights: list[Packed]) -> None:
     if layer.kind is nn.RNNCell:
         layer.args["nonlinearity"] = "relu" if call.name == "quantized_rnn_relu_cell_dynamic" else "tanh"
     _add(layer, tuple(weights), [weight.held for weight in weights], "")
+
+
+def flat_lstm(value: fx.Node) -> tuple[fx.Node, ...]:
+    """``(output, (h, c))`` of ``nn.LSTM`` as aten's operators give it: ``(output, h, c)``."""
+    output, hidden = (value.graph.call_function(operator.getitem, (value, at)) for at in (0, 1))
+    return output, *(value.graph.call_function(operator.getitem, (hidden, at)) for at in (0, 1))
 
 
 def _sizes(cell: Packed) -> dict[str, Any]:

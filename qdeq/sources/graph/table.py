@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from qdeq.sources.graph.schema import Call
 
-__all__ = ["ACTIVATIONS", "FUNCTIONS", "PACKED", "FloatCall", "PackedOperator", "float_function"]
+__all__ = ["ACTIVATIONS", "FUNCTIONS", "IGNORES_SCALE", "PACKED", "FloatCall", "PackedOperator", "float_function"]
 
 FloatCall: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 _RELU = "_relu"
@@ -144,6 +144,10 @@ FUNCTIONS: dict[str, Callable[..., FloatCall]] = {
     "max_pool1d": _plain(F.max_pool1d, *_POOL),
     "max_pool2d": _plain(F.max_pool2d, *_POOL),
 }
+
+
+# torch's kernel returns its input, on the input's grid, whatever scale it is given.
+IGNORES_SCALE = frozenset({"dropout"})
 
 
 def float_function(call: Call) -> tuple[FloatCall, bool] | None:

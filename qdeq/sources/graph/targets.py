@@ -17,6 +17,7 @@ __all__ = [
     "asks_for_integers",
     "dtype_of",
     "is_dequantize",
+    "is_half",
     "operation_name",
     "quantizing",
     "takes_as_weight",
@@ -69,6 +70,12 @@ def is_dequantize(node: fx.Node) -> bool:
         return node.target == "dequantize"
     of_torch = node.target is torch.dequantize or operator_of(node.target) == "aten::dequantize"
     return node.op == "call_function" and of_torch
+
+
+def is_half(node: fx.Node) -> bool:
+    """Whether a node is what torch writes for a quantization to float16: a cast that only ``dequantize`` follows."""
+    to_half = node.op == "call_method" and node.target == "to" and node.args[1:2] == (torch.float16,)
+    return to_half and bool(node.users) and all(is_dequantize(user) for user in node.users)
 
 
 def dtype_of(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -11,16 +10,25 @@ from torch.nn import functional as F
 
 from qdeq.grids.grid import Output
 from qdeq.grids.rules import Site as Rounding
-from qdeq.layers.layer import Layer, Role
+from qdeq.layers.layer import Activation, Role
 from qdeq.layers.make import Made
 from qdeq.sources.graph.grids import Grids, State
-from qdeq.sources.graph.layers import Site, operator_sites
+from qdeq.sources.graph.layers import Site, operator_sites, takes_quantized
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import parameter_targets
 from qdeq.sources.graph.program import Packed, Program
+from qdeq.sources.graph.recurrent import flat_lstm
 from qdeq.sources.graph.schema import operator_of, read_call
-from qdeq.sources.graph.table import ACTIVATIONS, float_function
-from qdeq.sources.graph.targets import QUANTIZE, dtype_of, is_dequantize, operation_name, quantizing, why_not_on_floats
+from qdeq.sources.graph.table import ACTIVATIONS, IGNORES_SCALE, float_function
+from qdeq.sources.graph.targets import (
+    QUANTIZE,
+    dtype_of,
+    is_dequantize,
+    is_half,
+    operation_name,
+    quantizing,
+    why_not_on_floats,
+)
 from qdeq.tree.walk import is_library_module
 from qdeq.words import class_name, join
 
@@ -28,6 +36,9 @@ __all__ = ["Translator"]
 
 _KEPT_META = ("nn_module_stack", "stack_trace")
 _NOT_FIXED = "its input is quantized anew at every call, with no fixed scale"
+_HALF = "rounding to float16 is not imitated"
+# What torch's quantized layers of these kinds give.
+_CHANNELS_LAST = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _COMPUTED = "the graph computes its scale"
 _REGISTERED = "a registered builder made it, and says nothing of how its output is rounded"
 
@@ -56,18 +67,20 @@ class Translator:
 
     def placeholder(self, node: fx.Node) -> None:
         """An input: the int8 model takes it quantized where an operation takes it as it comes."""
-        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, _annotation(node))
-        taken_quantized = any(self._takes_quantized(user) for user in node.users)
+        # An annotation that is text, as postponed ones are, would keep the result from being scripted.
+        annotation = None if isinstance(node.type, str) else node.type
+        created = self.graph.create_node("placeholder", str(node.target), node.args, {}, node.name, annotation)
+        taken_quantized = any(takes_quantized(user, self._sites, self._given.layers) for user in node.users)
         if taken_quantized:
             self._given.report.note(
                 self._given.prefix, f"the int8 graph takes its input {node.name} quantized; floats now"
             )
-        state = self.grids.unknown(self._given.prefix, f"the input {node.name}") if taken_quantized else None
-        self._set(node, created, state)
+        self._set(node, created, self.grids.given() if taken_quantized else None)
 
     def output(self, node: fx.Node) -> None:
         """The result, which may be quantized in the int8 model."""
-        self.graph.output(self._mapped(node.args[0]), _annotation(node))
+        # Its type annotation is the code's, which torch keeps where it cut the code: googlenet's is wrong.
+        self.graph.output(self._mapped(node.args[0]))
         if self.grids.quantized(node.args):
             self._given.report.note(self._given.prefix, "the int8 graph returns quantized values; floats now")
         self.grids.finish(node.args)
@@ -103,7 +116,12 @@ class Translator:
 
     def method(self, node: fx.Node) -> None:
         """A call of a method."""
-        if is_dequantize(node):
+        if node in self._parameters:
+            self._parameter(node)
+        elif is_half(node):
+            self.grids.leave(self._path(node), "to", _HALF)
+            self._set(node, self._mapped(node.args[0]))
+        elif is_dequantize(node):
             self._set(node, self._mapped(node.args[0]))
         else:
             self._float(node)
@@ -136,9 +154,11 @@ class Translator:
         value: Any = self._create(node, "call_module", site.path, tuple(inputs), {})
         if known.added:
             value = self.graph.call_function(torch.add, (value, self._mapped(arguments[known.added])))
-        value = self._activate(value, made.layer)
+        value = self._activate(value, site.activation)
         if known.kind is nn.LSTM:
-            value = self._flat(value)
+            value = flat_lstm(value)
+        if known.kind in _CHANNELS_LAST:
+            self.grids.convolved(node)
         if known.dynamic:
             self.grids.leave(made.layer.path, made.layer.source_class, _NOT_FIXED)
         if site.call.qparams is None:
@@ -146,11 +166,6 @@ class Translator:
         else:
             first = made.layer.output is not None and made.layer.output.zero_point_first
             self._round(node, value, site.call.qparams, node.args, zero_point_first=first)
-
-    def _flat(self, value: fx.Node) -> tuple[fx.Node, ...]:
-        """``(output, (h, c))`` of ``nn.LSTM`` as the operators of aten give it: ``(output, h, c)``."""
-        output, hidden = (self.graph.call_function(operator.getitem, (value, at)) for at in (0, 1))
-        return output, *(self.graph.call_function(operator.getitem, (hidden, at)) for at in (0, 1))
 
     def _module_layer(self, node: fx.Node, made: Made) -> None:
         layer, target = made.layer, str(node.target)
@@ -165,7 +180,9 @@ class Translator:
             value = self._create(node, "call_module", target, inputs, node.kwargs)
             for other in added:
                 value = self.graph.call_function(torch.add, (value, self._mapped(other)))
-            value = self._activate(value, layer)
+            value = self._activate(value, layer.activation)
+            if layer.kind in _CHANNELS_LAST:
+                self.grids.convolved(node)
         if layer.role is Role.DYNAMIC:
             self.grids.leave(layer.path, layer.source_class, _NOT_FIXED)
         if layer.output is not None:
@@ -179,15 +196,15 @@ class Translator:
         else:
             self._operate(node, value, type(made.module).__name__, node.args)
 
-    def _activate(self, value: fx.Node, layer: Layer) -> fx.Node:
-        if layer.activation is None:
+    def _activate(self, value: fx.Node, activation: Activation | None) -> fx.Node:
+        if activation is None:
             return value
-        return self.graph.call_function(ACTIVATIONS[layer.activation.kind], (value,), dict(layer.activation.args))
+        return self.graph.call_function(ACTIVATIONS[activation.kind], (value,), dict(activation.args))
 
     def _parameter(self, node: fx.Node) -> None:
         target = self._parameters[node]
         self.root[target] = self._given.parameters[target]
-        self._set(node, self._create(node, "get_attr", target, (), {}), self.grids.unknown(self._path(node), target))
+        self._set(node, self._create(node, "get_attr", target, (), {}), self.grids.given())
 
     def _quantize(self, node: fx.Node) -> None:
         name, given = quantizing(node) or ("", {})
@@ -198,7 +215,7 @@ class Translator:
             )
         else:
             self.grids.leave(self._path(node), f"torch.{name}", _NOT_FIXED)
-            self._set(node, value, self.grids.known_gap())
+            self._set(node, value, self.grids.given())
 
     def _quantized(self, node: fx.Node) -> None:
         """A quantized operator without a packed weight."""
@@ -209,10 +226,10 @@ class Translator:
             return
         (function, args, kwargs), relu = found
         value = self._create(node, "call_function", function, args, kwargs)
-        states = call.qparams is not None and self._program.number(call.qparams[0]) is not None
-        if states:
+        own = None if call.name in IGNORES_SCALE else call.qparams
+        if own is not None and self._program.number(own[0]) is not None:
             value = self.graph.call_function(F.relu, (value,)) if relu else value
-            self._round(node, value, call.qparams, node.args)
+            self._round(node, value, own, node.args)
             return
         self._operate(node, value, function.__name__, args)
         if relu:
@@ -234,7 +251,7 @@ class Translator:
         if not isinstance(result, Rounding):
             self._set(node, value, result)
             return
-        value, state = self.grids.at(value, result)
+        value, state = self.grids.at(node, value, result)
         self._set(node, value, state)
 
     def _round(
@@ -244,27 +261,19 @@ class Translator:
         scale, zero_point = (self._program.number(number) for number in qparams)
         if scale is None or zero_point is None:
             self.grids.leave(self._path(node), operation_name(node), _COMPUTED)
-            self._set(node, value, self.grids.known_gap())
+            self._set(node, value, self.grids.given())
             return
         output = Output(float(scale), int(zero_point), dtype, zero_point_first)
         name = join(self._given.prefix, node.name)
         self._given.report.activation_qparams.setdefault(name, (output.scale, output.zero_point))
-        value, state = self.grids.behind(value, output, args)
+        # A node that does nothing but quantize is its rounding.
+        value, state = self.grids.behind(value, output, args, "" if args else node.name)
         self._set(node, value, state)
-
-    def _takes_quantized(self, node: fx.Node) -> bool:
-        """Whether a node works on quantized values alone."""
-        if node.op == "call_module" and str(node.target) in self._given.layers:
-            layer = self._given.layers[str(node.target)].layer
-            return layer.role is Role.LAYER and layer.output is not None
-        if node in self._sites:
-            return not self._sites[node].operator.dynamic and self._sites[node].call.qparams is not None
-        return node.op == "call_function" and operator_of(node.target).startswith("quantized::")
 
     def _create(self, node: fx.Node, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """A node of the new graph that has the name of one of the source; arguments are the source's."""
         args, kwargs = self._mapped(args), self._mapped(kwargs)
-        created = self.graph.create_node(op, target, args, kwargs, node.name, _annotation(node))
+        created = self.graph.create_node(op, target, args, kwargs, node.name)
         created.meta.update({key: node.meta[key] for key in _KEPT_META if key in node.meta})
         return created
 
@@ -281,9 +290,4 @@ class Translator:
 
     def _refuse(self, node: fx.Node, why: str) -> None:
         self.problems.append(f"{node.meta.get('where', f'node {node.name}')}: {why}")
-        self._set(node, None)
-
-
-def _annotation(node: fx.Node) -> Any:
-    """The type of a node; one that is text, as postponed annotations are, would keep the result from being scripted."""
-    return None if isinstance(node.type, str) else node.type
+        self._set(node, None, self.grids.given())  # so that the next such operation is named, too

@@ -7,25 +7,26 @@ from qdeq.sources.torchscript.code import OPEN
 
 __all__ = ["Budget"]
 
-_MAX_STEPS = 1_000_000  # a scripted resnet50 takes some 30,000
-_MAX_NODES = 50_000  # of the graph
+_MAX_STEPS = 500_000  # a scripted mobilenet_v2 takes 16,000
+_MAX_NODES = 10_000  # of the graph; that mobilenet_v2 has 300
 
 
 class Budget:
     """Counts expressions, elements of lists and nodes of the graph."""
 
-    def __init__(self) -> None:
-        """See the class."""
-        self.steps = self.nodes = 0
+    def __init__(self, path: str) -> None:
+        """Begin; ``path`` is the archive, for errors."""
+        self._path = path
+        self._steps = self._nodes = 0
 
-    def spend(self, where: str, steps: int = 1) -> None:
+    def spend(self) -> None:
         """Refuse code that never ends, or takes longer than any model's."""
-        self.steps += steps
-        if self.steps > _MAX_STEPS:
-            refuse(where, f"code that ends within {_MAX_STEPS} steps", "more", OPEN)
+        self._steps += 1
+        if self._steps > _MAX_STEPS:
+            refuse(self._path, f"code that ends within {_MAX_STEPS} steps", "more", OPEN)
 
     def add_node(self, where: str) -> None:
         """Refuse a graph larger than any model's."""
-        self.nodes += 1
-        if self.nodes > _MAX_NODES:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
             refuse(where, f"a graph of at most {_MAX_NODES} nodes", "more", OPEN)

@@ -41,13 +41,14 @@ class Building:
         """Begin; ``path`` is the archive, for errors."""
         self.program = Program(fx.Graph())
         self._path, self._budget = path, budget
-        self._fetched: dict[Stored | Packed, fx.Node] = {}
+        self._fetched: dict[tuple[Stored | Packed, str], fx.Node] = {}
         self._counts: dict[str, Iterator[int]] = {}
 
     def name_for(self, operator: str) -> str:
         """A name for the next node that calls ``operator``: torch.fx's way, known before the node is there."""
-        count = next(self._counts.setdefault(operator, itertools.count()))
-        return f"{operator}_{count}" if count else operator
+        name = operator.removeprefix("quantized_")  # it will be a float one's
+        count = next(self._counts.setdefault(name, itertools.count()))
+        return f"{name}_{count}" if count else name
 
     def placeholder(self, name: str, kind: str) -> fx.Node:
         """An input of the model."""
@@ -87,7 +88,7 @@ class Building:
             role: which of its arguments it will be.
 
         """
-        self._budget.spend(at.where)
+        self._budget.spend()
         if isinstance(value, Stored):
             return self._fetch(value, at, hint, role)
         if isinstance(value, Packed):
@@ -104,21 +105,24 @@ class Building:
         return value
 
     def _fetch(self, stored: Stored, at: Place, hint: str, role: str) -> fx.Node:
-        if stored in self._fetched:
-            return self._fetched[stored]
+        # Freezing makes constants of parameters, takes name and flag away, and keeps equal ones as one, even a weight
+        # and another layer's variance: what an operator calls its weight or bias is a parameter of its own.
+        was_parameter = role in ("weight", "bias") and stored.name.startswith("constants.")
+        name = join(join(at.path, hint), role) if was_parameter else stored.name
+        if (stored, name) in self._fetched:
+            return self._fetched[stored, name]
+        stored.used = True
         value: Any = stored.tensor.read(f"{self._path}: {stored.name}")
-        name, is_parameter, requires_grad = stored.name, stored.is_parameter, stored.requires_grad
-        if role in ("weight", "bias") and name.startswith("constants."):
-            # Freezing made a constant of it, and took its name and its flag away.
-            name, is_parameter, requires_grad = join(join(at.path, hint), role), True, True
+        is_parameter, requires_grad = stored.is_parameter or was_parameter, stored.requires_grad or was_parameter
         if is_parameter and isinstance(value, Tensor):
             value = nn.Parameter(value, requires_grad=requires_grad and value.is_floating_point())
         return self._get_attr(stored, name, value, "Tensor", at)
 
     def _fetch_packed(self, packed: Packed, at: Place) -> fx.Node:
-        if packed in self._fetched:
-            return self._fetched[packed]
-        return self._get_attr(packed, packed.held or "packed_weight", packed, "packed", at)
+        name = packed.held or "packed_weight"
+        if (packed, name) in self._fetched:
+            return self._fetched[packed, name]
+        return self._get_attr(packed, name, packed, "packed", at)
 
     def _get_attr(self, source: Stored | Packed, name: str, value: Any, kind: str, at: Place) -> fx.Node:
         taken = self.program.attributes
@@ -128,7 +132,7 @@ class Building:
         taken[unique] = value
         self._budget.add_node(at.where)
         node = self.program.graph.create_node("get_attr", unique)
-        self._fetched[source] = self._mark(node, kind, at)
+        self._fetched[source, name] = self._mark(node, kind, at)
         return node
 
     def _mark(self, node: fx.Node, kind: str, at: Place) -> fx.Node:

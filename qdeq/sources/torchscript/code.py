@@ -19,8 +19,10 @@ __all__ = ["OPEN", "Code", "Function", "ScriptClass"]
 OPEN = "qdeq.open reads the weights of this file all the same."
 
 _MAX_FILE_NAME = 300
-_MAX_NESTING = 100  # brackets inside each other; torch writes some ten
-_BRACKETS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|' + r"'(?:[^'\\\n]|\\.)*'?|[()\[\]{}]")
+# torch writes some ten brackets inside each other, and some hundred dots and brackets where calls stand in calls.
+_MAX_NESTING, _MAX_CHAIN = 100, 1000
+_STRING = r'"(?:[^"\\\n]|\\.)*"?|' + r"'(?:[^'\\\n]|\\.)*'?"
+_MARKS = re.compile(_STRING + r"|[()\[\]{}.,\n+\-*/%@&|^~<>=!]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +106,18 @@ class Code:
 
 
 def _check_nesting(where: str, text: str) -> None:
-    """Python's parser calls itself once a level, in C; strings do not count."""
-    depth = 0
-    for match in _BRACKETS.finditer(text):
-        token = match[0]
-        if token in "([{":
+    """Python's parser calls itself once a level, and takes long for what goes on without a comma."""
+    depth = chain = 0
+    for match in _MARKS.finditer(text):
+        mark = match[0]
+        chain = 0 if mark in ",\n" else chain + 1
+        if mark in "([{":
             depth += 1
-            if depth > _MAX_NESTING:
-                refuse(where, f"code of at most {_MAX_NESTING} brackets inside each other", "more", OPEN)
-        elif token in ")]}":
+        elif mark in ")]}":
             depth -= 1
+        if depth > _MAX_NESTING or chain > _MAX_CHAIN:
+            what = f"code of at most {_MAX_NESTING} brackets inside each other, {_MAX_CHAIN} marks between commas"
+            refuse(where, what, "more", OPEN)
 
 
 def _read_class(name: str, node: ast.ClassDef, file: str) -> ScriptClass:

@@ -21,7 +21,7 @@ from qdeq.sources.torchscript.operators import INPUT_DECIDES, Operators
 from qdeq.sources.torchscript.schemas import type_of
 from qdeq.words import join
 
-__all__ = ["Expressions", "Frame"]
+__all__ = ["Expressions", "Frame", "Undecided"]
 
 _NAMES = {"inf": math.inf, "nan": math.nan, "infj": complex(0, math.inf)}
 _CASTS = {"annotate": 1, "unchecked_cast": 1}  # name -> which argument is the value
@@ -42,6 +42,20 @@ class Frame:
     function: Function
     path: str
     names: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Undecided:
+    """What a name is worth that a condition sets which only the input decides.
+
+    Attributes:
+        where: where the condition stands.
+        text: it, for errors.
+
+    """
+
+    where: str
+    text: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +89,7 @@ class Expressions:
 
     def evaluate(self, node: ast.expr, frame: Frame) -> Any:
         """What an expression is worth: a plain value, a tensor of the archive, an object, or a node."""
-        self.budget.spend(f"{self.path}: {frame.function.file}")
+        self.budget.spend()
         evaluate = _KINDS.get(type(node))
         if evaluate is None:
             what = "an expression that torch.jit.save writes"
@@ -87,7 +101,10 @@ class Expressions:
 
     def _name(self, node: ast.Name, frame: Frame) -> Any:
         if node.id in frame.names:
-            return frame.names[node.id]
+            value = frame.names[node.id]
+            if isinstance(value, Undecided):
+                refuse(value.where, "a condition that is known", value.text, INPUT_DECIDES)
+            return value
         if node.id in ("torch", "ops", "__torch__", "CONSTANTS"):
             return _Dotted(node.id)
         if node.id not in _NAMES:
@@ -96,24 +113,22 @@ class Expressions:
 
     def _attribute(self, node: ast.Attribute, frame: Frame) -> Any:
         owner = self.evaluate(node.value, frame)
-        where = self.where(frame, node)
         if isinstance(owner, _Dotted):
             if owner.name == "CONSTANTS":
-                return self.objects.constant(where, node.attr)
+                return self.objects.constant(self.where(frame, node), node.attr)
             return _Dotted(f"{owner.name}.{node.attr}")
         return self.get_attribute(owner, node.attr, frame, node)
 
     def get_attribute(self, owner: Any, name: str, frame: Frame, node: ast.AST) -> Any:
         """An attribute or a method of an object."""
-        where = self.where(frame, node)
         if not isinstance(owner, Object):
-            refuse(where, "an object with attributes", shown(owner), OPEN)
+            refuse(self.where(frame, node), "an object with attributes", shown(owner), OPEN)
         if name in owner.attributes or name in owner.raw:
             return self.objects.attribute(owner, name)
         if name in owner.cls.methods:
             return _Method(owner, owner.cls.methods[name])
         if name not in owner.cls.constants:
-            refuse(where, f"an attribute of {owner.cls.name}", shown(name), OPEN)
+            refuse(self.where(frame, node), f"an attribute of {owner.cls.name}", shown(name), OPEN)
         return self.evaluate(owner.cls.constants[name], frame)
 
     def set_attribute(self, item: Object, name: str, value: Any) -> None:
@@ -204,34 +219,34 @@ class Expressions:
             refuse(self.where(frame, node), "a device of this torch", shown(str(error)), OPEN)
 
     def _builtin(self, name: str, node: ast.Call, frame: Frame) -> Any:
-        where = self.where(frame, node)
         if name == "uninitialized":
             return None
         if name in ("annotate", "unchecked_cast") and len(node.args) == 2:
             value = self.evaluate(node.args[1], frame)
             wanted = node.args[0].id if isinstance(node.args[0], ast.Name) else ""
-            return self._cast(wanted, value, where) if isinstance(value, Stored) and wanted in _NUMBERS else value
+            return self._cast(wanted, value, frame, node) if isinstance(value, Stored) and wanted in _NUMBERS else value
         values = [self.evaluate(item, frame) for item in node.args]
         if name == "getattr" and len(values) == 2 and isinstance(values[1], str):
             return self.get_attribute(values[0], values[1], frame, node)
-        if name == "range" and values and all(isinstance(value, int) for value in values):
-            return range(*values[:3])
-        if name in ("range", "list") and len(values) == 1:
-            return values[0]
         if name not in _NUMBERS or len(values) != 1:
-            refuse(where, "a function that torch.jit.save writes", shown(name), OPEN)
-        return self._cast(name, values[0], where)
+            refuse(self.where(frame, node), "a function that torch.jit.save writes", shown(name), OPEN)
+        return self._cast(name, values[0], frame, node)
 
-    def _cast(self, name: str, value: Any, where: str) -> Any:
+    def _cast(self, name: str, value: Any, frame: Frame, node: ast.AST) -> Any:
         if isinstance(value, Stored):
-            value = value.number(where)
+            value = value.number(self.where(frame, node))
         if isinstance(value, bool | int | float | str):
             try:
                 return _NUMBERS[name](value)
             except (ValueError, OverflowError) as error:
-                refuse(where, "a number", shown(str(error)), OPEN)
+                refuse(self.where(frame, node), "a number", shown(str(error)), OPEN)
         if type_of(value) not in (name, "number"):
-            refuse(where, f"{name}() of a number that is known", "one that the input decides", INPUT_DECIDES)
+            refuse(
+                self.where(frame, node),
+                f"{name}() of a number that is known",
+                "one that the input decides",
+                INPUT_DECIDES,
+            )
         return value
 
 

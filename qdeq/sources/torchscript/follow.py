@@ -31,11 +31,13 @@ class Followed:
     Attributes:
         program: the graph of its forward.
         notes: choices that were made, in words.
+        unused: dotted names of tensors of the archive that the forward does not use.
 
     """
 
     program: Program
     notes: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
 
 def follow(script: Script) -> Followed:
@@ -53,7 +55,7 @@ def follow(script: Script) -> Followed:
 
 class _Following:
     def __init__(self, script: Script) -> None:
-        budget, code = Budget(), Code(script)
+        budget, code = Budget(script.path), Code(script)
         self.building = Building(script.path, budget)
         self.operators = Operators(self.building, budget)
         self.interpreter = Interpreter(script.path, code, self.operators, budget)
@@ -76,7 +78,7 @@ class _Following:
         training = root.attributes.get("training", root.raw.get("training", False))
         program.training = training is True
         self._note_methods(root)
-        return Followed(program, self.notes)
+        return Followed(program, self.notes, self.interpreter.objects.unused())
 
     def _note_methods(self, root: Object) -> None:
         others = [

@@ -7,6 +7,7 @@ not taken, as the model would not run if it were; a condition that is known deci
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -15,12 +16,14 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.torchscript.budget import Budget
 from qdeq.sources.torchscript.building import Place
 from qdeq.sources.torchscript.code import OPEN, Code, Function
-from qdeq.sources.torchscript.expressions import Expressions, Frame
+from qdeq.sources.torchscript.expressions import Expressions, Frame, Undecided
 from qdeq.sources.torchscript.objects import Object
 from qdeq.sources.torchscript.operators import INPUT_DECIDES, Operators
 
 __all__ = ["Interpreter"]
 
+_COMPARING = {f"torch.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "__not__", "__is__", "__isnot__")}
+_COMPARING |= {f"torch.{name}" for name in ("dim", "size", "len", "__and__", "__or__", "__contains__")}
 _MAX_CALLS = 64  # inside each other; torch's own modules take some ten
 
 
@@ -52,9 +55,8 @@ class Interpreter(Expressions):
 
         """
         frame = Frame(function, path, {})
-        where = self.where(frame, function.node)
         if self._depth >= _MAX_CALLS:
-            refuse(where, f"at most {_MAX_CALLS} calls inside each other", "more", OPEN)
+            refuse(self.where(frame, function.node), f"at most {_MAX_CALLS} calls inside each other", "more", OPEN)
         self._bind(frame, function.node, args, kwargs)
         self.called.add(function)
         self._depth += 1
@@ -77,7 +79,7 @@ class Interpreter(Expressions):
     def _block(self, body: list[ast.stmt], frame: Frame) -> tuple[bool, Any]:
         """Run statements: whether one of them returned, and what."""
         for statement in body:
-            self.budget.spend(self.where(frame, statement))
+            self.budget.spend()
             returned, value = self._statement(statement, frame)
             if returned:
                 return True, value
@@ -86,6 +88,9 @@ class Interpreter(Expressions):
     def _statement(self, node: ast.stmt, frame: Frame) -> tuple[bool, Any]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             self._assign(node.targets[0], self.evaluate(node.value, frame), frame)
+        elif isinstance(node, ast.AnnAssign):
+            if node.value is not None:
+                self._assign(node.target, self.evaluate(node.value, frame), frame)
         elif isinstance(node, ast.Return):
             return True, None if node.value is None else self.evaluate(node.value, frame)
         elif isinstance(node, ast.If):
@@ -101,7 +106,6 @@ class Interpreter(Expressions):
         return False, None
 
     def _assign(self, target: ast.expr, value: Any, frame: Frame) -> None:
-        where = self.where(frame, target)
         if isinstance(target, ast.Name):
             frame.names[target.id] = value
         elif isinstance(target, ast.Tuple):
@@ -112,19 +116,18 @@ class Interpreter(Expressions):
             item = self.evaluate(target.value, frame)
             if not isinstance(item, Object) or item.frozen:
                 what = "a forward that leaves the module as it is"
-                refuse(where, what, f"one that sets {shown(target.attr)[1:-1]}", INPUT_DECIDES)
+                refuse(self.where(frame, target), what, f"one that sets {shown(target.attr)[1:-1]}", INPUT_DECIDES)
             self.set_attribute(item, target.attr, value)
         else:
-            refuse(where, "a name to assign to", type(target).__name__, OPEN)
+            refuse(self.where(frame, target), "a name to assign to", type(target).__name__, OPEN)
 
     def _unpack(self, value: Any, count: int, frame: Frame, node: ast.AST) -> list[Any]:
-        where = self.where(frame, node)
         if isinstance(value, fx.Node):
             return [self.operators.item(value, index, self.place(frame, node)) for index in range(count)]
         if isinstance(value, Object) and value.cls.base == "NamedTuple":
             value = list(value.attributes.values())
         if not isinstance(value, list | tuple) or len(value) != count:
-            refuse(where, f"{count} values", shown(value), OPEN)
+            refuse(self.where(frame, node), f"{count} values", shown(value), OPEN)
         return list(value)
 
     def _if(self, node: ast.If, frame: Frame) -> tuple[bool, Any]:
@@ -136,15 +139,19 @@ class Interpreter(Expressions):
         if _does_nothing(node.body) and _does_nothing(node.orelse):
             return False, None
         condition = self.evaluate(node.test, frame)
-        if not isinstance(condition, bool | int | float):
-            got = f"if {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
-            refuse(self.where(frame, node), "a condition that is known", got, INPUT_DECIDES)
-        return self._block(node.body if condition else node.orelse, frame)
+        if isinstance(condition, bool | int | float):
+            return self._block(node.body if condition else node.orelse, frame)
+        where, text = self.where(frame, node), f"if {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
+        names = _compared([*node.body, *node.orelse])
+        if names is None:
+            refuse(where, "a condition that is known", text, INPUT_DECIDES)
+        frame.names.update(dict.fromkeys(names, Undecided(where, text)))  # a guard's: what only raises is left out
+        return False, None
 
     def _raises(self, body: list[ast.stmt], frame: Frame) -> bool:
         """Whether a block always ends in an exception."""
         for node in body:
-            self.budget.spend(self.where(frame, node))
+            self.budget.spend()
             if isinstance(node, ast.Expr) and _is_raise(node.value):
                 return True
             if isinstance(node, ast.If) and self._raises(node.body, frame) and self._raises(node.orelse, frame):
@@ -152,27 +159,33 @@ class Interpreter(Expressions):
         return False
 
     def _for(self, node: ast.For, frame: Frame) -> tuple[bool, Any]:
-        where = self.where(frame, node)
-        items = self.evaluate(node.iter, frame)
-        if not isinstance(items, range | list | tuple):
+        items = self._items(node.iter, frame)
+        if items is None:
             got = f"for {shown(ast.unparse(node.iter))[1:-1]}, which the input decides"
-            refuse(where, "a loop of known length", got, INPUT_DECIDES)
+            refuse(self.where(frame, node), "a loop of known length", got, INPUT_DECIDES)
         for item in items:
-            self.budget.spend(where)
+            self.budget.spend()
             self._assign(node.target, item, frame)
             returned, value = self._block(node.body, frame)
             if returned:
                 return True, value
         return False, None
 
+    def _items(self, node: ast.expr, frame: Frame) -> Sequence[Any] | None:
+        """What a loop goes through; None for what the input decides."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
+            bounds = [self.evaluate(item, frame) for item in node.args]
+            return range(*bounds) if 1 <= len(bounds) <= 3 and all(isinstance(n, int) for n in bounds) else None
+        items = self.evaluate(node, frame)
+        return items if isinstance(items, list | tuple) else None
+
     def _while(self, node: ast.While, frame: Frame) -> tuple[bool, Any]:
-        where = self.where(frame, node)
         while True:
-            self.budget.spend(where)
+            self.budget.spend()
             condition = self.evaluate(node.test, frame)
             if not isinstance(condition, bool | int):
                 got = f"while {shown(ast.unparse(node.test))[1:-1]}, which the input decides"
-                refuse(where, "a loop of known length", got, INPUT_DECIDES)
+                refuse(self.where(frame, node), "a loop of known length", got, INPUT_DECIDES)
             if not condition:
                 return False, None
             returned, value = self._block(node.body, frame)
@@ -186,6 +199,26 @@ class Interpreter(Expressions):
 
 def _is_raise(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "ops.prim.RaiseException"
+
+
+def _compared(body: list[ast.stmt]) -> set[str] | None:
+    """The names that a block sets, if all it does is to compare numbers: ``a and b`` is written as such; else None."""
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.If):
+            inner = _compared([*node.body, *node.orelse])
+            if inner is None or not _compares(node.test):
+                return None
+            names |= inner
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _compares(node.value):
+            names.add(node.targets[0].id)
+        elif not isinstance(node, ast.Pass):
+            return None
+    return names
+
+
+def _compares(node: ast.expr) -> bool:
+    return all(ast.unparse(part.func) in _COMPARING for part in ast.walk(node) if isinstance(part, ast.Call))
 
 
 def _does_nothing(body: list[ast.stmt]) -> bool:

@@ -52,6 +52,7 @@ class Stored:
         tensor: where it lies.
         is_parameter: its module says so.
         requires_grad: as it was saved.
+        used: the code asked for its value.
 
     """
 
@@ -59,6 +60,7 @@ class Stored:
     tensor: StoredTensor
     is_parameter: bool = False
     requires_grad: bool = False
+    used: bool = False
 
     def number(self, where: str) -> bool | int | float:
         """The value of a tensor that holds one number.
@@ -67,6 +69,7 @@ class Stored:
             QdeqValueError: it holds another number of values.
 
         """
+        self.used = True
         value = self.tensor.read(where) if self.tensor.numel == 1 else None
         if not isinstance(value, Tensor) or value.is_complex():
             refuse(where, f"one number in {self.name}", shown(self.tensor.shape), OPEN)
@@ -88,6 +91,7 @@ class Objects:
         """See the class."""
         self._script, self._code, self._set_state = script, code, set_state
         self._made: dict[int, Any] = {}
+        self._taken: set[int] = set()  # ids of the tensors of packed objects
 
     def root(self) -> Object:
         """The module that was saved."""
@@ -111,6 +115,28 @@ class Objects:
                 value.is_parameter = True
             item.attributes[name] = value
         return item.attributes[name]
+
+    def unused(self) -> list[str]:
+        """Dotted names of the tensors whose values the code did not ask for."""
+        found: dict[int, str] = {}
+        seen: set[int] = set()
+        waiting = [(self._script.top, ""), *((c, f"constants.{at}") for at, c in enumerate(self._script.constants))]
+        while waiting:
+            raw, path = waiting.pop()
+            if id(raw) in seen or len(path) > _MAX_PATH:
+                continue
+            seen.add(id(raw))
+            if isinstance(raw, Call):
+                made = self._made.get(id(raw))
+                if id(raw) not in self._taken and not (isinstance(made, Stored) and made.used):
+                    found[id(raw)] = path
+            elif isinstance(raw, Instance):
+                waiting.append((raw.state, path))
+            elif isinstance(raw, dict):
+                waiting += [(item, join(path, str(key))) for key, item in raw.items()]
+            elif isinstance(raw, list | tuple):
+                waiting += [(item, join(path, str(at))) for at, item in enumerate(raw)]
+        return sorted(found.values())
 
     def _value(self, raw: Any, path: str, *, constant: bool) -> Any:
         if raw is None or isinstance(raw, str | bool | int | float):
@@ -166,6 +192,7 @@ class Objects:
             tensor = self._script.tensor(where, value, constant=constant)
             if tensor is None:
                 refuse(where, "a tensor", shown(value), OPEN)
+            self._taken.add(id(value))
             return tensor
 
         return need

@@ -42,6 +42,8 @@ _ENUMS: dict[str, dict[int, Any]] = {
 _SAME = {"prim::NumToTensor", "prim::data", "prim::unchecked_unwrap_optional", "aten::ScalarImplicit"}
 _SAME |= {"aten::IntImplicit", "aten::FloatImplicit", "aten::_unwrap_optional"}
 _QPARAMS = ("scale", "zero_point")
+# They take sizes in a list; where torch.fx traces a graph anew, as unpickling does, it sees what lies in no list.
+_FACTORIES = {"zeros", "ones", "empty", "full"}
 
 
 class Operators:
@@ -81,7 +83,10 @@ class Operators:
     def _tensor(self, value: object, at: Place) -> StoredTensor | None:
         if value is not None and not isinstance(value, Stored):
             refuse(at.where, "a weight that lies in the file", shown(value), OPEN)
-        return None if value is None else value.tensor
+        if value is None:
+            return None
+        value.used = True
+        return value.tensor
 
     def _prim(self, own: str, args: list[Any], at: Place) -> Any:
         if own == "RaiseException":
@@ -101,6 +106,8 @@ class Operators:
     def _aten(self, own: str, args: list[Any], kwargs: dict[str, Any], at: Place) -> Any:
         if own in ("__is__", "__isnot__"):  # what is computed is never None
             return (args[0] is args[1]) is (own == "__is__")
+        if own in scalars.MESSAGES:
+            return ""
         args = self._counts(own, args)
         computed = any(self._is_computed(value, at) for value in [*args, *kwargs.values()])
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
@@ -117,11 +124,14 @@ class Operators:
         in_place = own.endswith("_") and not own.endswith("__")
         if own not in ALLOWED and not (in_place and own[:-1] in ALLOWED):
             refuse(at.where, "operators that models compute with", f"aten::{shown(own)[1:-1]}", OPEN)
+        like = _source_of_sizes(args[0]) if own in _FACTORIES and args and isinstance(args[0], list) else None
+        if like is not None:
+            own, args = f"new_{own}", [like, *args]
         return self._emit(f"aten::{own}", args, kwargs, at)
 
     def _is_computed(self, value: Any, at: Place) -> bool:
         """Whether a value holds something that only running the model gives, or a tensor."""
-        self._budget.spend(at.where)
+        self._budget.spend()
         if isinstance(value, dict):
             value = list(value.values())
         if isinstance(value, list | tuple):
@@ -222,6 +232,14 @@ class Operators:
             if (rounds and value.tensor.numel == 1) or kind in _NUMBERS:
                 return value.number(at.where)
         return self._building.argument(value, at, hint, role)
+
+
+def _source_of_sizes(sizes: list[Any]) -> fx.Node | None:
+    """The tensor that a list of sizes was read from; None for one of known numbers."""
+    node = next((size for size in sizes if isinstance(size, fx.Node)), None)
+    while node is not None and type_of(node) != "Tensor":
+        node = next(iter(node.all_input_nodes), None)
+    return node
 
 
 def _is_number(value: object) -> bool:

@@ -14,7 +14,6 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.graph.program import Packed
 from qdeq.sources.torchscript.code import OPEN
 from qdeq.state_dicts import parts
-from qdeq.weights.direct_conv import ConvGeometry, saved_weight_doubt
 
 __all__ = ["Weight", "pack", "packed_from_state"]
 
@@ -78,12 +77,6 @@ def _conv(transpose: bool, args: Sequence[Any], where: str, weight: Weight) -> P
         packed.output_padding = (0,) * len(packed.stride)
     packed.transpose, packed.groups = transpose, int(args[-1])
     return packed
-
-
-def doubt(packed: Packed, stored: StoredTensor) -> str:
-    """Why the weight may not be what was trained; empty if it is."""
-    geometry = ConvGeometry(packed.transpose, packed.stride, packed.padding, packed.dilation, packed.groups)
-    return saved_weight_doubt(stored.shape, stored.stride, stored.qscheme, geometry)
 
 
 def packed_from_state(where: str, class_name: str, state: Any, need: Callable[[object], StoredTensor]) -> Packed:

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["COMPUTED", "IN_CONTAINERS", "ON_NUMBERS", "TRUTHS", "compute"]
+__all__ = ["COMPUTED", "IN_CONTAINERS", "MESSAGES", "ON_NUMBERS", "TRUTHS", "compute"]
 
 MAX_ITEMS = 100_000  # elements of a list, characters of a string
 _INT64 = 2**63
@@ -26,6 +26,8 @@ ON_NUMBERS: dict[str, Callable[..., Any]] = {
 """Operators that stay what they are on numbers which the input decides, such as sizes."""
 TRUTHS = frozenset(ON_NUMBERS[name] for name in ("__and__", "__or__", "__not__", "eq", "ne", "lt", "le", "gt", "ge"))
 """Those that give True or False."""
+MESSAGES = frozenset({"format", "str", "warn"})
+"""What words errors and warnings; nothing that a graph computes needs them."""
 IN_CONTAINERS = frozenset(
     {"append", "extend", "insert", "pop", "clear", "reverse", "slice", "list", "copy", "len"}
     | {"__getitem__", "_set_item", "keys", "values", "items", "get", "dict"}
@@ -131,6 +133,6 @@ COMPUTED: dict[str, Callable[..., Any]] = {
     "clear": lambda items: items.clear(), "reverse": lambda items: items.reverse(),
     "keys": list, "values": lambda items: list(items.values()), "items": lambda items: list(items.items()),
     "get": lambda items, key, default=None: items.get(key, default), "dict": lambda items=(): dict(items),
-    "format": lambda *args: "", "str": lambda value: "", "endswith": str.endswith, "startswith": str.startswith,
-    "lower": str.lower, "upper": str.upper, "warn": lambda *args: None,
+    "endswith": str.endswith, "startswith": str.startswith,
+    "lower": str.lower, "upper": str.upper,
 }  # fmt: skip

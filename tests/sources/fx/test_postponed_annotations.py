@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -19,6 +20,7 @@ class Annotated(nn.Module):
         return self.fc(x)
 
 
+@pytest.mark.filterwarnings("ignore:The TorchScript type system")  # torch says it of its own generated code
 def test_the_rebuilt_graph_can_be_scripted():
     x = torch.randn(4, 3)
     with engine("fbgemm"):
