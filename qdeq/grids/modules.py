@@ -33,6 +33,7 @@ class PostProcess(nn.Module):
 
     scale: Tensor
     zero_point: Tensor
+    number: float | None
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class PostProcess(nn.Module):
         self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.int32))
         self.quant_min = grid.quant_min
         self.quant_max = grid.quant_max
-        self.number: float | None = None
+        self.number = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self.scale

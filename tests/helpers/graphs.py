@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -71,4 +72,7 @@ def reloaded(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    return torch.load(file, weights_only=False)
+    with warnings.catch_warnings():
+        # torch warns about its own TypedStorage whenever it reads a quantized tensor.
+        warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+        return torch.load(file, weights_only=False)

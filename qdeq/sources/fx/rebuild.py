@@ -17,6 +17,7 @@ from qdeq.sources.graph.grids import State
 from qdeq.sources.graph.materials import Materials
 from qdeq.sources.graph.parameters import Parameters
 from qdeq.sources.graph.program import Program
+from qdeq.tree.walk import children
 from qdeq.words import join
 
 __all__ = ["Graphs"]
@@ -76,6 +77,7 @@ class Graphs:
         for path, module in reversed(self._graphs):
             program = program_of(module)
             emitted = emit(program, self._materials(path, program, copy, returns))
+            _keep_uncalled(module, emitted.module, "", program, copy)
             returns[id(module)] = emitted.returns
             memo[id(module)] = emitted.module
 
@@ -106,3 +108,20 @@ class Graphs:
             copy,
             {name: returns[id(m)] for name, m in program.modules.items() if id(m) in returns},
         )
+
+
+def _keep_uncalled(
+    source: nn.Module, target: nn.Module, path: str, program: Program, copy: Callable[[Any], Any]
+) -> None:
+    """Give a float graph the modules that the int8 one holds and does not call: users may do so."""
+    for name, child in children(source):
+        at = join(path, name)
+        if at in program.modules:
+            continue
+        if type(child) is not nn.Module:
+            target.add_module(name, copy(child))
+            continue
+        held = target._modules.get(name) or nn.Module()
+        _keep_uncalled(child, held, at, program, copy)
+        if held._modules:
+            target.add_module(name, held)

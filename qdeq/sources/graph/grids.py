@@ -122,7 +122,7 @@ class Grids:
         self._report.leave_uncovered(path, operation, reason)
 
     def finish(self, value: Any) -> None:
-        """Name what gave the graph's output without its grid being known."""
+        """Name what gave a value that becomes a float, or is the graph's output, without its grid being known."""
         report_unknown(self.get(value), self._report)
 
     def unknown(self, path: str, operation: str) -> Unknown:

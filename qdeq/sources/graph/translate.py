@@ -108,7 +108,7 @@ class Translator:
         elif quantizing(node):
             self._quantize(node)
         elif is_dequantize(node):
-            self._set(node, self._mapped(node.args[0]))
+            self._dequantize(node)
         elif operator_of(node.target).startswith("quantized::"):
             self._quantized(node)
         else:
@@ -122,7 +122,7 @@ class Translator:
             self.grids.leave(self._path(node), "to", _HALF)
             self._set(node, self._mapped(node.args[0]))
         elif is_dequantize(node):
-            self._set(node, self._mapped(node.args[0]))
+            self._dequantize(node)
         else:
             self._float(node)
 
@@ -216,6 +216,10 @@ class Translator:
         else:
             self.grids.leave(self._path(node), f"torch.{name}", _NOT_FIXED)
             self._set(node, value, self.grids.given())
+
+    def _dequantize(self, node: fx.Node) -> None:
+        self.grids.finish(node.args)
+        self._set(node, self._mapped(node.args[0]))
 
     def _quantized(self, node: fx.Node) -> None:
         """A quantized operator without a packed weight."""
