@@ -34,11 +34,12 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """Integer constants behind an operator that only moves values: floats or integers, as the reader wants them."""
+    """Integer constants behind ``depth`` operators that only move values: floats or integers, as the reader asks."""
 
     node: Any
     scope: Scope
     output: str
+    depth: int = 1
 
 
 @dataclass(frozen=True, eq=False)
