@@ -51,6 +51,8 @@ def move(scope: Scope, node: Any) -> bool:
         return True
     if node.op_type == "Pad" and node.domain in ("", "ai.onnx"):
         return _pad(scope, node)
+    if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
+        return _cast_to_the_same(scope, node)
     if not is_mover(node):
         return False
     data = data_inputs(node)
@@ -67,6 +69,15 @@ def move(scope: Scope, node: Any) -> bool:
         raise scope.error(node, what, "more", "Fold the model's constants first.")
     for output in node.output:
         scope.values[output] = Moved(node, scope, output, depth)
+    return True
+
+
+def _cast_to_the_same(scope: Scope, node: Any) -> bool:
+    """Torch's exporter puts a Cast to their own type behind quantized integers."""
+    value = scope.value(argument(node, 0))
+    if not isinstance(value, Rounded) or value.q.code != number_of(scope.rewrite, node, "to", 0):
+        return False
+    scope.values[node.output[0]] = value
     return True
 
 
