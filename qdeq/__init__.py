@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.say.explanation import Explanation
     from qdeq.files import open
     from qdeq.files.onnx_model.writing import dequantize_onnx
+    from qdeq.files.released.converting import dequantize_checkpoint
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
     from qdeq.report import Report, ReportEntry
     from qdeq.sources.eager.mappings import register
     from qdeq.state_dicts.to_float import dequantize_state_dict
+    from qdeq.weights.block_weight import BlockWeight
     from qdeq.weights.dequant import dequantize, unpack
     from qdeq.weights.native import build_info, current_kernel, kernels, use_kernel
     from qdeq.weights.weight import QuantizedWeight
 
 __all__ = [
+    "BlockWeight",
     "Explanation",
     "QdeqError",
     "QdeqTypeError",
@@ -39,6 +42,7 @@ __all__ = [
     "compare",
     "current_kernel",
     "dequantize",
+    "dequantize_checkpoint",
     "dequantize_model",
     "dequantize_onnx",
     "dequantize_state_dict",
@@ -55,6 +59,7 @@ __all__ = [
 # Loaded on first use: torch takes seconds to import, which the help of the command line does not need; some need
 # torch.ao, which reading files must not, or packages of an extra.
 _LAZY = {
+    "BlockWeight": "qdeq.weights.block_weight",
     "Explanation": "qdeq.diagnosis.say.explanation",
     "QuantizedWeight": "qdeq.weights.weight",
     "Report": "qdeq.report",
@@ -63,6 +68,7 @@ _LAZY = {
     "compare": "qdeq.diagnosis.compare",
     "current_kernel": "qdeq.weights.native",
     "dequantize": "qdeq.weights.dequant",
+    "dequantize_checkpoint": "qdeq.files.released.converting",
     "dequantize_model": "qdeq.rebuild",
     "dequantize_onnx": "qdeq.files.onnx_model.writing",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",

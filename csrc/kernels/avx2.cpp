@@ -15,8 +15,10 @@
 #pragma GCC target("avx2,f16c")
 #endif
 
+#include "kernels/scalar_codes.h"
 #include "kernels/scalar_math.h"
 #include "kernels/x86_bytes.h"
+#include "kernels/x86_codes.h"
 
 namespace qdeq {
 namespace {
@@ -86,6 +88,9 @@ void to_float16(const float* src, uint16_t* dst, int64_t count, bool stream) {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(out), packed);
     });
 }
+
+#include "kernels/vector_e4m3.inl"
+#include "kernels/vector_nibbles.inl"
 
 }  // namespace
 

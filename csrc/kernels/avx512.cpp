@@ -20,8 +20,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx2,f16c")
 #endif
 
+#include "kernels/scalar_codes.h"
 #include "kernels/scalar_math.h"
 #include "kernels/x86_bytes.h"
+#include "kernels/x86_codes.h"
 
 namespace qdeq {
 namespace {
@@ -106,6 +108,9 @@ void to_float16(const float* src, uint16_t* dst, int64_t count, bool stream) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), packed);
     });
 }
+
+#include "kernels/vector_e4m3.inl"
+#include "kernels/vector_nibbles.inl"
 
 }  // namespace
 

@@ -11,6 +11,9 @@
 //   kDouble     y = float(double(float(q) - z) * sd)
 //               per channel, when some scale is not a float32
 //
+//   codes       y = (value[code] - z) * s
+//               codes of 1 to 8 bits with a table of values, a scale and a zero point for each block of columns
+//
 // For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z: there kSubFloat and kSubInt32 give
 // the same bits. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat
 // gives the same bits.
@@ -46,6 +49,27 @@ struct RowBlock {
 
 using RowsFn = void (*)(const RowBlock&);
 
+// num_rows rows of row_len codes to rows of results, each row contiguous. Code i of a row is in bits i * bits to
+// (i + 1) * bits - 1 of its bytes, low bits first. Columns 0 .. block_len - 1 of every row use scale[0] and zero[0],
+// the next block_len use scale[1] and zero[1], and so on; the last block may be cut. Any scale is legal but NaN and
+// infinity. Results of 16 bits are the float32 product rounded to nearest even; NaN is 0x7FC00000, 0x7FC0, 0x7E00.
+struct CodePanel {
+    const uint8_t* src;
+    void* dst;  // does not overlap src
+    int64_t num_rows;
+    int64_t row_len;
+    int64_t src_row_stride;  // in bytes; at least what row_len codes take, and no more is read
+    int64_t dst_row_stride;  // in elements
+    int64_t block_len;       // > 0
+    const float* scale;
+    const float* zero;  // null: zeros
+    int bits;
+    const float* values;  // of all 2^bits codes; a NaN is 0x7FC00000
+    bool stream;
+};
+
+using PanelFn = void (*)(const CodePanel&);
+
 struct KernelSet {
     const char* name;
     RowsFn per_row[3][3];      // [IntType][Formula]
@@ -69,6 +93,11 @@ struct KernelSet {
     void (*transpose_words)(const uint8_t* src, int64_t src_stride, uint8_t* dst, int64_t dst_stride, int64_t num_rows,
                             int64_t num_cols, const uint8_t* next);
 
+    // Codes to OutType.
+    PanelFn any_codes[3];
+    PanelFn e4m3_codes[3];    // 8 bits, is_e4m3(values), zeros
+    PanelFn nibble_codes[3];  // 4 bits, block_len even or not below row_len
+
     void (*copy)(const float* src, float* dst, int64_t count, bool stream);
 
     // Makes streamed stores visible before what follows.
@@ -82,6 +111,10 @@ extern const KernelSet kAvx512Kernels;
 #elif defined(__aarch64__)
 extern const KernelSet kNeonKernels;
 #endif
+
+// scalar.cpp. Whether a table of 256 values is that of float8 e4m3fn: 1 sign bit, 4 exponent bits of bias 7 and 3
+// mantissa bits, no infinities, 0x7F and 0xFF NaN.
+bool is_e4m3(const float* values);
 
 // dispatch.cpp: the only file that asks which CPU this is.
 int num_kernel_sets();                         // those that run on this machine, fastest first; at least one

@@ -10,6 +10,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/scalar_bytes.h"
+#include "kernels/scalar_codes.h"
 #include "kernels/scalar_math.h"
 
 namespace qdeq {
@@ -77,6 +78,62 @@ void to_float16(const float* src, uint16_t* dst, int64_t count, bool stream) {
 }
 
 void fence() {}
+
+// The byte vectors of vector_e4m3.inl.
+struct B {
+    static constexpr int64_t kBytes = 16;
+    using U8 = uint8x16_t;
+    using U16 = uint16x8_t;
+    using F = float32x4_t;
+
+    static U8 load(const uint8_t* p) { return vld1q_u8(p); }
+    static U8 load_nibbles(const uint8_t* p) {
+        const uint8x8_t bytes = vld1_u8(p), even = vand_u8(bytes, vdup_n_u8(0xF)), odd = vshr_n_u8(bytes, 4);
+        return vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
+    }
+    static U8 table(const uint8_t* p) { return vld1q_u8(p); }
+    static U8 lookup(U8 table, U8 index) { return vqtbl1q_u8(table, index); }
+    static U8 set1(uint8_t x) { return vdupq_n_u8(x); }
+    static U8 and_(U8 a, U8 b) { return vandq_u8(a, b); }
+    static U8 or_(U8 a, U8 b) { return vorrq_u8(a, b); }
+    static U8 min(U8 a, U8 b) { return vminq_u8(a, b); }
+    static U8 eq(U8 a, U8 b) { return vceqq_u8(a, b); }
+    static bool any(U8 x) { return vmaxvq_u8(x) != 0; }
+
+    static void split(const uint16_t* x, uint16_t y, uint8_t* low, uint8_t* high) {
+        const uint8x16_t first = vreinterpretq_u8_u16(vld1q_u16(x));
+        const uint8x16_t second = vreinterpretq_u8_u16(vsubq_u16(vld1q_u16(x + 8), vdupq_n_u16(y)));
+        vst1q_u8(low, vuzp1q_u8(first, second));
+        vst1q_u8(high, vuzp2q_u8(first, second));
+    }
+
+    static U16 zip_low(U8 low, U8 high) { return vreinterpretq_u16_u8(vzip1q_u8(low, high)); }
+    static U16 zip_high(U8 low, U8 high) { return vreinterpretq_u16_u8(vzip2q_u8(low, high)); }
+    static U16 set1_16(uint16_t x) { return vdupq_n_u16(x); }
+    static U16 and_16(U16 a, U16 b) { return vandq_u16(a, b); }
+    static U16 add_16(U16 a, U16 b) { return vaddq_u16(a, b); }
+    static U16 shift_right_4(U16 x) { return vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u16(x), 4)); }
+    static U16 select_16(U16 mask, U16 set, U16 clear) { return vbslq_u16(mask, set, clear); }
+
+    static F first_floats(U16 x) { return vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)); }
+    static F second_floats(U16 x) { return vreinterpretq_f32_u32(vshll_high_n_u16(x, 16)); }
+    static F set1_float(float x) { return vdupq_n_f32(x); }
+    static F load_floats(const float* p) { return vld1q_f32(p); }
+    static F sub(F a, F b) { return vsubq_f32(a, b); }
+    static F mul(F a, F b) { return vmulq_f32(a, b); }
+
+    static void put(uint16_t* p, U16 x, bool) { vst1q_u16(p, x); }
+    static uint16x4_t rounded(F x) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        return vmovn_u32(vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd), 16));
+    }
+    static U16 round(F a, F b) { return vcombine_u16(rounded(a), rounded(b)); }
+    static void put_halves(uint16_t* p, F x, bool) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
+    static void put(float* p, F x, bool) { vst1q_f32(p, x); }
+};
+
+#include "kernels/vector_e4m3.inl"
+#include "kernels/vector_nibbles.inl"
 
 }  // namespace
 

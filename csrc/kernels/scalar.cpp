@@ -1,8 +1,10 @@
 // The definition of correct: kernels.h's formulas, one element at a time, in plain C++.
+#include <cmath>
 #include <cstring>
 
 #include "kernels/kernels.h"
 #include "kernels/scalar_bytes.h"
+#include "kernels/scalar_codes.h"
 #include "kernels/scalar_math.h"
 
 namespace qdeq {
@@ -54,8 +56,25 @@ const KernelSet kScalarKernels = {
     to_float16,
     transpose_bytes,
     transpose_words,
+    {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
+    {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
+    {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
     copy,
     fence,
 };
+
+bool is_e4m3(const float* values) {
+    for (int code = 0; code < 256; ++code) {
+        const int exponent = (code >> 3) & 0xF, mantissa = code & 7;
+        if ((code & 0x7F) == 0x7F) {
+            if (!std::isnan(values[code])) return false;
+            continue;
+        }
+        const float size = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                         : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+        if (float_bits(values[code]) != float_bits(code < 128 ? size : -size)) return false;
+    }
+    return true;
+}
 
 }  // namespace qdeq

@@ -4,6 +4,7 @@
      QDEQ_ISA(dequantize_rows) < T, kDouble,   false > }
 #define QDEQ_PER_ELEMENT(T) \
     {QDEQ_ISA(dequantize_rows) < T, kSubFloat, true >, nullptr, QDEQ_ISA(dequantize_rows) < T, kDouble, true > }
+#define QDEQ_OUT_TYPES(f) {f<kFloat32>, f<kBFloat16>, f<kFloat16>}
 #define QDEQ_KERNEL_SET(name)                                                          \
     {name,                                                                             \
      {QDEQ_PER_ROW(int8_t), QDEQ_PER_ROW(uint8_t), QDEQ_PER_ROW(int32_t)},             \
@@ -14,5 +15,8 @@
      to_float16,                                                                       \
      transpose_bytes,                                                                  \
      transpose_words,                                                                  \
+     QDEQ_OUT_TYPES(dequantize_codes),                                                 \
+     QDEQ_OUT_TYPES(QDEQ_ISA(dequantize_e4m3)),                                        \
+     QDEQ_OUT_TYPES(QDEQ_ISA(dequantize_nibbles)),                                     \
      copy,                                                                             \
      fence}

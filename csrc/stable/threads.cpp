@@ -36,4 +36,14 @@ void dequantize_on_threads(const Request& request) {
                  [&](int64_t begin, int64_t end) { work.run(begin, end, kernels, stream); });
 }
 
+void dequantize_grid_on_threads(const GridRequest& request) {
+    const GridDequantizer work(request);
+    const int64_t rows = work.num_rows(), bytes = rows * work.out_row_bytes();
+    const KernelSet& kernels = current_kernels();
+    const bool stream = larger_than_caches(bytes);
+    const int64_t threads = bytes / kBytesPerThread;
+    parallel_for(rows, threads < 2 ? rows : (rows + threads - 1) / threads,
+                 [&](int64_t begin, int64_t end) { work.run(begin, end, kernels, stream); });
+}
+
 }  // namespace qdeq

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "kernels/grid.h"
 #include "kernels/strided.h"
 
 namespace qdeq {
@@ -13,5 +14,6 @@ void parallel_for(int64_t count, int64_t grain, const std::function<void(int64_t
 
 // With the kernels in use.
 void dequantize_on_threads(const Request& request);
+void dequantize_grid_on_threads(const GridRequest& request);
 
 }  // namespace qdeq

@@ -67,7 +67,7 @@ def inspect(**options: Any) -> Any:
 @click.command(short_help="Write the weights as float, to safetensors.")
 @click.argument("src", type=_FILE)
 @click.argument("dst", type=_FILE)
-@click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True, help="Of the weights.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the weights; float32, and for folders bfloat16.")
 @click.option("--shard-size", metavar="SIZE", help="Split into files of at most this size: bytes, or 500MB, 2GB, 2GiB.")
 @click.option("--keep", type=click.Choice(["int8"]), help="Keep the integers, with scales and zero points beside them.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
@@ -81,7 +81,7 @@ def inspect(**options: Any) -> Any:
 )
 @_selection_options
 def convert(**options: Any) -> Any:
-    """Write the weights of SRC as float numbers to DST, a .safetensors file.
+    """Write the weights of SRC as float numbers to DST, a .safetensors file; or a folder, if SRC is one.
 
     DST appears when it is complete; if anything goes wrong, or you press Ctrl-C, nothing is left behind. SRC is never
     changed. With --shard-size, the shards and their index lie beside DST:
@@ -91,6 +91,9 @@ def convert(**options: Any) -> Any:
       out/model-00001-of-00003.safetensors ... out/model.safetensors.index.json
 
     --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
+
+    The folder of a released FP8 checkpoint becomes a dense one: same shards, config without quantization, other files
+    copied. After a stop the same command goes on where it was. Only --dtype, --only and --dry-run are for folders.
 
     An ONNX model becomes a float one if DST ends in .onnx, too, graph and all:
 

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qdeq.weights.blocks import Index, float_block, weight_blocks
+from qdeq.weights.blocks import Index, Weight, float_block, weight_blocks
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["Difference", "compare", "equal_bits"]
-
-Weight = QuantizedWeight | Tensor
 
 _AS_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64, torch.complex64: torch.int64}
 _AS_INTEGERS |= {torch.float16: torch.int16, torch.bfloat16: torch.int16}
@@ -48,7 +46,8 @@ class Difference:
 
 def equal_bits(a: Tensor, b: Tensor) -> Tensor:
     """Return where two tensors of one dtype and shape hold the same bits."""
-    plain = _AS_INTEGERS.get(a.dtype)
+    one_byte = a.is_floating_point() and a.dtype.itemsize == 1
+    plain = torch.uint8 if one_byte else _AS_INTEGERS.get(a.dtype)
     if plain is None:
         return a == b
     return a.contiguous().view(plain) == b.contiguous().view(plain)
@@ -69,7 +68,7 @@ def compare(a: Weight, b: Weight, names: tuple[str, str]) -> Difference:
 
 
 def _wide(weight: Weight) -> torch.dtype:
-    if isinstance(weight, QuantizedWeight) or (weight.dtype.is_floating_point and weight.dtype.itemsize <= 4):
+    if not isinstance(weight, Tensor) or (weight.dtype.is_floating_point and weight.dtype.itemsize <= 4):
         return torch.float32
     return weight.dtype
 
@@ -79,7 +78,7 @@ def _bits(weight: Weight) -> int:
 
 
 def _block(weight: Weight, index: Index, name: str, dtype: torch.dtype) -> Tensor:
-    if isinstance(weight, QuantizedWeight):
+    if not isinstance(weight, Tensor):
         return float_block(weight, index, where=name, dtype=torch.float32).to(dtype)
     return float_block(weight, index, where=name, dtype=dtype)
 

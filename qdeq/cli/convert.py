@@ -11,6 +11,7 @@ import torch
 
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
+from qdeq.cli.convert_folder import convert_folder, refuse_for_folders
 from qdeq.cli.onnx_models import convert_onnx
 from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.errors import QdeqValueError, expected
@@ -27,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def convert(
     src: Path,
     dst: Path,
-    dtype: str,
+    dtype: str | None,
     shard_size: str | None,
     keep: str | None,
     dry_run: bool,
@@ -39,8 +40,13 @@ def convert(
     activations: str,
 ) -> None:
     """Run the command; ``commands.py`` says what each option means."""
+    if src.is_dir():
+        given = {"--shard-size": shard_size, "--keep": keep, "--force": force, "--rename": renames, "--prefix": prefix}
+        refuse_for_folders({**given, "--all": everything})
+        convert_folder(src, dst, DTYPES[dtype or "bfloat16"], only, dry_run)
+        return
     if dst.suffix == ONNX_SUFFIX:
-        selected = (dtype != "float32", shard_size, keep, dry_run, only, renames, prefix, everything)
+        selected = (dtype not in (None, "float32"), shard_size, keep, dry_run, only, renames, prefix, everything)
         convert_onnx(src, dst, activations, any(selected), force)
         return
     if activations != "drop":
@@ -51,7 +57,7 @@ def convert(
     begin = time.perf_counter()
     with qdeq.open(src, everything=everything) as source:
         chosen = Selection(source, only, renames, prefix)
-        plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype], limit, keep, force))
+        plan = plan_safetensors(chosen, dst, Options(DTYPES[dtype or "float32"], limit, keep, force))
         _refuse_source(source, plan)
         check_plan(plan)
         if dry_run:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from torch import Tensor
 
 import qdeq
 from qdeq.cli.console import Advance, console, print_table, progress, size_text, warn
 from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.state_dicts.weight_file import WeightFile
-from qdeq.weights.blocks import take, weight_blocks
+from qdeq.weights.blocks import Weight, take, weight_blocks
+from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import percent_digits, shape_text, strict_json
 
 __all__ = ["inspect"]
@@ -24,6 +24,7 @@ _SCHEMES = {
     "per_tensor_affine": "tensor",
     "per_channel_affine": "channel",
     "per_channel_affine_float_qparams": "float qp",
+    "per_block": "block",
 }
 
 
@@ -43,8 +44,8 @@ class Row:
     zero_point: int | None = None  # of an activation; those of weights are one for each channel
 
 
-def _saturated_share(value: qdeq.QuantizedWeight | Tensor) -> float | None:
-    if isinstance(value, Tensor):
+def _saturated_share(value: Weight) -> float | None:
+    if not isinstance(value, QuantizedWeight):
         return None
     at_ends = 0.0
     for index in weight_blocks(value):

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from torch import Tensor
-
 from qdeq.errors import QdeqValueError, expected
 from qdeq.state_dicts.prefixes import front_of
 from qdeq.state_dicts.weight_file import Entry, WeightFile
-from qdeq.weights.weight import QuantizedWeight
+from qdeq.weights.blocks import Weight
 
 __all__ = ["Selection", "dropped_lines", "some"]
 
@@ -43,7 +41,7 @@ class Selection(WeightFile):
     """
 
     def __init__(self, source: WeightFile, only: Sequence[str], renames: Sequence[str], prefix: str = "") -> None:
-        self.source, self.kind = source, source.kind
+        self.source, self.kind, self.keeps_dtypes = source, source.kind, source.keeps_dtypes
         front = front_of(prefix)
         below = [name.removeprefix(front) for name in source if name.startswith(front)]
         if front and not below:
@@ -79,7 +77,7 @@ class Selection(WeightFile):
         self.integers = {new: source.integers[old] for new, old in self._old.items() if old in source.integers}
         self.dropped = source.dropped
 
-    def __getitem__(self, name: str) -> QuantizedWeight | Tensor:
+    def __getitem__(self, name: str) -> Weight:
         return self.source[self._old[name]]
 
     def entry(self, name: str) -> Entry:

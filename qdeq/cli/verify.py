@@ -14,7 +14,8 @@ from qdeq.cli.comparison import equal_bits
 from qdeq.cli.console import Advance, console, print_table, progress
 from qdeq.cli.selection import Selection
 from qdeq.cli.status import DIFFERENT, DONE
-from qdeq.weights.blocks import float_block, weight_blocks
+from qdeq.weights.block_weight import BlockWeight
+from qdeq.weights.blocks import Weight, float_block, weight_blocks
 from qdeq.weights.native import OUT_DTYPES
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name, shape_text
@@ -26,7 +27,7 @@ def verify(src: Path, dst: Path, only: Sequence[str], renames: Sequence[str], pr
     """Run the command; ``commands.py`` says what each option means."""
     with qdeq.open(src, everything=everything) as source, qdeq.open(dst) as target:
         chosen = Selection(source, only, renames, prefix)
-        dtype = _dtype_of(target)
+        dtype = _dtype_of(chosen, target)
         rows = []
         with progress("verifying", sum(chosen.entry(name).bytes for name in chosen)) as advance:
             for name in chosen:
@@ -53,14 +54,19 @@ def _check_activations(source: Selection, target: Any) -> list[tuple[str, str]]:
     return [(path or "(model)", f"{what} scale or zero point of the activation") for path, what in wrong.items()]
 
 
-def _dtype_of(target: Any) -> torch.dtype | None:
+def _dtype_of(source: Selection, target: Any) -> torch.dtype | None:
     """Dtype that floating tensors were converted to; None if they were kept as they were."""
-    entries = target.describe()
+    converted = [name for name in target if not source.keeps_dtypes or _is_quantized(source, name)]
+    entries = [target.entry(name) for name in converted]
     if any(entry.qscheme is not None for entry in entries):
         return None
     names = {entry.dtype for entry in entries}
     found = [dtype for dtype in OUT_DTYPES if dtype_name(dtype) in names]
     return found[0] if found else torch.float32
+
+
+def _is_quantized(source: Selection, name: str) -> bool:
+    return name in source and source.entry(name).qscheme is not None
 
 
 def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None, advance: Advance) -> str:
@@ -71,19 +77,21 @@ def _check(source: Selection, target: Any, name: str, dtype: torch.dtype | None,
     elif target.entry(name).shape != entry.shape:
         problem = f"shape {shape_text(target.entry(name).shape)}, expected {shape_text(entry.shape)}"
     else:
-        problem = _check_values(source[name], target[name], dtype, f"{source.path}: {name}")
+        mine = source[name]
+        wanted = mine.dtype if isinstance(mine, Tensor) and source.keeps_dtypes else dtype
+        problem = _check_values(mine, target[name], wanted, f"{source.path}: {name}")
     source.release()
     target.release()
     advance(name, entry.bytes)
     return problem
 
 
-def _check_values(
-    mine: QuantizedWeight | Tensor, theirs: QuantizedWeight | Tensor, dtype: torch.dtype | None, where: str
-) -> str:
+def _check_values(mine: Weight, theirs: Weight, dtype: torch.dtype | None, where: str) -> str:
     if isinstance(theirs, QuantizedWeight):
         return _check_kept(mine, theirs)
-    if isinstance(mine, QuantizedWeight):
+    if isinstance(theirs, BlockWeight):
+        return "codes with a grid of scales, expected floats"
+    if not isinstance(mine, Tensor):
         wanted = dtype
     else:
         wanted = dtype if mine.dtype.is_floating_point and dtype is not None else mine.dtype
@@ -91,7 +99,10 @@ def _check_values(
         return f"{dtype_name(theirs.dtype)}, expected {_name(wanted)}"
     differ = 0
     for index in weight_blocks(mine):
-        same = equal_bits(float_block(mine, index, where=where, dtype=wanted), theirs[index])
+        block = float_block(mine, index, where=where, dtype=wanted)
+        same = equal_bits(block, theirs[index])
+        if isinstance(mine, BlockWeight):
+            same |= block.isnan() & theirs[index].isnan()  # a NaN's other bits are nobody's
         differ += same.numel() - int(same.count_nonzero())
     return f"{differ:,} of {theirs.numel():,} values differ" if differ else ""
 
@@ -100,8 +111,8 @@ def _name(dtype: torch.dtype | None) -> str:
     return "integers with scales" if dtype is None else dtype_name(dtype)
 
 
-def _check_kept(mine: QuantizedWeight | Tensor, theirs: QuantizedWeight) -> str:
-    if isinstance(mine, Tensor):
+def _check_kept(mine: Weight, theirs: QuantizedWeight) -> str:
+    if not isinstance(mine, QuantizedWeight):
         return "quantized, expected a plain tensor"
     for field in ("dtype", "qscheme", "axis"):
         if getattr(mine, field) != getattr(theirs, field):

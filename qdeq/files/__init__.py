@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from qdeq.files.onnx_model.recognise import looks_like_onnx
-from qdeq.files.safetensors.reading import looks_like_safetensors, open_safetensors
+from qdeq.files.released.checkpoint import open_folder, open_tensors
+from qdeq.files.safetensors.reading import looks_like_safetensors
 from qdeq.files.torch_archive.reader import open_archive
 from qdeq.state_dicts.weight_file import WeightFile
 
@@ -34,7 +35,8 @@ def _open_onnx(path: Path, like: nn.Module | None, everything: bool) -> WeightFi
 
 
 FORMATS: list[Format] = [
-    Format(looks_like_safetensors, lambda path, like, everything: open_safetensors(path)),
+    Format(os.path.isdir, lambda path, like, everything: open_folder(path)),
+    Format(looks_like_safetensors, lambda path, like, everything: open_tensors(path)),
     Format(looks_like_onnx, _open_onnx),
     Format(lambda path: True, lambda path, like, everything: open_archive(path, like=like, everything=everything)),
 ]
@@ -42,11 +44,12 @@ FORMATS: list[Format] = [
 
 
 def open(path: Path, *, like: nn.Module | None = None, everything: bool = False) -> WeightFile:
-    """Open a file of weights as a mapping from names to :class:`qdeq.QuantizedWeight` or tensors; runs no code of it.
+    """Open a file of weights as a mapping from names to quantized weights or tensors; runs no code of it.
 
     Args:
         path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too;
+            the folder of a released checkpoint: config.json beside safetensors files, dense or FP8;
             or an ONNX model (needs the extra ``[onnx]``).
         like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
             forward ones, when input and hidden size are equal), and whether attentions keep three projections.

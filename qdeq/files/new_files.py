@@ -12,7 +12,7 @@ from types import TracebackType
 
 from qdeq.errors import QdeqError, QdeqValueError, expected
 
-__all__ = ["NewFiles"]
+__all__ = ["NewFiles", "naming_errors"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -139,20 +139,9 @@ class NewFiles:
             remedy = "Choose another name, or replace it with force=True (--force)."
             raise QdeqValueError(expected(str(path), "no file of this name yet", "one that is there", remedy))
 
-    @contextlib.contextmanager
-    def naming_errors(self, path: Path | None = None) -> Iterator[None]:
+    def naming_errors(self, path: Path | None = None) -> contextlib.AbstractContextManager[None]:
         """Turn the system's errors into qdeq's, with the name of the file."""
-        name = str(path or self._paths[0])
-        try:
-            yield
-        except OSError as error:
-            if isinstance(error, QdeqError):
-                raise
-            if error.errno in _FULL:
-                remedy = "Make room, or name another disk; nothing was left behind."
-                raise QdeqError(expected(name, f"room for {self._size} bytes", str(error.strerror), remedy)) from error
-            remedy = "Check the folder and its permissions, or name another one."
-            raise QdeqError(expected(name, "a file that can be written", str(error.strerror), remedy)) from error
+        return naming_errors(path or self._paths[0], self._size)
 
     def _remove(self) -> None:
         for descriptor, _ in self._open.values():
@@ -163,6 +152,21 @@ class NewFiles:
         for path in self._placed:
             path.unlink(missing_ok=True)
         self._placed.clear()
+
+
+@contextlib.contextmanager
+def naming_errors(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn the system's errors into qdeq's, with the name of the file or folder that is written, of ``size`` bytes."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, QdeqError):
+            raise
+        if error.errno in _FULL:
+            remedy, room = "Make room, or name another disk.", "room" if size is None else f"room for {size} bytes"
+            raise QdeqError(expected(str(path), room, str(error.strerror), remedy)) from error
+        remedy = "Check the folder and its permissions, or name another one."
+        raise QdeqError(expected(str(path), "a file that can be written", str(error.strerror), remedy)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from qdeq.state_dicts.records import BESIDE, OPTIMIZER, Entry, could_be_weight, 
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
+from qdeq.weights.block_weight import BlockWeight
 from qdeq.weights.checks import describe
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.integer_types import scheme_of
@@ -35,7 +36,8 @@ class NamedTensor:
     Attributes:
         path: dotted path of its module.
         parameter: its name there.
-        value: what it was saved as; parts that the float model keeps as one are put together.
+        value: what it was saved as; parts that the float model keeps as one are put together, and codes in blocks
+            are the floats that they stand for.
         bias: the bias that belongs to it, if it is a weight and has one.
         output: scale and zero point of its module's quantized output; None where there is none.
         bias_step: where the bias is integers, too, as in ONNX: its scales, float64; None for a float one.
@@ -78,10 +80,11 @@ def tensors_of(where: str, plan: Plan) -> Iterator[NamedTensor]:
         if isinstance(shift, QuantizedWeight):
             shift = dequantize_source(shift, where=f"{where}: {join(path, parameter)}")
         qparams = plan.activations.get(path)
+        value = value_of(f"{where}: {target.source}", target.value)
         yield NamedTensor(
             path,
             parameter,
-            value_of(f"{where}: {target.source}", target.value),
+            value.dequantize() if isinstance(value, BlockWeight) else value,
             shift.detach() if isinstance(shift, Tensor) else None,
             None if qparams is None else (float(qparams[0]), int(qparams[1])),
             step,
@@ -118,6 +121,8 @@ def plan_state(where: str, sd: Mapping[str, Any], like: nn.Module | None = None)
 def _stride(value: Any) -> tuple[tuple[int, ...], str | None]:
     if isinstance(value, QuantizedWeight):
         return value.int_repr.stride(), value.qscheme
+    if isinstance(value, BlockWeight):
+        return value.codes.stride(), value.qscheme
     return value.stride(), scheme_of(value) if value.is_quantized else None
 
 
@@ -151,7 +156,7 @@ class _Walk:
         source = self.sources[name] = _source(f"{self.where}: {name}", name, value)
         if isinstance(source, Tensor):
             return Entry(key, False, could_be_weight(source.shape, dtype_name(source.dtype)))
-        return Entry(key, False, isinstance(source, Packed | Cell | QuantizedWeight))
+        return Entry(key, False, isinstance(source, Packed | Cell | QuantizedWeight | BlockWeight))
 
 
 def _source(where: str, name: str, value: Any) -> Any:

@@ -18,6 +18,7 @@ from qdeq.state_dicts.parts import Fold, Plan, Rowwise, Scaled, Stack, Target
 from qdeq.state_dicts.rowwise import rowwise_shape
 from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
+from qdeq.weights.block_weight import BlockWeight
 from qdeq.weights.checks import describe
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.weight import QuantizedWeight, report_facts
@@ -120,7 +121,8 @@ def _check_biases(where: str, plan: Plan) -> None:
         weight = plan.targets.get(name.removesuffix("bias") + "weight") if name.endswith("bias") else None
         if weight is None or not isinstance(target.value, Tensor) or target.value.is_floating_point():
             continue
-        if isinstance(weight.value, Scaled) or isinstance(as_weight(where, weight.value), QuantizedWeight):
+        scaled = isinstance(weight.value, Scaled | BlockWeight)
+        if scaled or isinstance(as_weight(where, weight.value), QuantizedWeight):
             remedy = "Multiply it by the scales of input and weight, and save the floats."
             refuse(f"{where}: {target.source}", "a floating-point bias", describe(target.value), remedy)
 
@@ -132,7 +134,7 @@ def _value(where: str, name: str, target: Target, dtype: torch.dtype) -> Tensor:
         return value_of(where, value).to(dtype)  # type: ignore[union-attr]  # a fold is float
     if isinstance(value, Rowwise | Scaled | Stack):
         value = value_of(where, value)
-    if isinstance(value, QuantizedWeight) or value.is_quantized:
+    if isinstance(value, QuantizedWeight | BlockWeight) or value.is_quantized:
         return dequantize_source(value, where=where, dtype=dtype)
     plain: Tensor = value.detach()
     keeps = not plain.is_floating_point() or dtype == torch.float32
@@ -170,7 +172,7 @@ def _described(target: Target) -> Any:
 def _entry(found: Match, value: Any, source: str, note: str) -> ReportEntry:
     source_class = type(value).__name__
     value = as_weight(f"{_WHERE}: {source}", value)
-    facts = report_facts(value) if isinstance(value, QuantizedWeight) else {"dtype": dtype_name(value.dtype)}
+    facts = {"dtype": dtype_name(value.dtype)} if isinstance(value, Tensor) else report_facts(value)
     shape = tuple(value.shape)
     return ReportEntry(found.target, source, source_class, found.target_class, shape, **facts, note=note)
 

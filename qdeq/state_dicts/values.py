@@ -16,6 +16,8 @@ from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.state_dicts.integers import scaled_weight
 from qdeq.state_dicts.parts import Fold, Rowwise, Scaled, Stack
 from qdeq.state_dicts.rowwise import rowwise_values
+from qdeq.weights.block_weight import BlockWeight
+from qdeq.weights.blocks import Weight
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.integer_types import PER_CHANNEL, PER_TENSOR
 from qdeq.weights.weight import QuantizedWeight, weight_from_tensor
@@ -27,15 +29,15 @@ _BYTE_TYPES = ("qint8", "quint8")
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
     """The shape of a weight or tensor; None for anything else."""
-    return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight) else None
+    return tuple(value.shape) if isinstance(value, Tensor | QuantizedWeight | BlockWeight) else None
 
 
-def as_weight(where: str, value: Any) -> QuantizedWeight | Tensor:
+def as_weight(where: str, value: Any) -> Weight:
     """A tensor of torch's quantized dtypes as plain integers; anything else as it is."""
     return weight_from_tensor(value, where) if isinstance(value, Tensor) and value.is_quantized else value
 
 
-def value_of(where: str, value: Any) -> QuantizedWeight | Tensor:
+def value_of(where: str, value: Any) -> Weight:
     """The value of a target whose tensors are read: a weight, or several tensors that are one together.
 
     Raises:
@@ -85,7 +87,7 @@ def _stays_quantized(parts: Sequence[Any]) -> bool:
     return one_type and kinds <= {PER_TENSOR, PER_CHANNEL} and all(part.axis in (None, 0) for part in parts)
 
 
-def stack_weights(where: str, parts: Sequence[QuantizedWeight | Tensor]) -> QuantizedWeight | Tensor:
+def stack_weights(where: str, parts: Sequence[Weight]) -> QuantizedWeight | Tensor:
     """Return the rows of all parts, of equal size, in their order.
 
     A scale for a whole part becomes one for each of its rows, rounded to float32, as its dequantization rounds it: the
@@ -96,7 +98,7 @@ def stack_weights(where: str, parts: Sequence[QuantizedWeight | Tensor]) -> Quan
 
     """
     if not _stays_quantized(parts):
-        floats = [dequantize_source(p, where=where) if isinstance(p, QuantizedWeight) else p.detach() for p in parts]
+        floats = [p.detach() if isinstance(p, Tensor) else dequantize_source(p, where=where) for p in parts]
         dtypes = [part.dtype for part in floats]
         if not all(dtype.is_floating_point for dtype in dtypes):
             got = ", ".join(map(str, dtypes))

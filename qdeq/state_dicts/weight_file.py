@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 
 from qdeq.report import DroppedSource, Report, ReportEntry
 from qdeq.state_dicts.naming import plan_names
 from qdeq.state_dicts.parts import Plan
 from qdeq.state_dicts.values import shape_of
-from qdeq.weights.weight import QuantizedWeight
+from qdeq.weights.blocks import Weight
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,8 +53,10 @@ class Entry:
     note: str = ""
 
 
-class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
-    """Names to :class:`~qdeq.QuantizedWeight` or plain tensors. A context: leaving it closes the file.
+class WeightFile(Mapping[str, Weight]):
+    """Names to weights (:class:`~qdeq.QuantizedWeight`, :class:`~qdeq.BlockWeight`) or plain tensors.
+
+    A context: leaving it closes the file.
 
     Tensors alias the mapped file and keep the map alive, also after :meth:`close`; writing to one changes neither the
     file nor another mapping of it.
@@ -79,6 +81,9 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
 
     kind = "file"
     """What the report calls the class of a source."""
+
+    keeps_dtypes = False
+    """Whether a conversion leaves tensors that are not quantized as they are, dtype included."""
 
     def __init__(self, path: str, names: Mapping[str, object]) -> None:
         self.path = path

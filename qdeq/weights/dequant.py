@@ -8,6 +8,7 @@ from torch import Tensor
 from qdeq.errors import QdeqTypeError, expected
 from qdeq.weights import native as ops
 from qdeq.weights import packed
+from qdeq.weights.block_weight import BlockWeight
 from qdeq.weights.checks import check_out, describe
 from qdeq.weights.weight import QuantizedWeight, dequantize_weight, explain_refusal, weight_from_tensor
 
@@ -28,7 +29,8 @@ def dequantize(
 
     Args:
         x: a quantized tensor (qint8, quint8, qint32, quint4x2, quint2x4; per tensor or per channel), a packed weight
-            (the ScriptObject of a quantized Linear or Conv), or a :class:`qdeq.QuantizedWeight`. On the CPU.
+            (the ScriptObject of a quantized Linear or Conv), a :class:`qdeq.QuantizedWeight` or a
+            :class:`qdeq.BlockWeight`. On the CPU.
         out: takes the result and is returned: a CPU tensor of x's shape and of ``dtype``, any strides that do not
             overlap, not sharing memory with ``x`` and not requiring grad.
         dtype: torch.float32, or torch.bfloat16 or torch.float16: the exact float32 value rounded to nearest even.
@@ -65,6 +67,8 @@ def dequantize_source(
             return _dequantize_tensor(x, where, out, dtype, allow_bad_scales)
     elif isinstance(x, torch.ScriptObject):
         return packed.dequantize_packed(x, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
+    elif isinstance(x, BlockWeight):
+        return x.dequantize(out=out, dtype=dtype)
     weight = unpack_source(x, where=where)
     return dequantize_weight(weight, where=where, out=out, dtype=dtype, allow_bad_scales=allow_bad_scales)
 

@@ -35,6 +35,7 @@ __all__ = [
     "built_with_torch",
     "current_kernel",
     "dequantize",
+    "dequantize_codes",
     "dequantize_direct",
     "dequantize_quantized",
     "fresh_strides",
@@ -92,6 +93,7 @@ dequantize_direct: Callable[[object, object], Tensor | None] = getattr(this_torc
 
 _dequantize = torch.ops.qdeq.dequantize.default
 _dequantize_out = torch.ops.qdeq.dequantize_out.default
+_dequantize_codes_out = torch.ops.qdeq.dequantize_codes_out.default
 _dequantize_quantized = torch.ops.qdeq.dequantize_quantized.default
 _dequantize_quantized_out = torch.ops.qdeq.dequantize_quantized_out.default
 
@@ -148,6 +150,18 @@ def dequantize_quantized(
     return out
 
 
+def dequantize_codes(
+    codes: Tensor, values: Tensor, scale: Tensor, zero: Tensor, *, block: Sequence[int], out: Tensor
+) -> None:
+    """Dequantize contiguous uint8 ``codes`` of shape (matrices, rows, bytes) into ``out`` (matrices, rows, columns).
+
+    ``values``: 2^bits float32, NaNs as 0x7FC00000. ``scale``, ``zero``: float32, finite, contiguous, for each matrix a
+    grid of blocks of ``block`` rows and columns, the last of which may be cut; ``zero`` empty for none. A code's bits
+    lie low bits first. ``out`` is contiguous. RuntimeError: an argument breaks these rules.
+    """
+    _dequantize_codes_out(codes, values, scale, zero, out.shape, block, out.dtype, out)
+
+
 def _like_channels_last(sizes: Sequence[int], strides: Sequence[int]) -> bool:
     if len(sizes) not in (4, 5) or strides[1] == 0:
         return False
@@ -188,8 +202,9 @@ def _fake_dequantize(
     return torch.empty_strided(shape, fresh_strides(shape, strides), dtype=dtype, device=int_repr.device)
 
 
+@torch.library.register_fake("qdeq::dequantize_codes_out")  # type: ignore[untyped-decorator]
 @torch.library.register_fake("qdeq::dequantize_out")  # type: ignore[untyped-decorator]
-def _fake_dequantize_out(*_: object) -> None:
+def _fake_out(*_: object) -> None:
     return None
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from qdeq.errors import QdeqTypeError, expected, refuse
 from qdeq.weights import native as ops
+from qdeq.weights.block_weight import BlockWeight, scale_range
 from qdeq.weights.checks import check_dtype, check_out, check_scales, check_weight, describe
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR, IntegerType, scheme_of
 
@@ -214,9 +215,12 @@ def weight_from_tensor(q: object, where: str) -> QuantizedWeight:
     return QuantizedWeight(ints, scale, zero_point, axis, scheme, name, tuple(q.shape))
 
 
-def report_facts(weight: QuantizedWeight) -> dict[str, Any]:
+def report_facts(weight: QuantizedWeight | BlockWeight) -> dict[str, Any]:
     """Return what a :class:`~qdeq.ReportEntry` says about the dtype, scales and zero points of a weight."""
     facts: dict[str, Any] = {"dtype": weight.dtype, "qscheme": weight.qscheme}
+    if isinstance(weight, BlockWeight):
+        low, high = scale_range(weight.scale)
+        return facts | {"scale_min": low, "scale_max": high}
     if weight.scale.numel():
         for name, values in (("scale", weight.scale), ("zero_point", weight.zero_point)):
             facts |= {f"{name}_min": float(values.min()), f"{name}_max": float(values.max())}

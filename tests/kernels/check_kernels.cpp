@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/grid.h"
 #include "kernels/kernels.h"
 #include "kernels/strided.h"
 
@@ -111,6 +112,48 @@ void check_halves(const KernelSet& set, int64_t n, bool stream) {
     require_same(got.data(), want.data(), got.size() * 2, set, "to_float16", n);
 }
 
+std::vector<float> e4m3_values() {
+    std::vector<float> values(256);
+    for (int code = 0; code < 256; ++code) {
+        const int exponent = (code >> 3) & 15;
+        const double size = exponent == 0 ? std::ldexp(code & 7, -9) : std::ldexp(8 + (code & 7), exponent - 10);
+        values[code] = static_cast<float>(code < 128 ? size : -size);
+    }
+    values[0x7F] = values[0xFF] = std::nanf("");
+    return values;
+}
+
+// Grids of every kind of block, with scales from zero over subnormals to the largest, into rows that are aligned or
+// not.
+void check_grid(const KernelSet& set, int64_t cols, int out_type, bool any_values) {
+    const int64_t matrices = draw(1, 2), rows = draw(1, 9), block_rows = draw(1, 5), block_cols = draw(1, 200);
+    const int64_t grid_rows = (rows + block_rows - 1) / block_rows, grid_cols = (cols + block_cols - 1) / block_cols;
+    auto values = e4m3_values();
+    if (is_e4m3(values.data()) == false) std::exit(2);
+    if (any_values)
+        for (auto& x : values) x = static_cast<float>(draw(-30000, 30000)) / 64;
+    std::vector<float> scale(matrices * grid_rows * grid_cols + 1);
+    for (auto& s : scale) {
+        s = std::ldexp(static_cast<float>(unit() + 0.5), static_cast<int>(draw(-149, 125)));
+        if (draw(0, 2) != 0) s = std::ldexp(s, -std::ilogb(s) + static_cast<int>(draw(-12, 4)));
+        if (draw(0, 4) == 0) s = -s;
+        if (draw(0, 9) == 0) s = 0;
+    }
+    const auto codes = random_bytes(matrices * rows * cols);
+    const int64_t size = out_type == kFloat32 ? 4 : 2, bytes = (matrices * rows * cols + 80) * size;
+    std::vector<uint8_t> got(bytes, 9), want(got);
+    const int64_t offset = draw(0, 33) * size;
+    const auto run = [&](std::vector<uint8_t>& out, const KernelSet& kernels, int64_t split, bool stream) {
+        const GridDequantizer work({codes.data(), out.data() + offset, static_cast<OutType>(out_type), matrices, rows,
+                                    cols, block_rows, block_cols, scale.data(), values.data()});
+        work.run(0, split, kernels, stream);
+        work.run(split, work.num_rows(), kernels, stream);
+    };
+    run(want, kScalarKernels, matrices * rows, false);
+    run(got, set, draw(0, matrices * rows), draw(0, 1) == 1);
+    require_same(got.data(), want.data(), got.size(), set, "grid", cols);
+}
+
 void check_strided(const KernelSet& set) {
     const int64_t a = draw(1, 9), b = draw(1, 40), c = draw(1, 90);
     const auto src = random_bytes(a * b * c);
@@ -148,6 +191,8 @@ int main(int argc, char** argv) {
             check_bytes(set, n);
             check_halves(set, n, n % 2 == 1);
             check_strided(set);
+            for (int out_type = 0; out_type < 3; ++out_type)
+                for (int any = 0; any < 2; ++any) check_grid(set, n % 5 == 0 ? 70 * n : n, out_type, any == 1);
         }
         std::printf("%s: same as scalar\n", set.name);
     }

@@ -42,7 +42,7 @@ def _of_model(model: Any, form: Form) -> Int8Side:
     layers = {layer.path: layer for layer in described.layers}
     failures = {path: str(error) for path, error in described.failures.items()}
     unknown = {item.path: f"{item.module_class} is not among the classes that qdeq reads" for item in described.unknown}
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         for layer in layers.values():
             _read(layer, found)
         found.unread.update({**failures, **unknown})

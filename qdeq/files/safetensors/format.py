@@ -44,9 +44,11 @@ __all__ = [
     "ZERO_POINT_SUFFIX",
     "Place",
     "activation_names",
+    "bytes_for",
     "decode_header",
     "encode_header",
     "load_json",
+    "place_of",
 ]
 
 CODES: dict[torch.dtype, str] = {
@@ -65,9 +67,15 @@ CODES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float4_e2m1fn_x2: "F4",
     torch.complex64: "C64",
 }
-DTYPES = {code: dtype for dtype, code in CODES.items()}
+DTYPES = {code: dtype for dtype, code in CODES.items()} | {"F6_E2M3": torch.uint8, "F6_E3M2": torch.uint8}
+# A shape counts values, also of those that share bytes; a torch tensor of them has bytes in its last dimension.
+_PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 INDEX_SUFFIX = ".index.json"
@@ -81,13 +89,44 @@ _MAX_DIMS = 64
 
 @dataclass(frozen=True)
 class Place:
-    """One tensor of a file: ``begin`` and ``end`` are bytes, counted from the start of the data."""
+    """One tensor of a file: ``begin`` and ``end`` are bytes, counted from the start of the data.
+
+    ``code`` is the format's name of the dtype, ``stored_shape`` counts values as the format does.
+    """
 
     name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+    code: str
+    stored_shape: tuple[int, ...]
     begin: int
     end: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the torch tensor; uint8 for values of 6 bits, which torch does not know."""
+        return DTYPES[self.code]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the torch tensor: of 4- and 6-bit values that of their bytes, one dimension if rows share bytes."""
+        bits = _PACKED_BITS.get(self.code)
+        if bits is None:
+            return self.stored_shape
+        row_bits = (self.stored_shape[-1] if self.stored_shape else 1) * bits
+        if row_bits % 8 or not self.stored_shape:
+            return (self.end - self.begin,)
+        return (*self.stored_shape[:-1], row_bits // 8)
+
+
+def place_of(name: str, dtype: torch.dtype, shape: tuple[int, ...], begin: int) -> Place:
+    """Return where a torch tensor goes: its header counts values, of which two of 4 bits are one of torch's."""
+    stored = (*shape[:-1], 2 * shape[-1]) if dtype == torch.float4_e2m1fn_x2 else shape
+    return Place(name, CODES[dtype], stored, begin, begin + bytes_for(CODES[dtype], stored))
+
+
+def bytes_for(code: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor: values of less than a byte lie without gaps."""
+    bits = _PACKED_BITS.get(code, 8 * DTYPES[code].itemsize)
+    return (math.prod(shape) * bits + 7) // 8
 
 
 def activation_names(path: str) -> tuple[str, str]:
@@ -100,7 +139,7 @@ def encode_header(places: Iterable[Place], metadata: Mapping[str, str]) -> bytes
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     for place in places:
         offsets = [place.begin, place.end]
-        header[place.name] = {"dtype": CODES[place.dtype], "shape": list(place.shape), "data_offsets": offsets}
+        header[place.name] = {"dtype": place.code, "shape": list(place.stored_shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -170,7 +209,7 @@ def _place(where: str, name: str, entry: object) -> Place:
         refuse(where, "a shape of sizes", shown(shape), _BROKEN)
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         refuse(where, "two data_offsets", shown(offsets), _BROKEN)
-    size = math.prod(shape) * DTYPES[code].itemsize
+    size = bytes_for(code, tuple(shape))
     if offsets[1] - offsets[0] != size:
         refuse(where, f"{shown(size)} bytes for {code} of shape {shown(shape)}", shown(offsets), _BROKEN)
-    return Place(name, DTYPES[code], tuple(shape), offsets[0], offsets[1])
+    return Place(name, code, tuple(shape), offsets[0], offsets[1])

@@ -24,8 +24,11 @@ from qdeq.files.safetensors.format import (
     Place,
     activation_names,
     encode_header,
+    place_of,
 )
 from qdeq.state_dicts.weight_file import WeightFile
+from qdeq.weights.block_weight import BlockWeight
+from qdeq.weights.blocks import Weight
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.integer_types import FLOAT_QPARAMS, INTEGER_TYPES, PER_TENSOR
 from qdeq.weights.native import OUT_DTYPES
@@ -34,7 +37,7 @@ from qdeq.words import dtype_name
 
 __all__ = ["SUFFIX", "Item", "Options", "Plan", "Shard", "Weights", "parse_size", "plan_safetensors"]
 
-Weights = Mapping[str, QuantizedWeight | Tensor]
+Weights = Mapping[str, Weight]
 
 SUFFIX = ".safetensors"
 _WHERE = "save_safetensors"
@@ -194,7 +197,7 @@ def _described(weights: Weights, name: str) -> tuple[str, str | None, int | None
         if not value.is_quantized:
             return dtype_name(value.dtype), None, None, tuple(value.shape)
         value = unpack_source(value, where=name)
-    elif not isinstance(value, QuantizedWeight):
+    elif not isinstance(value, QuantizedWeight | BlockWeight):
         remedy = "Leave it out, or unpack it with qdeq.unpack."
         raise QdeqTypeError(expected(name, "a QuantizedWeight or a tensor", type(value).__qualname__, remedy))
     return value.dtype, value.qscheme, value.axis, tuple(value.shape)
@@ -209,11 +212,15 @@ def _describe(weights: Weights, name: str, dtype: torch.dtype, keep: bool) -> It
         if plain not in CODES:
             remedy = "The safetensors format has no such dtype: convert the tensor first."
             raise QdeqValueError(expected(name, f"one of {sorted(map(str, CODES))}", source, remedy))
-        stored = plain if keep or not plain.is_floating_point else dtype
+        keeps = keep or (isinstance(weights, WeightFile) and weights.keeps_dtypes)
+        stored = plain if keeps or not plain.is_floating_point or plain == torch.float4_e2m1fn_x2 else dtype
         return Item(name, source, None, None, shape, ((name, stored, shape),))
     if not keep:
         return Item(name, source, qscheme, axis, shape, ((name, dtype, shape),))
-    kind = INTEGER_TYPES[source]
+    kind = INTEGER_TYPES.get(source)
+    if kind is None:
+        remedy = "Codes with a grid of scales are only written as floats: leave keep out."
+        raise QdeqValueError(expected(f"{_WHERE}: keep", f"integers as {name}", source, remedy))
     packed = shape if kind.bits >= 8 else (kind.bytes_for(math.prod(shape)),)
     qparams = () if qscheme == PER_TENSOR else (shape[axis or 0],)
     zero_dtype = torch.float32 if qscheme == FLOAT_QPARAMS else torch.int64
@@ -255,9 +262,8 @@ def _lay_out(shard: Shard, outputs: Iterable[str]) -> None:
     parts = [part for item in shard.items for part in item.stored]
     # Wide values first: then every tensor lies at a multiple of its value's size.
     for name, dtype, shape in sorted(parts, key=lambda part: -part[1].itemsize):
-        begin = shard.data_bytes
-        shard.data_bytes = begin + math.prod(shape) * dtype.itemsize
-        shard.places[name] = Place(name, dtype, shape, begin, shard.data_bytes)
+        shard.places[name] = place_of(name, dtype, shape, shard.data_bytes)
+        shard.data_bytes = shard.places[name].end
     metadata = {"format": "pt"}
     kept = {
         item.name: {"dtype": item.source_dtype, "qscheme": item.qscheme, "axis": item.axis, "shape": item.shape}

@@ -19,7 +19,7 @@ from qdeq.files.safetensors.format import INDEX_SUFFIX, SCALE_SUFFIX
 from qdeq.files.safetensors.layout import SUFFIX, Item, Options, Plan, Weights, plan_safetensors
 from qdeq.files.streaming import Piece, stream
 from qdeq.state_dicts.weight_file import WeightFile
-from qdeq.weights.blocks import Index, block_shape, float_block, weight_blocks
+from qdeq.weights.blocks import Index, Weight, block_shape, float_block, weight_blocks
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
 
@@ -143,12 +143,12 @@ def _pieces(plan: Plan, weights: Weights, bases: list[tuple[int, int]]) -> Itera
                 since_release = 0
 
 
-def _fetch(weights: Weights, item: Item) -> QuantizedWeight | Tensor:
+def _fetch(weights: Weights, item: Item) -> Weight:
     """Read a weight; it has to be what the plan was made for."""
     value = weights[item.name]
     if isinstance(value, Tensor) and value.is_quantized:
         value = unpack_source(value, where=item.name)
-    qscheme = value.qscheme if isinstance(value, QuantizedWeight) else None
+    qscheme = None if isinstance(value, Tensor) else value.qscheme
     if tuple(value.shape) != item.shape or qscheme != item.qscheme:
         what = f"{item.qscheme or 'a tensor'} of shape {item.shape}, as planned"
         remedy = "The weights changed while they were being written: try again."
@@ -158,17 +158,15 @@ def _fetch(weights: Weights, item: Item) -> QuantizedWeight | Tensor:
     return value
 
 
-def _part(item: Item, value: QuantizedWeight | Tensor, name: str) -> QuantizedWeight | Tensor:
-    if not item.kept or isinstance(value, Tensor):
+def _part(item: Item, value: Weight, name: str) -> Weight:
+    if not item.kept or not isinstance(value, QuantizedWeight):
         return value
     if name == item.name:
         return value.int_repr
     return value.scale if name.endswith(SCALE_SUFFIX) else value.zero_point
 
 
-def _tensor_pieces(
-    item: Item, value: QuantizedWeight | Tensor, dtype: torch.dtype, file: int, offset: int
-) -> Iterator[Piece]:
+def _tensor_pieces(item: Item, value: Weight, dtype: torch.dtype, file: int, offset: int) -> Iterator[Piece]:
     for index in weight_blocks(value):
         shape = block_shape(tuple(value.shape), index)
         size = math.prod(shape) * dtype.itemsize
