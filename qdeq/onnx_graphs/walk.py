@@ -33,6 +33,8 @@ UNKNOWN = {
 }  # fmt: skip
 """Operators of com.microsoft on quantized values that are not rewritten."""
 
+# Of any domain: the same operators for other processors, and those that ONNX Runtime makes while it optimises.
+_QUANTIZED = UNKNOWN | {op for _, op in HANDLERS}
 _GRAPH, _GRAPHS, _TENSOR = 5, 10, 4
 _MAX_DEPTH = 20  # of graphs within graphs
 
@@ -73,7 +75,7 @@ def _walk_node(scope: Scope, node: Any, known: set[str], depth: int) -> None:
             raise scope.error(node, "an operator with inputs and outputs", "none", "The model is damaged.")
         scope.rewrite.quantized = True
         handler(scope, node)
-    elif domain == "com.microsoft" and node.op_type in UNKNOWN:
+    elif node.op_type in _QUANTIZED:
         remedy = "Quantize the model without this operator, or report it."
         raise scope.error(node, "a quantized operator that qdeq knows", f"{node.op_type} of {node.domain}", remedy)
     elif domain == "" and node.op_type == "Constant":

@@ -167,6 +167,10 @@ REFUSED = {
         [node("QMoE", "x", "y", domain=MICROSOFT)],
         r"node 'QMoE' \(QMoE\): expected a quantized operator that qdeq knows",
     ),
+    "one of a domain of its own": (
+        [node("QLinearConv", "x", "y", domain="com.ms.internal.nhwc")],
+        r"expected a quantized operator that qdeq knows, got QLinearConv of com.ms.internal.nhwc",
+    ),
     "a scale that is computed": (
         [node("Abs", "s", "t"), node("QuantizeLinear", "h t z", "q", "Q")],
         r"node 'Q' .* a constant scale, got 't', which",

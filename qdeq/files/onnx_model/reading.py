@@ -74,7 +74,7 @@ class OnnxFile(WeightFile):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The model and the files with its external data, as far as they were read."""
+        """The model, and the files with its external data."""
         return self._files if self._data is None else (self._files[0], *self._data.files)
 
     def close(self) -> None:
