@@ -8,7 +8,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.nn import functional as F
 
 import qdeq
-from tests.helpers.models import tq
+from tests.helpers.models import assert_same_bits, tq
 from tests.helpers.saturation import assert_same_on_every_cpu
 
 
@@ -24,6 +24,21 @@ def assert_imitates(model: nn.Module, x: Tensor, minimum: float = 0.99) -> nn.Mo
     with torch.no_grad():
         expected, actual = model(x), rebuilt(x)
     assert share_equal(actual, expected) >= minimum
+    return rebuilt
+
+
+def exact(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The rebuilt model, and why which operations are not exact."""
+    rebuilt, report = qdeq.dequantize_model(model, activations="exact", return_report=True)
+    return rebuilt, [f"{item.path}: {item.operation}: {item.reason}" for item in report.uncovered]
+
+
+def assert_exact(model: nn.Module, x: Tensor) -> nn.Module:
+    rebuilt, uncovered = exact(model)
+    assert uncovered == []
+    assert_same_on_every_cpu(model, x)
+    with torch.no_grad():
+        assert_same_bits(rebuilt(x), model(x))
     return rebuilt
 
 
