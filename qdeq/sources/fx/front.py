@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.sources.eager.recognise import is_quantized_module, quantized_sources
 from qdeq.sources.graph.program import Program
 from qdeq.sources.graph.schema import operator_of
 from qdeq.sources.graph.table import ACTIVATIONS
@@ -121,13 +121,14 @@ def _attribute(module: nn.Module, target: str) -> Any:
     return value
 
 
-def _others(module: fx.GraphModule, program: Program) -> list[tuple[str, torch.Tensor]]:
-    """Tensors that the graph's own containers hold and no node asks for."""
+def _others(module: fx.GraphModule, program: Program) -> list[tuple[str, Any]]:
+    """Tensors and packed weights that the graph's own containers hold and no node asks for."""
     containers = [(path, part) for path, part in every_module(module) if part is module or type(part) is nn.Module]
+    held = [(name, value) for name, value in quantized_sources(module) if name not in program.attributes]
     names = [
         (f"{path}.{name}" if path else name, tensor) for path, part in containers for name, tensor in own_tensors(part)
     ]
-    return [(name, tensor) for name, tensor in names if name not in program.attributes]
+    return [(name, tensor) for name, tensor in names if name not in program.attributes] + held
 
 
 def _path(node: fx.Node, module: nn.Module) -> str:

@@ -240,11 +240,12 @@ def test_what_users_put_on_a_graph_is_kept():
 def test_every_tensor_of_the_graph_is_accounted_for():
     int8 = converted(Functional().eval(), torch.randn(5, 4))
     int8.register_buffer("unused", torch.ones(3))
+    int8.forgotten = int8.inner_packed_weight_0
     _, report = dequantize_model(int8, return_report=True)
     dropped = {item.source: item for item in report.dropped}
     buffers = {name for name, _ in int8.named_buffers()}
-    assert buffers == set(dropped)
-    assert dropped["unused"].reason == "the graph does not use it"
+    assert buffers | {"forgotten"} == set(dropped)
+    assert dropped["unused"].reason == dropped["forgotten"].reason == "the graph does not use it"
     scale = next(name for name in buffers if "_scale_" in name)
     assert dropped[scale].value == pytest.approx(float(getattr(int8, scale)))
     assert report.activation_qparams["linear_3"][0] > 0
@@ -274,12 +275,18 @@ def test_a_registered_builder_serves_graphs_too(monkeypatch):
     assert torch.equal(dequantize_model(int8).head.weight, int8.head.weight().dequantize())
 
 
-def test_a_dead_quantized_node_goes():
+def test_what_nothing_uses_goes_and_is_named():
     def call(graph, x):
         graph.call_function(torch.ops.quantized.mul, (x, x, 0.1, 3))
+        graph.call_function(torch.ops.quantized.linear, (x, graph.get_attr("packed"), 0.1, 3))
         return x
 
-    assert [node.op for node in dequantize_model(hand_built(call)).graph.nodes] == ["placeholder", "output"]
+    with engine("fbgemm"):
+        packed = torch.ops.quantized.linear_prepack(torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8))
+    rebuilt, report = dequantize_model(hand_built(call, packed=packed), return_report=True)
+    assert [node.op for node in rebuilt.graph.nodes] == ["placeholder", "output"]
+    assert report.notes == {"linear": ["nothing uses what it gives: it is not in the float graph"]}
+    assert not report.replaced
 
 
 def test_options_of_other_forms_are_said_to_do_nothing():
