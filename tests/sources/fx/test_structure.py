@@ -64,10 +64,12 @@ INSIDE = {
 def test_what_runs_inside_a_graph(how):
     prepare, functional = INSIDE[how]
     model = Outer().eval()
+    model.scale.requires_grad_(False)
     int8 = converted(model, X, prepare=prepare)
     rebuilt = dequantize_model(int8)
     assert set(rebuilt.state_dict()) == KEYS | {functional}
     assert same_bits(rebuilt.scale, model.scale)
+    assert not rebuilt.scale.requires_grad
     torch.testing.assert_close(rebuilt(X), model(X), rtol=0.1, atol=0.1)
     imitation, report = dequantize_model(int8, activations="fake_quant", return_report=True)
     assert not report.uncovered
