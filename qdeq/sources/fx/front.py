@@ -17,8 +17,10 @@ from qdeq.sources.graph.table import ACTIVATIONS
 from qdeq.sources.graph.targets import is_dequantize, quantizing
 from qdeq.tree.walk import children, every_module, own_tensors
 
-__all__ = ["converted_graphs", "graph_calls", "program_of", "unfused"]
+__all__ = ["DECOMPOSED", "converted_graphs", "graph_calls", "program_of", "unfused"]
 
+# Operators of graphs of the PT2E flow, which quantize plain integers.
+DECOMPOSED = "quantized_decomposed::"
 # What torch calls the packed weight of a function: the path of its module with underscores for dots, and a number.
 _PACKED_NAME = re.compile(r"_?packed_weight_\d+$")
 _FRAME = re.compile(
@@ -61,7 +63,7 @@ def _is_converted(module: fx.GraphModule) -> bool:
 def _is_quantized_call(node: fx.Node) -> bool:
     if node.op != "call_function":
         return is_dequantize(node)
-    return operator_of(node.target).startswith("quantized::") or quantizing(node) is not None
+    return operator_of(node.target).startswith(("quantized::", DECOMPOSED)) or quantizing(node) is not None
 
 
 def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
