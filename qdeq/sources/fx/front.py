@@ -66,8 +66,8 @@ def _is_quantized_call(node: fx.Node) -> bool:
     return operator_of(node.target).startswith(("quantized::", DECOMPOSED)) or quantizing(node) is not None
 
 
-def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
-    """Read a graph module, which stays as it is; with ``unfuse`` fused modules become a layer and functions."""
+def program_of(module: fx.GraphModule) -> Program:
+    """Read a graph module, which stays as it is; fused modules of float layers become a layer and functions."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -81,7 +81,7 @@ def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
             program.attributes[target] = _attribute(module, target)
         elif node.op == "call_module":
             called = module.get_submodule(target)
-            program.modules[target] = unfused(called) if unfuse else called
+            program.modules[target] = unfused(called)
             if called is not program.modules[target]:
                 _unfuse(node, called)
     for name, tensor in _others(module, program):

@@ -11,6 +11,7 @@ from torch.ao.quantization.fx.custom_config import ConvertCustomConfig, PrepareC
 from torch.nn import functional as F
 
 from qdeq import QdeqValueError, dequantize_model, register
+from qdeq.sources import with_modules
 from qdeq.sources.eager import mappings
 from tests.helpers.graphs import converted, floats, same_bits
 from tools.models import engine, tq
@@ -72,6 +73,7 @@ def test_what_runs_inside_a_graph(how):
     imitation, report = dequantize_model(int8, activations="fake_quant", return_report=True)
     assert not report.uncovered
     assert torch.equal(imitation(X), int8(X))
+    assert torch.equal(with_modules(int8)(X), int8(X))
 
 
 class _WithGraph(nn.Module):
