@@ -61,7 +61,7 @@ def operator_sites(program: Program) -> dict[fx.Node, Site]:
     name; after the node otherwise.
     """
     found = dict(_calls(program))
-    names = _Names(program, list(found))
+    names = _Names(program, {(str(node.meta.get("path", "")), targets) for node, (_, targets) in found.items()})
     paths: dict[Any, str] = {}
     sites = {}
     for node, (call, targets) in found.items():
@@ -94,8 +94,8 @@ def _settings(call: Call) -> dict[str, Any]:
 class _Names:
     """Gives out dotted names that nothing else in the graph has."""
 
-    def __init__(self, program: Program, nodes: list[fx.Node]) -> None:
-        paths = Counter(str(node.meta.get("path", "")) for node in nodes)
+    def __init__(self, program: Program, found: set[tuple[str, tuple[str, ...]]]) -> None:
+        paths = Counter(path for path, _ in found)
         self._crowded = {path for path, times in paths.items() if times > 1}
         targets = (node for node in program.graph.nodes if node.op in ("get_attr", "call_module"))
         self._taken = {str(node.target) for node in targets}

@@ -55,9 +55,7 @@ class Building:
         node = self.program.graph.placeholder(name)
         return self._mark(node, kind, Place("", f"input {name}"))
 
-    def call(
-        self, target: Callable[..., Any] | str, args: Any, kwargs: Any, kind: str, at: Place, name: str
-    ) -> fx.Node:
+    def call(self, target: Callable[..., Any], args: Any, kwargs: Any, kind: str, at: Place, name: str) -> fx.Node:
         """A node that calls a function.
 
         Args:
@@ -70,7 +68,6 @@ class Building:
 
         """
         self._budget.add_node(at.where)
-        # fx.Graph checks no target; a string stands for an operator that this torch does not have.
         node = self.program.graph.create_node("call_function", target, tuple(args), dict(kwargs), name=name)
         return self._mark(node, kind, at)
 

@@ -41,6 +41,8 @@ _ENUMS: dict[str, dict[int, Any]] = {
 # Operators that give what they are given, as far as a graph is concerned.
 _SAME = {"prim::NumToTensor", "prim::data", "prim::unchecked_unwrap_optional", "aten::ScalarImplicit"}
 _SAME |= {"aten::IntImplicit", "aten::FloatImplicit", "aten::_unwrap_optional"}
+# What a tensor says of itself, by prim's name and Python's -> its type.
+_PROPERTIES = {"dtype": "int", "layout": "int", "device": "Device", "is_quantized": "bool", "requires_grad": "bool"}
 _QPARAMS = ("scale", "zero_point")
 # They take sizes in a list; where torch.fx traces a graph anew, as unpickling does, it sees what lies in no list.
 _FACTORIES = {"zeros", "ones", "empty", "full"}
@@ -91,13 +93,13 @@ class Operators:
     def _prim(self, own: str, args: list[Any], at: Place) -> Any:
         if own == "RaiseException":
             refuse(at.where, "code that ends", "an exception that it raises", OPEN)
-        if own in ("dtype", "device", "layout") and isinstance(args[0], fx.Node):
-            kind = "Device" if own == "device" else "int"
+        if own in _PROPERTIES and isinstance(args[0], fx.Node):
+            kind = _PROPERTIES[own]
             return self._building.call(getattr, (args[0], own), {}, kind, at, self._building.name_for(own))
         if own == "dtype" and isinstance(args[0], Stored):
             return next((code for code, dtype in _DTYPES.items() if dtype == args[0].tensor.dtype), None)
         extreme = own in ("min", "max")
-        if extreme and not any(self._is_computed(value, at) for value in args):
+        if extreme and not any(self._is_computed(value) for value in args):
             return self._compute(own, args, at)
         if not extreme or len(args) != 2 or not all(type_of(value) in _NUMBERS for value in args):
             refuse(at.where, "operators that models compute with", f"prim::{shown(own)[1:-1]}", OPEN)
@@ -109,7 +111,7 @@ class Operators:
         if own in scalars.MESSAGES:
             return ""
         args = self._counts(own, args)
-        computed = any(self._is_computed(value, at) for value in [*args, *kwargs.values()])
+        computed = any(self._is_computed(value) for value in [*args, *kwargs.values()])
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
         if own in scalars.COMPUTED and (inside or not computed):
             return self._compute(own, [*args, *kwargs.values()], at)
@@ -129,14 +131,17 @@ class Operators:
             own, args = f"new_{own}", [like, *args]
         return self._emit(f"aten::{own}", args, kwargs, at)
 
-    def _is_computed(self, value: Any, at: Place) -> bool:
+    def _is_computed(self, value: Any) -> bool:
         """Whether a value holds something that only running the model gives, or a tensor."""
-        self._budget.spend()
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list | tuple):
-            return any(self._is_computed(item, at) for item in value)
-        return isinstance(value, fx.Node | Stored)
+        waiting = [value]
+        while waiting:
+            self._budget.spend()
+            item = waiting.pop()
+            if isinstance(item, fx.Node | Stored):
+                return True
+            if isinstance(item, list | tuple | dict):
+                waiting += item.values() if isinstance(item, dict) else item
+        return False
 
     def _counts(self, own: str, args: list[Any]) -> list[Any]:
         """The arguments with numbers for constants that a trace multiplies sizes by: tensors without dimensions."""
@@ -211,7 +216,9 @@ class Operators:
         ]
         by_name = dict(zip(kwargs, values[len(args) :], strict=True))
         returns = found.returns if found is not None else ("Tensor",)
-        target = getattr(getattr(torch.ops, namespace), own, None) or name
+        target = getattr(getattr(torch.ops, namespace), own, None)
+        if target is None:
+            refuse(at.where, "an operator of this torch", shown(name), OPEN)
         kind = returns[0] if len(returns) == 1 else "Tuple"
         node = self._building.call(target, values[: len(args)], by_name, kind, at, hint)
         if len(returns) > 1:

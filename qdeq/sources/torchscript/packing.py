@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qdeq.errors import QdeqError
 from qdeq.files.torch_archive.packed_objects import packed_object
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.graph.program import Packed
 from qdeq.sources.torchscript.code import OPEN
 from qdeq.state_dicts import parts
+from qdeq.weights.packed_state import CONV2D, CONV3D, EMBEDDING, packed_kind
 
 __all__ = ["Weight", "pack", "packed_from_state"]
 
@@ -49,6 +51,8 @@ def pack(name: str, args: Sequence[Any], where: str, weight: Weight) -> Packed |
             return _pair("embedding", where, weight(args[0]), None)
         if name in _CELLS:
             return Packed("cell", parts=(_part(args[0]), _part(args[1])))
+    except QdeqError:
+        raise
     except (IndexError, TypeError, ValueError) as error:
         refuse(where, f"arguments of {name}", shown(str(error)), OPEN)
     return None
@@ -98,9 +102,11 @@ def packed_from_state(where: str, class_name: str, state: Any, need: Callable[[o
         return Packed("cell", parts=cells)
     if found is None:
         refuse(where, "a packed weight of a known class", shown(class_name), OPEN)
+    kind = packed_kind(class_name)
+    if kind not in (CONV2D, CONV3D):
+        return _from_parts("embedding" if kind == EMBEDDING else "linear", where, found)
     if geometry is None:
-        kind = "embedding" if found.weight.qscheme == "per_channel_affine_float_qparams" else "linear"
-        return _from_parts(kind, where, found)
+        refuse(where, "a convolution that says its strides", "one that does not", OPEN)
     packed = _from_parts("conv", where, found)
     packed.stride, packed.padding, packed.dilation = geometry.stride, geometry.padding, geometry.dilation
     packed.output_padding, packed.groups, packed.transpose = (

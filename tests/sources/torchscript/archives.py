@@ -23,6 +23,7 @@ class Plain(nn.Module):
         return x * self.weight
 
 
+PATH = "__torch__.tests.sources.torchscript.archives"
 HEAD = """class Plain(Module):
   __parameters__ = ["weight", ]
   __buffers__ = []
