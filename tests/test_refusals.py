@@ -60,16 +60,6 @@ class TestRefusals:
             dequantize_model(script)
         assert torch.equal(dequantize_model(script, strict=False)(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
 
-    def test_fx(self):
-        from torch.ao.quantization import get_default_qconfig_mapping
-        from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-
-        x = torch.randn(2, 4)
-        prepared = prepare_fx(nn.Sequential(nn.Linear(4, 4)).eval(), get_default_qconfig_mapping("fbgemm"), (x,))
-        prepared(x)
-        with pytest.raises(QdeqError, match="FX GraphModule"):
-            dequantize_model(convert_fx(prepared))
-
     def test_unknown_classes_are_all_named_at_once(self):
         int8 = small_vgg()
         int8.one, int8.two = Unknown(2, 2), Unknown(2, 2)

@@ -65,6 +65,21 @@ def test_innocent_models_agree(sides, other, data):
     assert {layer.module for layer in explanation.layers} == LAYERS
 
 
+def test_a_reference_graph_is_compared_by_the_weights_that_it_computes_with(sides):
+    model, _, x = sides
+    int8 = converted(model, x, reference=True)
+    rebuilt = dequantize_model(int8)
+    names = {"conv", "inner.w", "w", "head"}
+    for given in (model, rebuilt):
+        for data in (None, [x]):
+            explanation = explain(int8, given, data)
+            assert explanation.verdict.startswith("The models agree"), explanation
+            assert {layer.module for layer in explanation.layers} == names
+    with torch.no_grad():
+        rebuilt.inner.w.mul_(1.3)
+    assert [item.module for item in explain(int8, rebuilt).findings if item.kind != "rounding"][:1] == ["inner.w"]
+
+
 @pytest.mark.parametrize("path", ["conv", "inner", "linear_1"])
 def test_the_guilty_layer_is_named_and_its_remedy_can_be_run(sides, path):
     _, int8, x = sides

@@ -22,7 +22,7 @@ from qdeq.state_dicts.named import plan_state, tensors_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.weight import QuantizedWeight
-from qdeq.words import join
+from qdeq.words import class_name, join
 
 __all__ = ["read_int8_side"]
 
@@ -47,6 +47,12 @@ def _of_model(model: Any, form: Form) -> Int8Side:
             _read(layer, found)
         found.unread.update({**failures, **unknown})
         return found
+    classes = {path: class_name(module) for path, module in model.named_modules()}
+    without_module = [layer for layer in described.layers if classes.get(layer.path) != layer.source_class]
+    for layer in without_module:  # operators and parameters of a graph
+        _read(layer, found)
+    layers = {path: layer for path, layer in layers.items() if layer not in without_module}
+    held = {name for layer in without_module for name in layer.holds}
     done: list[str] = []  # modules that are read with those inside them
     for path, module in model.named_modules():
         if any(path.startswith(owner) for owner in done):
@@ -60,7 +66,7 @@ def _of_model(model: Any, form: Form) -> Int8Side:
             found.unread[path] = unknown[path]
             continue
         else:
-            found.plain.extend(_plain_of(path, module))
+            found.plain.extend(tensor for tensor in _plain_of(path, module) if tensor.path not in held)
             continue
         done.append(f"{path}." if path else "")
     return found

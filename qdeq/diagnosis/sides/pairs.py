@@ -109,10 +109,12 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
         name = next((name for name in (path, f"{path}.0", layer.path) if name in theirs), None)
         if name is not None:
             chosen[layer.path] = theirs.pop(name)
+    taken = {join(other.module, other.parameter) for other in (*theirs.values(), *chosen.values())}
     for layer in layers:
         found = None if layer.path in chosen else _weight_of_function(layer, side)
-        if found is not None and all(other.path != found.path for other in chosen.values()):
+        if found is not None and found.path not in taken:
             chosen[layer.path] = found
+            taken.add(found.path)
     for layer in layers:
         if layer.path in chosen:
             continue
@@ -136,25 +138,25 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
 
 
 def _weight_of_function(layer: IntegerLayer, side: Side) -> FloatLayer | None:
-    """The parameter that the float model hands to a function where the int8 graph has a layer.
+    """The parameter that the float model hands to a function where the int8 graph has a layer or a quantized weight.
 
-    Such a layer is named after the module that runs the function, or lies in it. There the parameter has to be the only
-    one of its shape.
+    A weight has the parameter's name. A layer is named after the module that runs the function, or lies in it; there
+    the parameter has to be the only one of its shape.
     """
     modules = {} if side.model is None else dict(side.model.named_modules())
     owner = layer.path if layer.path in modules else layer.path.rpartition(".")[0]
     module = modules.get(owner)
-    if module is None or not layer.alone:
+    if module is None:
         return None
     lists = [(name, child) for name, child in module.named_children() if type(child) is nn.ParameterList]
-    own = [
-        (join(at, name), p) for at, held in [("", module), *lists] for name, p in held.named_parameters(recurse=False)
-    ]
-    fitting = [(name, p.detach()) for name, p in own if tuple(p.shape) == layer.shape]
-    if len(fitting) != 1 or not fitting[0][1].is_floating_point():
+    own = {join(at, name): p for at, held in [("", module), *lists] for name, p in held.named_parameters(recurse=False)}
+    fitting = [name for name, p in own.items() if tuple(p.shape) == layer.shape and p.is_floating_point()]
+    names = (
+        fitting if layer.alone and len(fitting) == 1 else [name for name in fitting if join(owner, name) == layer.path]
+    )
+    if not names:
         return None
-    ((name, value),) = fitting
-    return FloatLayer(join(owner, name), class_name(module), value, layer.bias, name)
+    return FloatLayer(join(owner, names[0]), class_name(module), own[names[0]].detach(), layer.bias, names[0])
 
 
 def _in_full(layer: IntegerLayer, weight: Tensor) -> IntegerLayer:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import FakeQuantizeBase, ObserverBase
 
@@ -70,14 +70,6 @@ def is_observing(module: object) -> bool:
     return isinstance(module, ObserverBase | FakeQuantizeBase)
 
 
-def _unsupported(module: nn.Module) -> str:
-    """Which form a module shows the model to be in: "graph" (perhaps), "prepared" or none."""
-    if isinstance(module, fx.GraphModule):
-        return "graph"
-    prepared = is_observing(module) or _in_namespace(type(module), _QAT_NAMESPACES)
-    return "prepared" if prepared else ""
-
-
 def _holds_quantized_modules(model: nn.Module) -> bool:
     return any(is_quantized_module(module) for _, module in every_module(model))
 
@@ -89,19 +81,11 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         (what was found, what to do), or None for a form that can be converted.
 
     """
-    prepared = []
-    for path, module in every_module(model):
-        form = _unsupported(module)
-        if not form:
-            continue
-        at = f" at {path}" if path else ""
-        if form == "graph" and _holds_quantized_modules(module):
-            return (
-                f"an FX GraphModule{at}",
-                "FX graphs are not read yet. Convert the model with eager-mode quantization.",
-            )
-        if form == "prepared":
-            prepared.append(f"{type(module).__name__}{at}")
+    prepared = [
+        f"{type(module).__name__} at {path}" if path else type(module).__name__
+        for path, module in every_module(model)
+        if is_observing(module) or _in_namespace(type(module), _QAT_NAMESPACES)
+    ]
     if prepared:
         half = "a half converted model" if _holds_quantized_modules(model) else "a prepared model"
         return (

@@ -19,10 +19,11 @@ from qdeq.sources.eager.mappings import find_rule
 from qdeq.sources.eager.recognise import is_observing, is_quantized_module
 from qdeq.sources.eager.walk import Found, describe_layers, find_layers
 from qdeq.sources.form import Description, Options
-from qdeq.sources.fx.front import converted_graphs, graph_calls, program_of
+from qdeq.sources.fx.front import DECOMPOSED, converted_graphs, graph_calls, program_of
 from qdeq.sources.fx.rebuild import Graphs
 from qdeq.sources.graph.layers import describe_operators
 from qdeq.sources.graph.parameters import describe_parameters
+from qdeq.sources.graph.schema import operator_of
 from qdeq.tree.walk import every_module
 from qdeq.words import class_name
 
@@ -43,6 +44,7 @@ class _Graphs:
     def describe(self, model: nn.Module, options: Options, report: Report) -> Description:
         if not options.partial:
             _refuse_half_converted(model)
+            _refuse_decomposed(model)
         layers = _find(model)
         found = describe_layers(layers, Context(report, options.recover_direct_conv))
         called, modules = graph_calls(model), {path: module for path, module, _, _ in layers}
@@ -79,6 +81,15 @@ def _refuse_half_converted(model: nn.Module) -> None:
     if observing:
         remedy = "Call convert_fx on it, or pass the prepared model for its float weights."
         refuse("model", "a converted model without observers", f"a half converted one: {'; '.join(observing)}", remedy)
+
+
+def _refuse_decomposed(model: nn.Module) -> None:
+    for path, module in converted_graphs(model):
+        for node in module.graph.nodes:
+            if node.op == "call_function" and operator_of(node.target).startswith(DECOMPOSED):
+                remedy = "Graphs of the PT2E flow are not read: rebuild the model from its float weights."
+                got = f"{operator_of(node.target)} at node {node.name}"
+                refuse(path or "model", "a graph with torch's quantized tensors", got, remedy)
 
 
 FX = _Graphs()

@@ -10,15 +10,17 @@ import torch
 from torch import fx, nn
 from torch.ao.nn.intrinsic.modules.fused import _FusedModule
 
-from qdeq.sources.eager.recognise import is_quantized_module
+from qdeq.sources.eager.recognise import is_quantized_module, quantized_sources
 from qdeq.sources.graph.program import Program
 from qdeq.sources.graph.schema import operator_of
 from qdeq.sources.graph.table import ACTIVATIONS
 from qdeq.sources.graph.targets import is_dequantize, quantizing
 from qdeq.tree.walk import children, every_module, own_tensors
 
-__all__ = ["converted_graphs", "graph_calls", "program_of", "unfused"]
+__all__ = ["DECOMPOSED", "converted_graphs", "graph_calls", "program_of", "unfused"]
 
+# Operators of graphs of the PT2E flow, which quantize plain integers.
+DECOMPOSED = "quantized_decomposed::"
 # What torch calls the packed weight of a function: the path of its module with underscores for dots, and a number.
 _PACKED_NAME = re.compile(r"_?packed_weight_\d+$")
 _FRAME = re.compile(
@@ -61,11 +63,11 @@ def _is_converted(module: fx.GraphModule) -> bool:
 def _is_quantized_call(node: fx.Node) -> bool:
     if node.op != "call_function":
         return is_dequantize(node)
-    return operator_of(node.target).startswith("quantized::") or quantizing(node) is not None
+    return operator_of(node.target).startswith(("quantized::", DECOMPOSED)) or quantizing(node) is not None
 
 
-def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
-    """Read a graph module, which stays as it is; with ``unfuse`` fused modules become a layer and functions."""
+def program_of(module: fx.GraphModule) -> Program:
+    """Read a graph module, which stays as it is; fused modules of float layers become a layer and functions."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -79,7 +81,7 @@ def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
             program.attributes[target] = _attribute(module, target)
         elif node.op == "call_module":
             called = module.get_submodule(target)
-            program.modules[target] = unfused(called) if unfuse else called
+            program.modules[target] = unfused(called)
             if called is not program.modules[target]:
                 _unfuse(node, called)
     for name, tensor in _others(module, program):
@@ -121,13 +123,14 @@ def _attribute(module: nn.Module, target: str) -> Any:
     return value
 
 
-def _others(module: fx.GraphModule, program: Program) -> list[tuple[str, torch.Tensor]]:
-    """Tensors that the graph's own containers hold and no node asks for."""
+def _others(module: fx.GraphModule, program: Program) -> list[tuple[str, Any]]:
+    """Tensors and packed weights that the graph's own containers hold and no node asks for."""
     containers = [(path, part) for path, part in every_module(module) if part is module or type(part) is nn.Module]
+    held = [(name, value) for name, value in quantized_sources(module) if name not in program.attributes]
     names = [
         (f"{path}.{name}" if path else name, tensor) for path, part in containers for name, tensor in own_tensors(part)
     ]
-    return [(name, tensor) for name, tensor in names if name not in program.attributes]
+    return [(name, tensor) for name, tensor in names if name not in program.attributes] + held
 
 
 def _path(node: fx.Node, module: nn.Module) -> str:

@@ -50,23 +50,26 @@ _CLASSES: dict[tuple[Any, Any, bool, bool], type[nn.Module]] = {
 def with_modules(model: nn.Module) -> nn.Module:
     """The same model with every graph in it as this file says; what is no graph is shared with ``model``."""
     graphs = {id(module): module for _, module in converted_graphs(model)}
-    return _replaced(model, graphs) if graphs else model
+    return _replaced(model, graphs, {}) if graphs else model
 
 
-def _replaced(module: nn.Module, graphs: dict[int, fx.GraphModule]) -> nn.Module:
-    inner = {name: _replaced(child, graphs) for name, child in children(module)}
-    if id(module) in graphs:
-        return _graph_with_modules(graphs[id(module)], inner)
-    if all(inner[name] is child for name, child in children(module)):
-        return module
-    copied = shallow_copy(module)
-    copied._modules.update(inner)
-    return copied
+def _replaced(module: nn.Module, graphs: dict[int, fx.GraphModule], done: dict[int, nn.Module]) -> nn.Module:
+    """The module with the graphs in it replaced; ``done`` has what every module became, by its id."""
+    if id(module) not in done:
+        inner = {name: _replaced(child, graphs, done) for name, child in children(module)}
+        result = module
+        if id(module) in graphs:
+            result = _graph_with_modules(graphs[id(module)], done)
+        elif any(inner[name] is not child for name, child in children(module)):
+            result = shallow_copy(module)
+            result._modules.update(inner)
+        done[id(module)] = result
+    return done[id(module)]
 
 
-def _graph_with_modules(module: fx.GraphModule, inner: dict[str, nn.Module]) -> nn.Module:
-    program = program_of(module, unfuse=False)
-    program.modules.update({name: inner[name] for name in program.modules if name in inner})
+def _graph_with_modules(module: fx.GraphModule, done: dict[int, nn.Module]) -> nn.Module:
+    program = program_of(module)
+    program.modules = {name: done.get(id(part), part) for name, part in program.modules.items()}
     layers = {layer.path: layer for layer in describe_operators(program, "", recover_direct_conv=True).layers}
     sites = operator_sites(program)
     calls = [site.path for site in sites.values()]
@@ -83,7 +86,20 @@ def _graph_with_modules(module: fx.GraphModule, inner: dict[str, nn.Module]) -> 
     held = {name: value for name, value in (program.attributes | program.modules).items() if name in used}
     result = fx.GraphModule(held, program.graph)
     result.train(module.training)
+    for name in _scales(program):
+        owner, _, own = name.rpartition(".")
+        result.get_submodule(owner)._non_persistent_buffers_set.add(own)
     return result
+
+
+def _scales(program: Program) -> list[str]:
+    """Names of what the graph holds for quantizing alone: scales and zero points of weights."""
+    found = []
+    for node in program.graph.nodes:
+        if node.op == "get_attr" and node.users:
+            given = [(quantizing(user) or ("", {"input": node}))[1]["input"] for user in node.users]
+            found += [str(node.target)] if all(value is not node for value in given) else []
+    return found
 
 
 def _module(kind: Any, layer: Layer, site: Site, program: Program) -> nn.Module:

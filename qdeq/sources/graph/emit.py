@@ -19,6 +19,8 @@ from qdeq.words import class_name, join
 
 __all__ = ["Emitted", "emit"]
 
+_UNUSED = "the graph does not use it"
+
 
 @dataclass(frozen=True, eq=False)
 class Emitted:
@@ -72,8 +74,12 @@ def _finish(program: Program, given: Materials, translator: Translator) -> fx.Gr
     for name, part in parts.items():
         if id(root[name]) in made and isinstance(part, nn.Module):
             part.train(program.training)
-    for layer in {id(part): part for name, part in given.layers.items() if name in kept}.values():
-        given.report.replaced[layer.layer.path] = (layer.layer.source_class, class_name(layer.module))
+    called = {id(part) for name, part in given.layers.items() if name in kept}
+    for layer in {id(part): part for part in given.layers.values()}.values():
+        if id(layer) in called:
+            given.report.replaced[layer.layer.path] = (layer.layer.source_class, class_name(layer.module))
+        elif layer.layer.parts:
+            given.report.note(layer.layer.path, "nothing uses what it gives: it is not in the float graph")
     return module
 
 
@@ -91,7 +97,9 @@ def _drop_rest(program: Program, given: Materials, kept: set[str]) -> None:
     """Name every tensor of the source that has no place in the float graph."""
     used = {str(node.target) for node in program.graph.nodes if node.op == "get_attr" and node.users}
     for name, value in program.attributes.items():
-        if name not in kept and isinstance(value, Tensor) and not value.is_quantized:
-            reason = "quantization of values, which are floats now" if name in used else "the graph does not use it"
-            number = value.item() if value.numel() == 1 else None
-            given.report.dropped.append(DroppedSource(join(given.prefix, name), reason, number))
+        plain = isinstance(value, Tensor) and not value.is_quantized
+        if name in kept or isinstance(value, int | float) or (name in used and not plain):
+            continue  # what is used and quantized is the source of a layer or parameter
+        reason = "quantization of values, which are floats now" if name in used else _UNUSED
+        number = value.item() if plain and value.numel() == 1 else None
+        given.report.dropped.append(DroppedSource(join(given.prefix, name), reason, number))

@@ -86,3 +86,12 @@ def test_a_prepared_graph_is_still_one_of_prepared_models():
     x = torch.randn(2, 3, 6, 6)
     prepared = tq.quantize_fx.prepare_fx(copy.deepcopy(Net()).eval(), tq.get_default_qconfig_mapping(), (x,))
     assert set(dequantize_model(prepared).state_dict()) == set(Net().state_dict())
+
+
+def test_graphs_of_the_pt2e_flow_are_refused_by_name():
+    x = torch.randn(2, 3, 6, 6)
+    prepared = tq.quantize_fx.prepare_fx(Net().eval(), tq.get_default_qconfig_mapping("fbgemm"), (x,))
+    prepared(x)
+    decomposed = tq.quantize_fx._convert_to_reference_decomposed_fx(prepared)
+    with pytest.raises(QdeqValueError, match=r"quantized_decomposed::quantize_per_tensor at node quantize_per_tensor"):
+        dequantize_model(decomposed)
