@@ -64,8 +64,8 @@ def _is_quantized_call(node: fx.Node) -> bool:
     return operator_of(node.target).startswith("quantized::") or quantizing(node) is not None
 
 
-def program_of(module: fx.GraphModule) -> Program:
-    """Read a graph module, which stays as it is."""
+def program_of(module: fx.GraphModule, *, unfuse: bool = True) -> Program:
+    """Read a graph module, which stays as it is; with ``unfuse`` fused modules become a layer and functions."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in module.graph.nodes:
@@ -79,7 +79,7 @@ def program_of(module: fx.GraphModule) -> Program:
             program.attributes[target] = _attribute(module, target)
         elif node.op == "call_module":
             called = module.get_submodule(target)
-            program.modules[target] = unfused(called)
+            program.modules[target] = unfused(called) if unfuse else called
             if called is not program.modules[target]:
                 _unfuse(node, called)
     for name, tensor in _others(module, program):
