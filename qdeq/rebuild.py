@@ -103,8 +103,10 @@ def dequantize_model(
         activations: what becomes of the quantization of activations: ``"drop"`` leaves the float model alone;
             ``"clamp"`` clamps each converted output to the range that its scale and zero point represent;
             ``"fake_quant"`` also rounds it to their grid, and does the same after functions that torch rounds on
-            quantized tensors, so that the float model computes what the int8 one does. Parameter names stay the
-            same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
+            quantized tensors, so that the float model computes what the int8 one does; ``"exact"`` does so with the
+            integer sums of fbgemm's layers, bit for bit, and names every other operation that may give the step
+            beside. Parameter names stay the same; ``scale`` and ``zero_point`` become buffers.
+            :func:`qdeq.drop_activations` takes them out again.
         unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
             True for any eps up to 2**-9, or the eps they will run with. A layer that had a bias before fusing keeps the
             folded one; otherwise it becomes the BatchNorm's. Where no such place can be proven the report says so; then
@@ -125,7 +127,8 @@ def dequantize_model(
     Raises:
         QdeqTypeError: ``model`` is no module and no path, or ``dtype`` is not a floating-point dtype.
         QdeqValueError: the model holds nothing quantized, comes in a form that cannot be read, holds quantized
-            modules that are not known (all are named), or a weight cannot be read. Nothing is half done.
+            modules that are not known (all are named), or a weight cannot be read; ``activations="exact"`` with
+            another ``dtype`` than float32, or with ``unfold_bn``. Nothing is half done.
 
     """
     form = _form_of(model)

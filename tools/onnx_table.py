@@ -11,6 +11,7 @@ Needs torchvision, onnx and onnxruntime; run it from the root of the repository.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import tempfile
 import warnings
@@ -101,7 +102,21 @@ def torchvision_model(name: str) -> Callable[[], tuple[nn.Module, tuple[torch.Te
     return make
 
 
+def small_model() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Every activation that a quantizer takes away, and one that stays, in a network of a few layers."""
+    layers = (
+        nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+        nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10), nn.ReLU6(), nn.Linear(10, 4),
+    )  # fmt: skip
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[0].weight *= 20  # so that values reach the 6
+        model[9].weight *= 300
+    return model, (torch.randn(1, 3, 16, 16),)
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]], tuple[int, ...]]] = {
+    "small": (small_model, (0, 1, 2, 3, 4, 5, 6, 7)),
     "resnet18": (torchvision_model("resnet18"), (0, 1, 2, 3, 4, 5, 6)),
     "mobilenet_v2": (torchvision_model("mobilenet_v2"), (0, 1, 2, 3, 4, 5, 6)),
     "efficientnet_b0": (torchvision_model("efficientnet_b0"), (0, 1, 4, 5)),
@@ -134,7 +149,22 @@ def _like(tensor: torch.Tensor, seed: int) -> np.ndarray:
 def quantize(path: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> Path:
     """The model quantized in one way."""
     out = path.with_name(f"{path.stem}_int8.onnx")
+    with quantize_quietly():
+        _quantize(path, out, way, inputs)
+    return out
+
+
+@contextlib.contextmanager
+def quantize_quietly() -> Iterator[None]:
+    """Keep onnxruntime.quantization from advising, in a log, what was decided."""
     logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _quantize(path: Path, out: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> None:
     if way.format == "dynamic":
         quantization.quantize_dynamic(path, out, per_channel=way.per_channel, weight_type=way.weights)
     elif way.format in ("nbits", "nbits_qdq"):
@@ -147,8 +177,6 @@ def quantize(path: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> Path:
     else:
         options = {"per_channel": way.per_channel, "activation_type": way.activations, "weight_type": way.weights}
         quantization.quantize_static(path, out, Samples(inputs), quant_format=way.format, **options)
-    logging.disable(logging.NOTSET)
-    return out
 
 
 def run(model: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:

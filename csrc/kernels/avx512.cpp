@@ -110,6 +110,7 @@ void to_float16(const float* src, uint16_t* dst, int64_t count, bool stream) {
 }
 
 #include "kernels/vector_e4m3.inl"
+#include "kernels/vector_nibbles.inl"
 
 }  // namespace
 

@@ -14,9 +14,12 @@ struct GridRequest {
     void* dst;  // does not overlap src
     OutType out_type;
     int64_t num_matrices, num_rows, num_cols;
+    int64_t row_bytes;               // of a row of codes
     int64_t block_rows, block_cols;  // > 0
     const float* scale;
-    const float* values;  // of the 256 codes
+    const float* zero;  // null: zeros
+    int bits;
+    const float* values;  // of the 2^bits codes
 };
 
 class GridDequantizer {
@@ -24,7 +27,7 @@ class GridDequantizer {
     explicit GridDequantizer(const GridRequest& request);
 
     int64_t num_rows() const { return r_.num_matrices * r_.num_rows; }
-    int64_t row_bytes() const { return r_.num_cols * (r_.out_type == kFloat32 ? 4 : 2); }
+    int64_t out_row_bytes() const { return r_.num_cols * (r_.out_type == kFloat32 ? 4 : 2); }
 
     // Rows [begin, end), counted through all matrices. Ranges may run at the same time.
     void run(int64_t begin, int64_t end, const KernelSet& kernels, bool stream) const;
@@ -32,7 +35,7 @@ class GridDequantizer {
   private:
     GridRequest r_;
     int64_t grid_rows_, grid_cols_;
-    bool is_e4m3_;
+    const PanelFn (KernelSet::*kernel_)[3];
 };
 
 }  // namespace qdeq

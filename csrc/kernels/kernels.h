@@ -11,6 +11,9 @@
 //   kDouble     y = float(double(float(q) - z) * sd)
 //               per channel, when some scale is not a float32
 //
+//   codes       y = (value[code] - z) * s
+//               codes of 1 to 8 bits with a table of values, a scale and a zero point for each block of columns
+//
 // For an 8-bit q and z in its range, float(q) - float(z) is the exact integer q - z: there kSubFloat and kSubInt32 give
 // the same bits. When double(float(sd)) == sd the product of kDouble is exact in double and rounds once: kSubFloat
 // gives the same bits.
@@ -46,19 +49,22 @@ struct RowBlock {
 
 using RowsFn = void (*)(const RowBlock&);
 
-// num_rows rows of row_len one-byte codes to rows of results, each row contiguous. Columns 0 .. block_len - 1 of every
-// row use scale[0], the next block_len use scale[1], and so on; the last block may be cut. Any scale is legal but NaN
-// and infinity. Results of 16 bits are the float32 product rounded to nearest even; NaN is 0x7FC00000, 0x7FC0, 0x7E00.
+// num_rows rows of row_len codes to rows of results, each row contiguous. Code i of a row is in bits i * bits to
+// (i + 1) * bits - 1 of its bytes, low bits first. Columns 0 .. block_len - 1 of every row use scale[0] and zero[0],
+// the next block_len use scale[1] and zero[1], and so on; the last block may be cut. Any scale is legal but NaN and
+// infinity. Results of 16 bits are the float32 product rounded to nearest even; NaN is 0x7FC00000, 0x7FC0, 0x7E00.
 struct CodePanel {
     const uint8_t* src;
     void* dst;  // does not overlap src
     int64_t num_rows;
     int64_t row_len;
-    int64_t src_row_stride;  // in bytes
+    int64_t src_row_stride;  // in bytes; at least what row_len codes take, and no more is read
     int64_t dst_row_stride;  // in elements
     int64_t block_len;       // > 0
     const float* scale;
-    const float* values;  // of all 256 codes; a NaN is 0x7FC00000
+    const float* zero;  // null: zeros
+    int bits;
+    const float* values;  // of all 2^bits codes; a NaN is 0x7FC00000
     bool stream;
 };
 
@@ -89,7 +95,8 @@ struct KernelSet {
 
     // Codes to OutType.
     PanelFn any_codes[3];
-    PanelFn e4m3_codes[3];  // where is_e4m3(values)
+    PanelFn e4m3_codes[3];    // 8 bits, is_e4m3(values), zeros
+    PanelFn nibble_codes[3];  // 4 bits, block_len even or not below row_len
 
     void (*copy)(const float* src, float* dst, int64_t count, bool stream);
 

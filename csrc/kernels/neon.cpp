@@ -87,6 +87,10 @@ struct B {
     using F = float32x4_t;
 
     static U8 load(const uint8_t* p) { return vld1q_u8(p); }
+    static U8 load_nibbles(const uint8_t* p) {
+        const uint8x8_t bytes = vld1_u8(p), even = vand_u8(bytes, vdup_n_u8(0xF)), odd = vshr_n_u8(bytes, 4);
+        return vcombine_u8(vzip1_u8(even, odd), vzip2_u8(even, odd));
+    }
     static U8 table(const uint8_t* p) { return vld1q_u8(p); }
     static U8 lookup(U8 table, U8 index) { return vqtbl1q_u8(table, index); }
     static U8 set1(uint8_t x) { return vdupq_n_u8(x); }
@@ -114,14 +118,22 @@ struct B {
     static F first_floats(U16 x) { return vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)); }
     static F second_floats(U16 x) { return vreinterpretq_f32_u32(vshll_high_n_u16(x, 16)); }
     static F set1_float(float x) { return vdupq_n_f32(x); }
+    static F load_floats(const float* p) { return vld1q_f32(p); }
+    static F sub(F a, F b) { return vsubq_f32(a, b); }
     static F mul(F a, F b) { return vmulq_f32(a, b); }
 
     static void put(uint16_t* p, U16 x, bool) { vst1q_u16(p, x); }
+    static uint16x4_t rounded(F x) {
+        const uint32x4_t bits = vreinterpretq_u32_f32(x), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+        return vmovn_u32(vshrq_n_u32(vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7FFF)), odd), 16));
+    }
+    static U16 round(F a, F b) { return vcombine_u16(rounded(a), rounded(b)); }
     static void put_halves(uint16_t* p, F x, bool) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
     static void put(float* p, F x, bool) { vst1q_f32(p, x); }
 };
 
 #include "kernels/vector_e4m3.inl"
+#include "kernels/vector_nibbles.inl"
 
 }  // namespace
 

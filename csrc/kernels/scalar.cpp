@@ -58,6 +58,7 @@ const KernelSet kScalarKernels = {
     transpose_words,
     {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
     {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
+    {dequantize_codes<kFloat32>, dequantize_codes<kBFloat16>, dequantize_codes<kFloat16>},
     copy,
     fence,
 };

@@ -17,5 +17,6 @@
      transpose_words,                                                                  \
      QDEQ_OUT_TYPES(dequantize_codes),                                                 \
      QDEQ_OUT_TYPES(QDEQ_ISA(dequantize_e4m3)),                                        \
+     QDEQ_OUT_TYPES(QDEQ_ISA(dequantize_nibbles)),                                     \
      copy,                                                                             \
      fence}

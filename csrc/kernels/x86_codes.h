@@ -18,6 +18,13 @@ struct B {
     static U8 load(const uint8_t* p) {
         return _mm256_permute4x64_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), 0xD8);
     }
+    // The 4-bit codes of kBytes / 2 bytes, low ones first.
+    static U8 load_nibbles(const uint8_t* p) {
+        const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), mask = _mm_set1_epi8(0xF);
+        const __m128i even = _mm_and_si128(bytes, mask), odd = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
+        const __m128i first = _mm_unpacklo_epi8(even, odd), second = _mm_unpackhi_epi8(even, odd);
+        return _mm256_set_m128i(_mm_unpackhi_epi64(first, second), _mm_unpacklo_epi64(first, second));
+    }
     static U8 table(const uint8_t* p) {
         return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     }
@@ -52,12 +59,20 @@ struct B {
     static F first_floats(U16 x) { return widen(_mm256_castsi256_si128(x)); }
     static F second_floats(U16 x) { return widen(_mm256_extracti128_si256(x, 1)); }
     static F set1_float(float x) { return _mm256_set1_ps(x); }
+    static F load_floats(const float* p) { return _mm256_loadu_ps(p); }
+    static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 
     static void put(uint16_t* p, U16 x, bool stream) {
         auto* to = reinterpret_cast<__m256i*>(p);
         stream ? _mm256_stream_si256(to, x) : _mm256_storeu_si256(to, x);
     }
+    static __m256i rounded(F x) {
+        const __m256i bits = _mm256_castps_si256(x);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd), 16);
+    }
+    static U16 round(F a, F b) { return _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded(a), rounded(b)), 0xD8); }
     static void put_halves(uint16_t* p, F x, bool stream) {
         const __m128i packed = _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
         auto* to = reinterpret_cast<__m128i*>(p);

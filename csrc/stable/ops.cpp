@@ -214,30 +214,36 @@ void dequantize_quantized_out(Tensor q, bool is_per_channel, ScalarType dtype, b
     run(source, channels, axis, out, dtype);
 }
 
-// shape: matrices, rows, columns.
-void dequantize_codes_out(Tensor codes, Tensor values, Tensor scale, Ints shape, Ints block, ScalarType dtype,
-                          Tensor out) {
+// shape: matrices, rows, columns. codes: matrices, rows, bytes of a row. zero: empty for none.
+void dequantize_codes_out(Tensor codes, Tensor values, Tensor scale, Tensor zero, Ints shape, Ints block,
+                          ScalarType dtype, Tensor out) {
     STD_TORCH_CHECK(shape.size() == 3 && block.size() == 2 && block[0] > 0 && block[1] > 0, "qdeq: shape or block");
-    STD_TORCH_CHECK(codes.is_cpu() && codes.is_contiguous() && has_dtype(codes, ScalarType::Byte) &&
-                        to_ints(codes.sizes()) == shape,
-                    "qdeq: codes must be contiguous bytes of shape");
     const auto is_float32 = [](const Tensor& t) {
         return t.is_cpu() && t.is_contiguous() && has_dtype(t, ScalarType::Float);
     };
-    STD_TORCH_CHECK(is_float32(values) && values.numel() == 256, "qdeq: values must be 256 float32");
+    int bits = 1;
+    while (bits < 8 && values.numel() != int64_t{1} << bits) ++bits;
+    STD_TORCH_CHECK(is_float32(values) && values.numel() == int64_t{1} << bits,
+                    "qdeq: values must be 2 to 256 float32");
+    const Ints stored = to_ints(codes.sizes());
+    STD_TORCH_CHECK(codes.is_cpu() && codes.is_contiguous() && has_dtype(codes, ScalarType::Byte) &&
+                        stored.size() == 3 && stored[0] == shape[0] && stored[1] == shape[1] && shape[2] >= 0 &&
+                        shape[2] <= std::numeric_limits<int64_t>::max() / 8 && stored[2] >= (shape[2] * bits + 7) / 8,
+                    "qdeq: codes must be contiguous rows of bytes, and enough of them");
     const auto in_grid = [](int64_t size, int64_t step) { return size / step + (size % step != 0); };
     const Ints grid = {shape[0], in_grid(shape[1], block[0]), in_grid(shape[2], block[1])};
     STD_TORCH_CHECK(is_float32(scale) && to_ints(scale.sizes()) == grid, "qdeq: scale must be a float32 grid");
-    const int64_t count = codes.numel();
-    STD_TORCH_CHECK(out.is_cpu() && out.is_contiguous() && has_dtype(out, dtype) && out.numel() == count,
-                    "qdeq: out must be contiguous, of dtype and as large as codes");
+    STD_TORCH_CHECK(is_float32(zero) && (zero.numel() == 0 || to_ints(zero.sizes()) == grid), "qdeq: zero likewise");
+    STD_TORCH_CHECK(out.is_cpu() && out.is_contiguous() && has_dtype(out, dtype) && to_ints(out.sizes()) == shape,
+                    "qdeq: out must be contiguous, of dtype and shape");
     const auto* src = static_cast<const uint8_t*>(codes.data_ptr());
     auto* dst = static_cast<uint8_t*>(out.data_ptr());
-    STD_TORCH_CHECK(dst + count * static_cast<int64_t>(out.element_size()) <= src || src + count <= dst,
+    STD_TORCH_CHECK(dst + out.numel() * static_cast<int64_t>(out.element_size()) <= src || src + codes.numel() <= dst,
                     "qdeq: out must not share memory with the codes");
-    if (count == 0) return;
-    qdeq::dequantize_grid_on_threads({src, dst, out_type(dtype), shape[0], shape[1], shape[2], block[0], block[1],
-                                      static_cast<const float*>(scale.data_ptr()),
+    if (out.numel() == 0) return;
+    qdeq::dequantize_grid_on_threads({src, dst, out_type(dtype), shape[0], shape[1], shape[2], stored[2], block[0],
+                                      block[1], static_cast<const float*>(scale.data_ptr()),
+                                      zero.numel() == 0 ? nullptr : static_cast<const float*>(zero.data_ptr()), bits,
                                       static_cast<const float*>(values.data_ptr())});
 }
 
@@ -255,8 +261,8 @@ STABLE_TORCH_LIBRARY(qdeq, m) {
         "dequantize_quantized_out(Tensor q, bool per_channel, ScalarType dtype, bool allow_bad_scales, "
         "Tensor(a!) out) -> ()");
     m.def(
-        "dequantize_codes_out(Tensor codes, Tensor values, Tensor scale, int[] shape, int[] block, ScalarType dtype, "
-        "Tensor(a!) out) -> ()");
+        "dequantize_codes_out(Tensor codes, Tensor values, Tensor scale, Tensor zero, int[] shape, int[] block, "
+        "ScalarType dtype, Tensor(a!) out) -> ()");
     m.def("empty(int[] sizes, ScalarType dtype) -> Tensor");
 }
 

@@ -38,7 +38,7 @@ void dequantize_on_threads(const Request& request) {
 
 void dequantize_grid_on_threads(const GridRequest& request) {
     const GridDequantizer work(request);
-    const int64_t rows = work.num_rows(), bytes = rows * work.row_bytes();
+    const int64_t rows = work.num_rows(), bytes = rows * work.out_row_bytes();
     const KernelSet& kernels = current_kernels();
     const bool stream = larger_than_caches(bytes);
     const int64_t threads = bytes / kBytesPerThread;

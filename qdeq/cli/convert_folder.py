@@ -46,7 +46,7 @@ def _show_plan(plan: FolderPlan) -> None:
     rows = []
     for shard in plan.shards:
         for place in shard.places:
-            before = dtype_name(plan.source.shards.places[place.name].dtype)
+            before = plan.source.entry(place.name).dtype
             size = size_text(place.end - place.begin)
             rows.append((place.name, shape_text(place.shape), before, dtype_name(place.dtype), size))
     print_table(out, ("name", "shape", "from", "to", ">size"), rows)

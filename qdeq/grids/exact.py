@@ -14,6 +14,7 @@ from qdeq.grids.rounded import Rounded
 from qdeq.grids.rules import Site
 from qdeq.grids.trials import why_not_exact
 from qdeq.report import Report
+from qdeq.tree.walk import every_module
 
 __all__ = ["make_exact"]
 
@@ -39,7 +40,7 @@ def make_exact(model: nn.Module, layers: Sequence[Rounded], report: Report) -> N
         reason = why_not_exact(site)
         if reason:
             report.leave_uncovered(site.path, site.operation, reason)
-    for module in list(model.modules()):
+    for _, module in list(every_module(model)):
         for name, child in module._modules.items():
             if type(child) is FakeQuantize and child.zero_point_first:
                 module._modules[name] = ExactInput.of(child)

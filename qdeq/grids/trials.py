@@ -61,10 +61,13 @@ def why_not_exact(site: Site, layer: nn.Module | None = None) -> str:
         layer: that it is; None for a function, and for a module that torch runs on quantized tensors as it is.
 
     """
-    trials = _trials(site, layer)
-    if trials is None:
-        return _AVERAGE if site.ties else _FLOAT
-    return next((reason for reason in map(why_not_proven, trials) if reason), "")
+    try:
+        trials = _trials(site, layer)
+        if trials is None:
+            return _AVERAGE if site.ties else _FLOAT
+        return next((reason for reason in map(why_not_proven, trials) if reason), "")
+    except Exception as error:  # noqa: BLE001 (the user's operation, alone and on a tensor of one dimension)
+        return f"{_FLOAT}; it cannot be tried alone ({type(error).__name__})"
 
 
 def why_not_proven(trial: Trial) -> str:

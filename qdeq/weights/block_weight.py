@@ -1,15 +1,19 @@
 """BlockWeight: codes of a few bits and a grid of scales, as checkpoints are released; the float weight they stand for.
 
-The formula: ``P = f32(value(code) * f32(scale))``, one product in float32, never fused, then rounded once to the dtype
-that is asked for. It is what the formats' own references compute in float32 (compressed-tensors' ``dequantize``,
-DeepSeek's ``weight_dequant``); where a reference rounds to another type on its way, ``docs/released.md`` says so.
+The formula, every step rounded to float32 and none fused, then rounded once to the dtype that is asked for:
+
+* ``P = (value(code) - zero) * S``, without a zero point ``value(code) * S``;
+* ``S = scale``; with a second factor ``scale * factor``, or ``scale / factor`` where the format states the inverse.
+
+It is what the formats' own references compute in float32 (compressed-tensors' ``dequantize``, DeepSeek's
+``weight_dequant``, ModelOpt's tables); where a reference rounds on its way, ``docs/released.md`` says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,13 +22,13 @@ from torch import Tensor
 from qdeq.errors import QdeqTypeError, expected, refuse
 from qdeq.weights import native as ops
 from qdeq.weights.checks import check_dtype, check_out, describe
+from qdeq.weights.codes import KINDS, CodeKind, unpack_codes
 from qdeq.words import dtype_name, shape_text
 
-__all__ = ["CODE_DTYPES", "SCALE_DTYPES", "BlockWeight", "block_reference", "codes_at", "grid_shape", "scale_range"]
+__all__ = ["SCALE_DTYPES", "BlockWeight", "block_reference", "grid_shape", "scale_range", "take_part"]
 
-CODE_DTYPES = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
-SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
-_BY_NAME = {dtype_name(dtype): dtype for dtype in CODE_DTYPES}
+SCALE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu, torch.float8_e4m3fn)
+_ZERO_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32)
 _WHERE = "BlockWeight"
 
 
@@ -33,14 +37,19 @@ class BlockWeight:
     """A weight whose codes share scales by blocks. Checked once, when it is made.
 
     Attributes:
-        codes: uint8, contiguous, on the CPU: the codes as they are stored, one in a byte, of ``shape``.
-        values: what a code stands for, by torch's name of the dtype whose bits it is: "float8_e4m3fn",
-            "float8_e5m2", "float8_e4m3fnuz" or "float8_e5m2fnuz". Codes of a NaN are legal and give NaN.
-        scale: float32, bfloat16, float16 or float8_e8m0fnu, the grid of scales: ``grid_shape(shape, block)``. Zero,
-            subnormal and negative scales are legal.
+        codes: uint8, contiguous, on the CPU: rows of bytes as they are stored, ``shape`` with bytes for values in its
+            last dimension. In a row codes lie low bits first, without gaps; bytes behind the last code are padding.
+        values: what a code stands for, a name in :data:`qdeq.weights.codes.KINDS`: "float8_e4m3fn", "float4_e2m1",
+            "int8", "int4_excess", ... Codes of a NaN are legal and give NaN.
+        scale: float32, bfloat16, float16, float8_e8m0fnu or float8_e4m3fn, the grid of scales: ``grid_shape(shape,
+            block)``. Zero, subnormal and negative scales are legal.
         block: one size for each dimension, 0 for the whole of it: entry ``i`` of the grid belongs to indices
             ``i * block`` to ``(i + 1) * block - 1``, and the last block of a dimension may be cut.
         shape: of the weight.
+        zero: int8, uint8, int16 or int32 of the scale's shape, subtracted from values; None for none.
+        factor: float32, a second factor of every scale: 0-d, or one for each index of the leading dimensions (all but
+            the last two, of size 1 there); None for none.
+        divides: the factor is a divisor.
         native: the dtype that the format's own reference gives.
         origin: file and key that it was read from, for errors; empty where it comes from no file.
 
@@ -55,6 +64,9 @@ class BlockWeight:
     scale: Tensor
     block: tuple[int, ...]
     shape: tuple[int, ...]
+    zero: Tensor | None = None
+    factor: Tensor | None = None
+    divides: bool = False
     native: torch.dtype = torch.bfloat16
     origin: str = field(default="", repr=False)
 
@@ -62,8 +74,13 @@ class BlockWeight:
         _check(self)
 
     @property
+    def kind(self) -> CodeKind:
+        """Width and values of the codes."""
+        return KINDS[self.values]
+
+    @property
     def dtype(self) -> str:
-        """Torch's name of the dtype of the codes."""
+        """What the codes stand for, as reports call it."""
         return self.values
 
     @property
@@ -99,25 +116,29 @@ class BlockWeight:
         scale = self.float_scale()
         target = ops.empty(self.shape, dtype) if out is None or not out.is_contiguous() else out
         if target.numel():
-            matrices = _as_matrices(self.shape)
+            matrices, rows, cols = math.prod(self.shape[:-2]), *(1, 1, *self.shape)[-2:]
             steps = [step or size for step, size in zip(self.block, self.shape, strict=True)]
+            zero = torch.empty(0) if self.zero is None else self._of_matrices(self.zero.float())
             ops.dequantize_codes(
-                self.codes.view(matrices),
-                _values(self.values),
-                _grid_of_matrices(scale, self.shape, self.block),
+                self.codes.view(matrices, rows, -1),
+                self.kind.values,
+                self._of_matrices(scale),
+                zero,
                 block=[1, 1, *steps][-2:],
-                out=target.view(matrices),
+                out=target.view(matrices, rows, cols),
             )
         return target if out is None or target is out else out.copy_(target)
 
     def float_scale(self) -> Tensor:
-        """Return the grid of scales in float32, checked.
+        """Return the grid of scales in float32, with the second factor in it, checked.
 
         Raises:
             QdeqValueError: one is NaN or infinite.
 
         """
         scale = self.scale.float()
+        if self.factor is not None:
+            scale = scale / self.factor if self.divides else scale * self.factor
         bad = ~scale.isfinite()
         if bool(bad.any()):
             at = tuple(bad.nonzero()[0].tolist())
@@ -130,7 +151,16 @@ class BlockWeight:
         facts: dict[str, Any] = {"dtype": self.values, "shape": self.shape, "block": self.block}
         facts |= {"scale_dtype": dtype_name(self.scale.dtype), "native": dtype_name(self.native)}
         low, high = scale_range(self.scale)
-        return facts | {"scale_min": low, "scale_max": high}
+        return facts | {"scale_min": low, "scale_max": high, "zero_points": self.zero is not None}
+
+    def _of_matrices(self, grid: Tensor) -> Tensor:
+        """A grid with a part of its own for each matrix, whatever blocks the leading dimensions have."""
+        for dim in range(len(self.shape) - 2):
+            if grid.shape[dim] != self.shape[dim]:
+                steps = self.block[dim] or self.shape[dim]
+                grid = grid.repeat_interleave(steps, dim).narrow(dim, 0, self.shape[dim])
+        rows, cols = (1, 1, *grid.shape)[-2:]
+        return grid.reshape(math.prod(self.shape[:-2]), rows, cols).contiguous()
 
 
 def scale_range(scale: Tensor) -> tuple[float | None, float | None]:
@@ -146,8 +176,8 @@ def grid_shape(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
     return tuple(-(-size // step) if step else 1 for size, step in zip(shape, block, strict=True))
 
 
-def codes_at(weight: BlockWeight, index: tuple[slice, ...]) -> tuple[Tensor, Tensor]:
-    """Return the codes at ``index``, and the part of the grid that belongs to them.
+def take_part(weight: BlockWeight, index: tuple[slice, ...], shape: tuple[int, ...]) -> BlockWeight:
+    """Return ``weight[index]``, of that ``shape``; ``index`` has one slice for each leading dimension that is cut.
 
     Along each dimension, ``index`` begins where a block begins, or lies within one block.
     """
@@ -155,39 +185,39 @@ def codes_at(weight: BlockWeight, index: tuple[slice, ...]) -> tuple[Tensor, Ten
         slice(None) if step == 0 else slice(part.start // step, -(-part.stop // step))
         for part, step in zip(index, weight.block, strict=False)
     )
-    return weight.codes[index], weight.scale[grid]
+    stored = index
+    if len(index) == len(weight.shape) and index:
+        bits, last = weight.kind.bits, index[-1]
+        stored = (*index[:-1], slice(last.start * bits // 8, -(-last.stop * bits // 8)))
+    factor = weight.factor
+    if factor is not None and factor.dim():
+        factor = factor[index[: factor.dim() - 2]]
+    zero = None if weight.zero is None else weight.zero[grid]
+    codes, scale = weight.codes[stored], weight.scale[grid]
+    return replace(weight, codes=codes, scale=scale, zero=zero, factor=factor, shape=shape)
 
 
 def block_reference(weight: BlockWeight, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute the formula at the head of this file in plain torch: slow, for tests and for reading."""
+
+    def spread(grid: Tensor) -> Tensor:
+        for dim, (size, step) in enumerate(zip(weight.shape, weight.block, strict=True)):
+            grid = grid.repeat_interleave(step or size, dim).narrow(dim, 0, size)
+        return grid
+
+    rows = weight.codes if weight.shape else weight.codes.reshape(1)
+    codes = unpack_codes(rows, weight.kind.bits, (1, *weight.shape)[-1]).reshape(weight.shape)
+    values = weight.kind.values[codes.int()]
+    if weight.zero is not None:
+        values = values - spread(weight.zero.float())
     scale = weight.scale.float()
-    for dim, (size, step) in enumerate(zip(weight.shape, weight.block, strict=True)):
-        scale = scale.repeat_interleave(step or size, dim).narrow(dim, 0, size)
-    return (weight.codes.view(_BY_NAME[weight.values]).float() * scale).to(dtype)
-
-
-def _values(name: str) -> Tensor:
-    """The values of codes 0 to 255 in float32. What a NaN looks like is one pattern, so that all kernels agree."""
-    table = torch.arange(256, dtype=torch.uint8).view(_BY_NAME[name]).float()
-    return torch.where(table.isnan(), torch.tensor(math.nan), table)
-
-
-def _as_matrices(shape: Sequence[int]) -> tuple[int, int, int]:
-    rows, cols = (1, 1, *shape)[-2:]
-    return math.prod(shape[:-2]), rows, cols
-
-
-def _grid_of_matrices(scale: Tensor, shape: tuple[int, ...], block: tuple[int, ...]) -> Tensor:
-    """The grid with a part of its own for each matrix, whatever blocks the leading dimensions have."""
-    for dim in range(len(shape) - 2):
-        if scale.shape[dim] != shape[dim]:
-            scale = scale.repeat_interleave(block[dim] or shape[dim], dim).narrow(dim, 0, shape[dim])
-    rows, cols = (1, 1, *scale.shape)[-2:]
-    return scale.reshape(math.prod(shape[:-2]), rows, cols).contiguous()
+    if weight.factor is not None:
+        scale = scale / weight.factor if weight.divides else scale * weight.factor
+    return (values * spread(scale)).to(dtype)
 
 
 def _check(w: BlockWeight) -> None:
-    for name in ("codes", "scale"):
+    for name in ("codes", "scale", *(name for name in ("zero", "factor") if getattr(w, name) is not None)):
         value = getattr(w, name)
         if not isinstance(value, Tensor):
             raise QdeqTypeError(expected(f"{_WHERE}.{name}", "a tensor", describe(value), "Pass a tensor."))
@@ -198,17 +228,44 @@ def _check(w: BlockWeight) -> None:
         if not isinstance(sizes, tuple) or not all(isinstance(n, int) and n >= 0 for n in sizes):
             raise QdeqTypeError(expected(f"{_WHERE}.{name}", "a tuple of sizes", repr(sizes), "Pass a tuple of ints."))
     where = w.origin or _WHERE
-    if w.values not in _BY_NAME:
-        refuse(f"{where}: values", f"one of {list(_BY_NAME)}", repr(w.values), "Use torch's name, without 'torch.'.")
-    if w.codes.dtype != torch.uint8 or tuple(w.codes.shape) != w.shape or not w.codes.is_contiguous():
-        what = f"contiguous uint8 codes of shape {shape_text(w.shape)}"
-        refuse(f"{where}: codes", what, describe(w.codes), "View the tensor as torch.uint8.")
+    if w.values not in KINDS:
+        refuse(f"{where}: values", f"one of {list(KINDS)}", repr(w.values), "Other codes are not known.")
+    _check_codes(where, w)
     if len(w.block) != len(w.shape):
         refuse(f"{where}: block", f"{len(w.shape)} sizes", repr(w.block), "Name one for each dimension, 0 for whole.")
-    if w.scale.dtype not in SCALE_DTYPES:
-        what = f"scales of {[dtype_name(dtype) for dtype in SCALE_DTYPES]}"
-        refuse(f"{where}: scale", what, dtype_name(w.scale.dtype), "Other types of scales are not known.")
+    if w.shape and w.block[-1] * w.kind.bits % 8 and w.block[-1] < w.shape[-1]:
+        refuse(f"{where}: block", f"blocks that begin with a byte of {w.values}", repr(w.block), "It is not read.")
+    _check_grids(where, w)
+
+
+def _check_codes(where: str, w: BlockWeight) -> None:
+    *leading, cols = w.shape or (1,)
+    right = w.codes.dtype == torch.uint8 and w.codes.is_contiguous() and w.codes.dim() == len(w.shape)
+    stored = tuple(w.codes.shape) or (1,)
+    if not right or stored[:-1] != tuple(leading) or stored[-1] < w.kind.row_bytes(cols):
+        rows = shape_text((*leading, w.kind.row_bytes(cols)) if w.shape else ())
+        what = f"contiguous uint8 codes of shape {rows} or longer rows, for {shape_text(w.shape)} values"
+        refuse(f"{where}: codes", what, describe(w.codes), "View the tensor as torch.uint8.")
+    if w.kind.bits == 8 and stored[-1] != cols:
+        refuse(f"{where}: codes", f"{cols} codes in a row", str(stored[-1]), "Codes of 8 bits have no padding.")
+
+
+def _check_grids(where: str, w: BlockWeight) -> None:
     grid = grid_shape(w.shape, w.block)
-    if tuple(w.scale.shape) != grid:
-        what = f"a grid of shape {grid} for blocks of {w.block} in {w.shape}"
-        refuse(f"{where}: scale", what, str(tuple(w.scale.shape)), "The last block of a dimension may be cut.")
+    remedy = "The last block of a dimension may be cut."
+    for name, dtypes in (("scale", SCALE_DTYPES), ("zero", _ZERO_DTYPES)):
+        value = getattr(w, name)
+        if value is None:
+            continue
+        if value.dtype not in dtypes:
+            what = f"{name} of {[dtype_name(dtype) for dtype in dtypes]}"
+            refuse(f"{where}: {name}", what, dtype_name(value.dtype), "Other types are not known.")
+        if tuple(value.shape) != grid:
+            what = f"a grid of shape {grid} for blocks of {w.block} in {w.shape}"
+            refuse(f"{where}: {name}", what, str(tuple(value.shape)), remedy)
+    if w.factor is not None:
+        each = (*w.shape[:-2], 1, 1)
+        if w.factor.dtype != torch.float32 or tuple(w.factor.shape) not in ((), each):
+            refuse(
+                f"{where}: factor", f"float32 of shape () or {each}", describe(w.factor), "Convert it with .float()."
+            )

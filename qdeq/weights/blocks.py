@@ -6,19 +6,18 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from qdeq.weights.block_weight import BlockWeight, codes_at
+from qdeq.weights.block_weight import BlockWeight, take_part
 from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.weight import QuantizedWeight
 
 __all__ = ["BLOCK_ELEMENTS", "Index", "Weight", "block_shape", "blocks", "float_block", "take", "weight_blocks"]
 
 Weight = QuantizedWeight | BlockWeight | Tensor
-Quantized = TypeVar("Quantized", bound=QuantizedWeight | BlockWeight)
 Index = tuple[slice, ...]
 
 BLOCK_ELEMENTS = 2 << 20
@@ -72,12 +71,15 @@ def block_shape(shape: tuple[int, ...], index: Index) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in index) + shape[len(index) :]
 
 
-def take(weight: Quantized, index: Index) -> Quantized:
+@overload
+def take(weight: QuantizedWeight, index: Index) -> QuantizedWeight: ...
+@overload
+def take(weight: BlockWeight, index: Index) -> BlockWeight: ...
+def take(weight: QuantizedWeight | BlockWeight, index: Index) -> QuantizedWeight | BlockWeight:
     """Return one of :func:`weight_blocks` as a weight that shares the integers."""
     shape = block_shape(weight.shape, index)
     if isinstance(weight, BlockWeight):
-        codes, scale = codes_at(weight, index)
-        return replace(weight, codes=codes, scale=scale, shape=shape)
+        return take_part(weight, index, shape)
     if weight.integers.bits >= 8:
         ints = weight.int_repr[index]
     else:

@@ -150,13 +150,16 @@ def dequantize_quantized(
     return out
 
 
-def dequantize_codes(codes: Tensor, values: Tensor, scale: Tensor, *, block: Sequence[int], out: Tensor) -> None:
-    """Dequantize contiguous uint8 ``codes`` of shape (matrices, rows, columns) into ``out``, contiguous and as large.
+def dequantize_codes(
+    codes: Tensor, values: Tensor, scale: Tensor, zero: Tensor, *, block: Sequence[int], out: Tensor
+) -> None:
+    """Dequantize contiguous uint8 ``codes`` of shape (matrices, rows, bytes) into ``out`` (matrices, rows, columns).
 
-    ``values``: 256 float32, NaNs as 0x7FC00000. ``scale``: float32, finite, contiguous, for each matrix a grid of
-    blocks of ``block`` rows and columns, the last of which may be cut. RuntimeError: an argument breaks these rules.
+    ``values``: 2^bits float32, NaNs as 0x7FC00000. ``scale``, ``zero``: float32, finite, contiguous, for each matrix a
+    grid of blocks of ``block`` rows and columns, the last of which may be cut; ``zero`` empty for none. A code's bits
+    lie low bits first. ``out`` is contiguous. RuntimeError: an argument breaks these rules.
     """
-    _dequantize_codes_out(codes, values, scale, codes.shape, block, out.dtype, out)
+    _dequantize_codes_out(codes, values, scale, zero, out.shape, block, out.dtype, out)
 
 
 def _like_channels_last(sizes: Sequence[int], strides: Sequence[int]) -> bool:

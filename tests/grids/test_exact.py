@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from fractions import Fraction
 
 import pytest
 import torch
+import torch.ao.nn.intrinsic.quantized as nniq
 import torch.ao.nn.quantized as nnq
 from torch import Tensor, nn
 
 import qdeq
+from qdeq.grids import Grid
 from qdeq.grids.exact_sums import IntegerSums, _multiply_add
+from qdeq.grids.trials import Trial, why_not_proven
 from tests.grids.models import FUNCTIONS, Functions, Pooled
 from tests.grids.test_single_layers import cases, converted, values
 from tests.helpers.models import assert_same_bits, engine, quantize, small_vgg, tq
@@ -81,10 +85,12 @@ def test_inputs_are_rounded_as_torch_quantizes_them(zero_point):
         assert_exact(model, x)
 
 
-def one_layer(weight: Tensor, bias: Tensor | None, scale: float, zero_point: int) -> nn.Module:
+def one_layer(
+    weight: Tensor, bias: Tensor | None, scale: float, zero_point: int, kind: type[nnq.Linear] = nnq.Linear
+) -> nn.Module:
     """An int8 Linear between an input of scale 0.05, zero point 10, and float."""
     with engine("fbgemm"):
-        layer = nnq.Linear(weight.shape[1], weight.shape[0])
+        layer = kind(weight.shape[1], weight.shape[0])
         layer.set_weight_bias(weight, bias)
     layer.scale, layer.zero_point = scale, zero_point
     return nn.Sequential(nnq.Quantize(0.05, 10, torch.quint8), layer, nnq.DeQuantize()).eval()
@@ -104,6 +110,35 @@ def test_millions_of_sums_are_rounded_as_fbgemm_rounds_them(per_channel, bias):
     model = one_layer(weight, 3 * torch.randn(37) if bias else None, 0.2371, 91)
     x = (torch.randint(0, 128, (60_000, 24)) - 10) * 0.05
     assert_exact(model, x)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_sums_that_lie_halfway_go_where_fbgemm_sends_them(per_channel):
+    """Each bias is a number of steps of its sums, as near as float32 comes; two of those are one step of the output."""
+    if not per_channel and sys.platform != "linux":
+        pytest.skip("one scale for all: whether multiply and add are fused is the compiler's choice, GCC's here")
+    torch.manual_seed(50)
+    weight, scale = torch.randint(-20, 20, (64, 16)) * 0.0237, torch.tensor(0.0237)
+    scales = torch.full((64,), float(scale), dtype=torch.float64)
+    if per_channel:
+        weight = torch.quantize_per_channel(weight, scales, torch.zeros(64, dtype=torch.long), 0, torch.qint8)
+    else:
+        weight = torch.quantize_per_tensor(weight, float(scale), 0, torch.qint8)
+    both = torch.tensor(0.05) * scale
+    bias = torch.randint(-3000, 3000, (64,)) * both
+    x = (torch.randint(0, 128, (2000, 16)) - 10) * 0.05
+    assert_exact(one_layer(weight, bias, float(2 * both) * 8, 91), x)
+    assert_exact(one_layer(weight, bias, float(2 * both), 91), x / 8)
+
+
+def test_a_layer_that_keeps_its_relu_is_exact():
+    torch.manual_seed(51)
+    weight = torch.quantize_per_tensor(torch.randn(8, 16), 0.03, 0, torch.qint8)
+    model = one_layer(weight, torch.randn(8), 0.07, 91, nniq.LinearReLU)
+    rebuilt = assert_exact(model, torch.randn(100, 16))
+    assert type(rebuilt[1]).__name__ == "LinearReLU"
+    with torch.no_grad():
+        assert (rebuilt(torch.randn(100, 16)) == 0).any()
 
 
 def test_what_exceeds_32_bits_becomes_the_lowest_value_as_in_the_int8_kernel():
@@ -222,6 +257,34 @@ def test_an_addition_full_of_ties_is_named():
     assert "pairs of values" in exact(model)[1][0]
     model.add.scale = 0.6137
     assert_exact(model, torch.randn(64, 64))
+
+
+@pytest.mark.parametrize("wrong_in_vectors", [True, False])
+def test_both_loops_of_a_kernel_are_tried(wrong_in_vectors):
+    grid = Grid(0.1, 7)
+
+    def int8(x: Tensor) -> Tensor:
+        moved = x.int_repr().clamp(max=254) + (x.is_contiguous() == wrong_in_vectors)
+        return torch._make_per_tensor_quantized_tensor(moved.to(torch.uint8), 0.1, 7)
+
+    top = (254 - 7) * torch.tensor(0.1)
+    assert "of 256 values" in why_not_proven(Trial((grid,), int8, lambda x: x.clamp(max=top)))
+    assert why_not_proven(Trial((grid,), lambda x: x, lambda x: x)) == ""
+
+
+def test_an_operation_that_cannot_be_tried_alone_is_named():
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quant, self.dequant, self.bound = tq.QuantStub(), tq.DeQuantStub(), nn.Parameter(torch.tensor(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.dequant(self.quant(x).clamp(self.bound, self.bound))
+
+    model = Bounded().eval()
+    model.quant = nnq.Quantize(0.1, 5, torch.quint8)
+    model.dequant = nnq.DeQuantize()
+    assert "cannot be tried alone" in exact(model)[1][0]
 
 
 def test_a_layer_without_the_grid_of_its_input_is_named():

@@ -9,8 +9,9 @@ import torch
 
 import qdeq
 from qdeq import BlockWeight
-from qdeq.weights.block_weight import CODE_DTYPES, block_reference, grid_shape
+from qdeq.weights.block_weight import block_reference, grid_shape
 from qdeq.weights.blocks import float_block, weight_blocks
+from qdeq.weights.codes import FLOAT8_TYPES
 from qdeq.words import dtype_name
 from tests.files.released.folders import same
 
@@ -41,7 +42,7 @@ def assert_right(w):
 
 
 @pytest.mark.parametrize("rows", [1, 130], ids=["one row for each scale", "many rows for each scale"])
-@pytest.mark.parametrize("values", [dtype_name(dtype) for dtype in CODE_DTYPES])
+@pytest.mark.parametrize("values", [dtype_name(dtype) for dtype in FLOAT8_TYPES])
 def test_every_code_with_every_kind_of_scale(kernel, values, rows):
     codes = torch.arange(256, dtype=torch.uint8).expand(rows * len(EDGES), 256).contiguous()
     assert_right(BlockWeight(codes, values, torch.tensor(EDGES)[:, None], (rows, 0), tuple(codes.shape)))

@@ -57,9 +57,10 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         source = light_copy(source)
     form = form_of(source)
     if form is not None:
-        is_script = isinstance(source, torch.jit.ScriptModule)  # which gives no values between its layers
-        model = with_modules(source) if isinstance(source, nn.Module) and not is_script else None
-        return Side(model, form=form, source=source if model is None else model, functions=_added(model, source))
+        if not isinstance(source, nn.Module) or isinstance(source, torch.jit.ScriptModule):
+            return Side(None, form=form, source=source)  # a script gives no values between its layers
+        model = with_modules(source)
+        return Side(model, form=form, source=model, functions=_added(model, source))
     if isinstance(source, Mapping):
         inner = source.get("state_dict", source)
         return Side(None, inner if isinstance(inner, Mapping) else source)

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from qdeq.files.released.config import read_config
 from qdeq.files.released.detect import find_weights, looks_released
+from qdeq.files.released.parts import Parts
 from qdeq.files.safetensors.format import INDEX_SUFFIX
 from qdeq.files.safetensors.reading import SafetensorsFile
 from qdeq.files.safetensors.shards import Shards, open_shards
@@ -16,6 +18,7 @@ from qdeq.files.untrusted import refuse, shown
 from qdeq.state_dicts.weight_file import Entry, WeightFile
 from qdeq.weights.block_weight import BlockWeight, scale_range
 from qdeq.weights.blocks import Weight
+from qdeq.weights.codes import unpack_codes
 from qdeq.words import dtype_name
 
 __all__ = ["MARKER", "ReleasedFile", "find_tensors", "open_folder", "open_tensors"]
@@ -40,9 +43,11 @@ class ReleasedFile(WeightFile):
     def __init__(self, shards: Shards, folder: Path) -> None:
         """Made by :func:`open_folder` and :func:`open_tensors`."""
         self.shards = shards
-        found = find_weights(shards.path, shards.places, read_config(folder))
+        found = find_weights(shards, read_config(folder))
         self.weights, self._notes = found.weights, found.notes
-        super().__init__(shards.path, {name: None for name in shards.places if name not in found.dropped})
+        dense = {parts.codes: name for name, parts in found.weights.items()}
+        names = [dense.get(key, key) for key in shards.places if key not in found.dropped]
+        super().__init__(shards.path, dict.fromkeys(names))
         self.dropped = found.dropped
 
     def __getitem__(self, name: str) -> Weight:
@@ -52,19 +57,32 @@ class ReleasedFile(WeightFile):
 
     def weight(self, name: str) -> BlockWeight:
         """Return one of the quantized weights, over the map."""
-        parts = self.weights[name]
-        scale = self.shards.tensor(parts.scale)
+        parts, tensor = self.weights[name], self.shards.tensor
+        scale = tensor(parts.scale)
         if parts.byte_scales:
             scale = scale.view(torch.float8_e8m0fnu)
-        place = self.shards.places[parts.codes]
+        rows = parts.shape[:-1] if parts.shape else ()
         return BlockWeight(
-            self.shards.raw(parts.codes).view(place.shape),
-            dtype_name(place.dtype),
+            self.shards.raw(parts.codes).view(*rows, -1) if parts.shape else self.shards.raw(parts.codes).view(()),
+            parts.values,
             scale.reshape(parts.grid.shape),
             parts.grid.block,
-            place.shape,
+            parts.shape,
+            self._zero(parts),
+            None if parts.factor is None else tensor(parts.factor).reshape(()),
+            parts.divides,
             origin=f"{self.path}: {shown(name)[1:-1]}",
         )
+
+    def _zero(self, parts: Parts) -> Tensor | None:
+        if parts.zero is None:
+            return None
+        zero = self.shards.tensor(parts.zero)
+        if parts.zero_bits:  # packed along the rows of the weight, as its columns are
+            columns = zero.t().contiguous().view(torch.uint8)
+            stored = unpack_codes(columns, parts.zero_bits, parts.shape[0]).t()
+            zero = stored.to(torch.int16) - 2 ** (parts.zero_bits - 1)
+        return zero.reshape(parts.grid.shape)
 
     @property
     def warnings(self) -> list[str]:
@@ -86,13 +104,15 @@ class ReleasedFile(WeightFile):
 
     def entry(self, name: str) -> Entry:
         """Describe one weight: reads its scales, not its values."""
-        place = self.shards.places[name]
-        size, dtype = place.end - place.begin, dtype_name(place.dtype)
+        key = self.weights[name].codes if name in self.weights else name
+        place = self.shards.places[key]
+        size = place.end - place.begin
         if name not in self.weights:
-            return Entry(name, place.shape, dtype, None, None, None, None, size, name)
+            return Entry(name, place.shape, dtype_name(place.dtype), None, None, None, None, size, name)
         weight = self.weight(name)
         low, high = scale_range(weight.scale)
-        return Entry(name, place.shape, dtype, weight.qscheme, None, low, high, size, name, self._notes.get(name, ""))
+        note = self._notes.get(name, "")
+        return Entry(name, weight.shape, weight.dtype, weight.qscheme, None, low, high, size, key, note)
 
 
 def find_tensors(folder: Path) -> Path:

@@ -11,14 +11,30 @@ from typing import Any
 from qdeq.files.safetensors.shards import read_json
 from qdeq.files.untrusted import is_size, refuse, shown
 
-__all__ = ["CONFIG_FILE", "QUANTIZATION_FILES", "Config", "Layout", "no_config", "quantization_sections", "read_config"]
+__all__ = [
+    "CONFIG_FILE",
+    "QUANTIZATION_FILES",
+    "Config",
+    "Layout",
+    "Said",
+    "quantization_sections",
+    "read_config",
+]
 
 CONFIG_FILE = "config.json"
 # Quantization alone, without the model: they go with it.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
 _SECTIONS = ("quantization_config", "compression_config")
 _AGREE = "Config and tensors have to agree: get the config that belongs to the checkpoint."
-_FORMATS = {"float-quantized", "naive-quantized", "mxfp8-quantized"}
+# compressed-tensors' name of a format -> kind of weights, type and bits of its values; no bits: any.
+_FORMATS: dict[str, tuple[str, str, int | None]] = {
+    "float-quantized": ("float8", "float", 8),
+    "mxfp8-quantized": ("float8", "float", 8),
+    "nvfp4-pack-quantized": ("nvfp4", "float", 4),
+    "mxfp4-pack-quantized": ("mxfp4", "float", 4),
+    "pack-quantized": ("packed", "int", None),
+    "int-quantized": ("int8", "int", None),
+}
 _CODES = {"e4m3": "float8_e4m3fn", "e4m3fn": "float8_e4m3fn", "float8_e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2"}
 _CODES |= {"float8_e5m2": "float8_e5m2"}
 
@@ -40,30 +56,49 @@ TENSOR, CHANNEL = Layout(0, 0), Layout(1, 0)
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a config says of some weights.
+
+    Attributes:
+        kind: "float8", "nvfp4", "mxfp4", "packed" (integers of ``bits`` in words) or "int8" (integers in bytes).
+        layout: how scales lie.
+        bits: of a value.
+        codes: torch's name of the dtype of the codes; None where nothing is said.
+        byte_scales: scales of one byte are exponents, 2^(byte - 127).
+
+    """
+
+    kind: str
+    layout: Layout
+    bits: int = 8
+    codes: str | None = None
+    byte_scales: bool = False
+
+
+NVFP4, MXFP4 = Said("nvfp4", Layout(1, 16), 4), Said("mxfp4", Layout(1, 32), 4, byte_scales=True)
+
+
+@dataclass(frozen=True)
 class Config:
     """What is said of the quantization.
 
     Attributes:
         where: the file that says it, for errors.
         method: ``quant_method``; empty where nothing is said.
-        layouts: how scales may lie.
-        codes: torch's name of the dtype of the codes; None where nothing is said.
-        byte_scales: scales of one byte are exponents, 2^(byte - 127).
-        left_out: names, or ``re:`` and a pattern, of modules that are said not to be quantized.
+        weights: what is said of the weights, each differing from the others; where no method is said, what shapes and
+            keys tell on their own.
+        left_out: names of modules that are said not to be quantized.
 
     """
 
     where: str
     method: str = ""
-    layouts: tuple[Layout, ...] = (TENSOR, CHANNEL)
-    codes: str | None = None
-    byte_scales: bool = False
+    weights: tuple[Said, ...] = (Said("float8", TENSOR), Said("float8", CHANNEL), NVFP4)
     left_out: tuple[str, ...] = field(default=(), repr=False)
 
-
-def no_config(where: str) -> Config:
-    """Return what holds where nothing is said: one scale for a matrix or for a row, which their shapes tell."""
-    return Config(where)
+    def of_kind(self, kind: str) -> list[Said]:
+        """What is said of weights of a kind."""
+        return [said for said in self.weights if said.kind == kind]
 
 
 def quantization_sections(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
@@ -90,7 +125,7 @@ def read_config(folder: Path) -> Config:
             if (folder / name).is_file():
                 found.append((os.fspath(folder / name), read_json(os.fspath(folder / name))))
     if not found:
-        return no_config(os.fspath(path) if path.is_file() else os.fspath(folder))
+        return Config(os.fspath(path) if path.is_file() else os.fspath(folder))
     where, section = found[0]
     for other, text in found[1:]:
         if text != section:
@@ -131,27 +166,38 @@ def _fp8(where: str, section: Mapping[str, Any]) -> Config:
     codes, block = section.get("fmt"), section.get("weight_block_size")
     if codes is not None and codes not in _CODES:
         refuse(f"{where}: fmt", f"one of {sorted(_CODES)}", shown(codes), "Other codes are not read.")
-    if section.get("expert_dtype") not in (None, "fp8"):
-        remedy = "Experts of other types are not read yet."
-        refuse(f"{where}: expert_dtype", "fp8", shown(section["expert_dtype"]), remedy)
+    experts = section.get("expert_dtype")
+    if experts not in (None, "fp8", "fp4"):
+        refuse(f"{where}: expert_dtype", "fp8 or fp4", shown(experts), "Experts of other types are not read.")
     layouts = (TENSOR, CHANNEL) if block is None else (Layout(*_sizes(f"{where}: weight_block_size", block)),)
     left_out = _names(where, section, "modules_to_not_convert", "ignored_layers")
-    ue8m0 = section.get("scale_fmt") == "ue8m0"
-    return Config(where, "fp8", layouts, _CODES[codes] if codes else None, ue8m0, left_out)
+    name, ue8m0 = _CODES[codes] if codes else None, section.get("scale_fmt") == "ue8m0"
+    weights = [Said("float8", layout, 8, name, ue8m0) for layout in layouts]
+    return Config(where, "fp8", (*weights, *([MXFP4] if experts == "fp4" else [])), left_out)
 
 
 def _fbgemm_fp8(where: str, section: Mapping[str, Any]) -> Config:
     left_out = _names(where, section, "modules_to_not_convert")
-    return Config(where, "fbgemm_fp8", (CHANNEL,), "float8_e4m3fn", left_out=left_out)
+    return Config(where, "fbgemm_fp8", (Said("float8", CHANNEL, 8, "float8_e4m3fn"),), left_out)
+
+
+_ALGORITHMS = {
+    "FP8": Said("float8", TENSOR, 8, "float8_e4m3fn"),
+    "FP8_PER_CHANNEL_PER_TOKEN": Said("float8", CHANNEL, 8, "float8_e4m3fn"),
+    "NVFP4": NVFP4,
+}
 
 
 def _modelopt(where: str, section: Mapping[str, Any]) -> Config:
-    algorithm = section.get("quant_algo")
-    if algorithm not in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
-        refuse(f"{where}: quant_algo", "FP8 or FP8_PER_CHANNEL_PER_TOKEN", shown(algorithm), "Others are not read yet.")
-    layouts = (TENSOR,) if algorithm == "FP8" else (CHANNEL,)
-    left_out = _names(where, section, "ignore", "exclude_modules")
-    return Config(where, "modelopt", layouts, "float8_e4m3fn", left_out=left_out)
+    algorithm, layers = section.get("quant_algo"), section.get("quantized_layers")
+    named = [algorithm]
+    if algorithm == "MIXED_PRECISION":
+        named = [layer.get("quant_algo") if isinstance(layer, dict) else layer for layer in (layers or {}).values()]
+    for name in named or [algorithm]:
+        if not isinstance(name, str) or name not in _ALGORITHMS:
+            refuse(f"{where}: quant_algo", f"one of {sorted(_ALGORITHMS)}", shown(name), "Others are not read yet.")
+    weights = tuple(dict.fromkeys(_ALGORITHMS[name] for name in named if isinstance(name, str)))
+    return Config(where, "modelopt", weights, _names(where, section, "ignore", "exclude_modules"))
 
 
 def _compressed_tensors(where: str, section: Mapping[str, Any]) -> Config:
@@ -163,21 +209,30 @@ def _compressed_tensors(where: str, section: Mapping[str, Any]) -> Config:
     groups = section.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         refuse(f"{where}: config_groups", "an object with groups", shown(groups))
-    layouts: dict[Layout, None] = {}
-    byte_scales = False
+    found: dict[Said, None] = {}
     for name, group in groups.items():
         inside = f"{where}: config_groups: {shown(name)}"
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(weights, dict):
             refuse(inside, "weights and targets", shown(group))
-        form = group.get("format") or section.get("format")
-        if form not in _FORMATS or weights.get("type") != "float" or weights.get("num_bits") != 8:
-            got = f"{shown(form)} with {shown(weights.get('num_bits'))} bits of type {shown(weights.get('type'))}"
-            refuse(inside, f"floats of 8 bits as {sorted(_FORMATS)}", got, "Others are not read yet.")
-        layouts[_layout(inside, weights)] = None
-        byte_scales |= str(weights.get("scale_dtype")).removeprefix("torch.") in ("uint8", "float8_e8m0fnu")
-    left_out = _names(where, section, "ignore")
-    return Config(where, "compressed-tensors", tuple(layouts), "float8_e4m3fn", byte_scales, left_out)
+        found[_group(inside, group.get("format") or section.get("format"), weights)] = None
+    return Config(where, "compressed-tensors", tuple(found), _names(where, section, "ignore"))
+
+
+def _group(where: str, form: object, weights: Mapping[str, Any]) -> Said:
+    of_type, bits = weights.get("type"), weights.get("num_bits")
+    if form == "naive-quantized":
+        form = "int-quantized" if of_type == "int" else "float-quantized"
+    kind, needed, width = _FORMATS.get(form if isinstance(form, str) else "", ("", "", None))
+    if not kind or of_type != needed or not is_size(bits) or not 1 <= bits <= 8 or bits != (width or bits):
+        got = f"{shown(form)} with {shown(bits)} bits of type {shown(of_type)}"
+        refuse(where, f"one of {sorted(_FORMATS)} with its type and bits", got, "Others are not read.")
+    if weights.get("actorder") in ("group", "dynamic", True):
+        refuse(f"{where}: actorder", "none, weight or static", shown(weights["actorder"]), "Others are not read yet.")
+    if kind in ("nvfp4", "mxfp4"):
+        return NVFP4 if kind == "nvfp4" else MXFP4
+    byte_scales = str(weights.get("scale_dtype")).removeprefix("torch.") in ("uint8", "float8_e8m0fnu")
+    return Said(kind, _layout(where, weights), bits, "float8_e4m3fn" if kind == "float8" else None, byte_scales)
 
 
 def _layout(where: str, weights: Mapping[str, Any]) -> Layout:

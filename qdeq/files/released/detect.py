@@ -1,66 +1,51 @@
 """Which tensors of a released checkpoint make a weight together: the keys decide, and the config has to agree.
 
-===========================================  ======================================================================
-keys                                         a weight of FP8 codes
-===========================================  ======================================================================
-``M.weight`` and ``M.weight_scale_inv``      blocks, of the size that the config states; despite the name a factor
-``M.weight`` and ``M.weight_scale``          a scale for the matrix, for each row, or for blocks
-``M.weight`` and ``M.scale``                 as the first, as later checkpoints call it
-``M.weight`` and ``M.qscale_weight``         a scale for the matrix
-``X`` and ``X_scale_inv``, three dimensions  matrices of experts, one behind another; no block holds values of two
-===========================================  ======================================================================
+==================================================  ===============================================================
+keys                                                a weight of
+==================================================  ===============================================================
+``M.weight`` FP8, ``M.weight_scale_inv``            FP8 in blocks, of the size that the config states; a factor
+``M.weight`` FP8, ``M.weight_scale``                FP8, a scale for the matrix, for each row, or for blocks
+``M.weight`` FP8, ``M.scale`` or ``M.qscale_weight``  as the first two, by other names
+``X`` FP8 and ``X_scale_inv``, three dimensions     experts one behind another; no block holds values of two
+``M.weight_packed`` U8, ``M.weight_global_scale``   NVFP4; the global scale is a divisor
+``M.weight`` U8, ``M.weight_scale_2``               NVFP4; the second scale is a factor
+``M.weight_packed`` U8, ``M.weight_scale`` U8       MXFP4; scales are exponents
+``M.weight`` I8, ``M.scale`` F8_E8M0                MXFP4, by other names
+``M.weight_packed`` I32, ``M.weight_shape``         integers of 1 to 8 bits, packed along rows
+``M.weight`` I8, ``M.weight_scale``                 integers in bytes
+==================================================  ===============================================================
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
-from qdeq.files.released.config import Config, Layout
+from qdeq.files.released.config import Config
+from qdeq.files.released.parts import CONTRADICTION, SCALE_NAMES, Parts, float8_scales, parts_of
 from qdeq.files.safetensors.format import Place
+from qdeq.files.safetensors.shards import Shards
 from qdeq.files.untrusted import refuse, shown
-from qdeq.weights.block_weight import CODE_DTYPES, SCALE_DTYPES, grid_shape
-from qdeq.words import dtype_name, shape_text
+from qdeq.weights.codes import FLOAT8_TYPES
+from qdeq.words import dtype_name
 
-__all__ = ["Found", "Grid", "ScaledCodes", "find_weights", "looks_released"]
+__all__ = ["Found", "find_weights", "looks_released"]
 
-_CONTRADICTION = "The checkpoint contradicts itself: get a fresh copy."
-# Behind the weight's name, and beside it in its module.
-_SUFFIXES, _BESIDE = ("_scale_inv", "_scale"), ("scale", "qscale_weight")
 # The end of an integer tensor's name, the end of another's that has to be beside it -> kinds that are not read.
 _OTHER_KINDS = {
-    ("weight_packed", "weight_scale"): "packed weights of compressed-tensors",
-    ("weight", "weight_scale_2"): "NVFP4 weights",
     ("qweight", "scales"): "GPTQ or AWQ weights",
     ("weight", "SCB"): "bitsandbytes int8 weights",
     ("weight", "weight.absmax"): "bitsandbytes 4-bit weights",
-    ("_blocks", "_scales"): "MXFP4 weights",
+    ("_blocks", "_scales"): "MXFP4 weights of transposed experts",
 }
 _OF_ACTIVATIONS = ("input_scale", "input_scale_ub", "input_global_scale", "input_zero_point", "output_scale",
                    "activation_scale", "qscale_act")  # fmt: skip
 _OF_CACHE = ("k_scale", "v_scale", "q_scale", "kv_scale")
 _INTEGERS = (torch.int8, torch.uint8, torch.int32, torch.uint32)
-
-
-class Grid(NamedTuple):
-    """The block of a weight, a size for each dimension as :class:`~qdeq.BlockWeight` has it, and how many there are."""
-
-    block: tuple[int, ...]
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class ScaledCodes:
-    """A weight whose codes and scales are tensors of their own; ``byte_scales``: the scales are uint8 exponents."""
-
-    codes: str
-    scale: str
-    grid: Grid
-    byte_scales: bool
+_USED = "scales and the like, used for the weights beside them"
 
 
 @dataclass
@@ -74,23 +59,40 @@ class Found:
 
     """
 
-    weights: dict[str, ScaledCodes] = field(default_factory=dict)
+    weights: dict[str, Parts] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
 def looks_released(places: Mapping[str, Place]) -> bool:
     """Whether tensors hold weights that only scales beside them explain, by their names and dtypes."""
-    if any(place.dtype in CODE_DTYPES and any(_scales_of(name, places)) for name, place in places.items()):
-        return True
-    return any(_other_kind(name, places) for name in places)
+    return any(
+        _other_kind(name, places) or (kind := _kind_of(name, places)) in ("nvfp4", "mxfp4", "packed")
+        or (kind == "float8" and float8_scales(name, places))
+        for name in places
+    )  # fmt: skip
 
 
-def _scales_of(name: str, places: Mapping[str, Place]) -> Iterator[str]:
+def _kind_of(name: str, places: Mapping[str, Place]) -> str | None:
+    """The kind of weight whose codes a tensor holds, by its name, dtype and neighbours; None if it holds none."""
+    dtype = places[name].dtype
+    if name.endswith("weight_packed"):
+        stem = name.removesuffix("weight_packed")
+        if dtype == torch.int32:
+            return "packed"
+        return "nvfp4" if stem + "weight_global_scale" in places else "mxfp4" if dtype == torch.uint8 else None
+    if dtype in FLOAT8_TYPES:
+        stem = name.removesuffix("weight_scale")
+        of_nibbles = stem != name and (stem + "weight_packed" in places or stem + "weight_scale_2" in places)
+        return None if of_nibbles else "float8"
     stem = name.removesuffix("weight")
-    names = [name + suffix for suffix in _SUFFIXES]
-    names += [stem + beside for beside in _BESIDE] if stem != name else []
-    return (key for key in names if key in places)
+    if stem == name:
+        return None
+    if dtype == torch.uint8 and stem + "weight_scale_2" in places:
+        return "nvfp4"
+    if dtype == torch.int8 and stem + "scale" in places and places[stem + "scale"].dtype == torch.float8_e8m0fnu:
+        return "mxfp4"
+    return "int8" if dtype == torch.int8 and stem + "weight_scale" in places else None
 
 
 def _other_kind(name: str, places: Mapping[str, Place]) -> str | None:
@@ -107,12 +109,11 @@ def _other_kind(name: str, places: Mapping[str, Place]) -> str | None:
     )
 
 
-def find_weights(where: str, places: Mapping[str, Place], config: Config) -> Found:
+def find_weights(shards: Shards, config: Config) -> Found:
     """Find every weight, and what belongs to none.
 
     Args:
-        where: the checkpoint, for errors.
-        places: all tensors, by key.
+        shards: all tensors; those that say a shape are read.
         config: what is said of them.
 
     Raises:
@@ -120,94 +121,44 @@ def find_weights(where: str, places: Mapping[str, Place], config: Config) -> Fou
             does not know, or two; or a config that says more than the tensors do.
 
     """
+    places = shards.places
     for name in places:
         if kind := _other_kind(name, places):
-            what, remedy = "weights of FP8 codes with scales", "This kind is not read yet; nothing was written."
-            refuse(f"{where}: {shown(name)}", what, kind, remedy)
+            what, remedy = "weights of a kind that is read", "This kind is not read yet; nothing was written."
+            refuse(f"{shards.path}: {shown(name)}", what, kind, remedy)
     found = Found()
-    for name, place in places.items():
-        if place.dtype in CODE_DTYPES:
-            found.weights[name] = _scaled_codes(where, name, places, config)
-            found.dropped[found.weights[name].scale] = "scales, used for the weights beside them"
-            if _is_left_out(name, config):
-                found.notes[name] = f"{config.where} leaves it out, but it has a scale: dequantized"
+    for name in places:
+        kind = _kind_of(name, places)
+        if kind is None:
+            continue
+        dense, parts = parts_of(kind, name, shards, config)
+        if dense in found.weights or (dense != name and dense in places):
+            refuse(f"{shards.path}: {shown(dense)}", "one weight of this name", "two", CONTRADICTION)
+        found.weights[dense] = parts
+        found.dropped |= dict.fromkeys(parts.beside, _USED)
+        if dense.removesuffix(".weight") in config.left_out:
+            found.notes[dense] = f"{config.where} leaves it out, but it has a scale: dequantized"
     if config.method and not found.weights:
-        got = "none with FP8 codes"
-        refuse(config.where, f"weights that are quantized as {config.method} says", got, _CONTRADICTION)
-    _judge_the_rest(where, places, found)
+        refuse(config.where, f"weights that are quantized as {config.method} says", "none", CONTRADICTION)
+    _judge_the_rest(shards.path, places, found)
     return found
 
 
-def _scaled_codes(where: str, name: str, places: Mapping[str, Place], config: Config) -> ScaledCodes:
-    place, scales = places[name], list(_scales_of(name, places))
-    where = f"{where}: {shown(name)}"
-    if len(scales) != 1:
-        got = " and ".join(map(shown, scales)) or "none"
-        remedy = "Open the folder with all shards." if not scales else _CONTRADICTION
-        refuse(where, f"one tensor of scales for {dtype_name(place.dtype)} codes", got, remedy)
-    scale = places[scales[0]]
-    is_bytes = scale.dtype == torch.uint8
-    if is_bytes and not config.byte_scales:
-        what = f"scales that are floats, as {config.where} says nothing of exponents"
-        refuse(f"{where}: {shown(scales[0])}", what, "uint8", _CONTRADICTION)
-    if not is_bytes and scale.dtype not in SCALE_DTYPES:
-        what = f"scales of {[dtype_name(dtype) for dtype in SCALE_DTYPES]}"
-        refuse(f"{where}: {shown(scales[0])}", what, dtype_name(scale.dtype), "Other scales are not read.")
-    if config.codes not in (None, dtype_name(place.dtype)):
-        refuse(where, f"codes of {config.codes}, as {config.where} says", dtype_name(place.dtype), _CONTRADICTION)
-    return ScaledCodes(name, scales[0], _place_scales(where, scales[0], place.shape, scale.shape, config), is_bytes)
-
-
-def _place_scales(where: str, key: str, shape: tuple[int, ...], scale: tuple[int, ...], config: Config) -> Grid:
-    """The size of blocks comes from the config and never from the shapes."""
-    fitting = {found for layout in config.layouts if (found := _fit(layout, shape, scale)) is not None}
-    if len(fitting) != 1:
-        what = f"scales for {shape_text(shape)} codes, {' or '.join(map(str, config.layouts))}"
-        what += f", as {config.where} says" if config.method else ""
-        got = f"{shown(key)} of shape {shape_text(scale)}"
-        remedy = _CONTRADICTION
-        if fitting:
-            got, remedy = f"{got}, which fits several", "Which of them holds, neither config nor shapes say."
-        elif not config.method:
-            remedy = "State the size of blocks in config.json beside the weights, as quantization_config."
-        refuse(where, what, got, remedy)
-    return fitting.pop()
-
-
-def _fit(layout: Layout, shape: tuple[int, ...], scale: tuple[int, ...]) -> Grid | None:
-    """Blocks of the last two dimensions, each matrix with scales of its own; None if the shapes do not fit."""
-    dims = len(shape)
-    if (layout.rows, layout.cols) == (0, 0) and math.prod(scale) == 1:
-        return Grid((0,) * dims, (1,) * dims)
-    if dims < 2:
-        return None
-    leading, block = shape[:-2], (*(1 for _ in shape[:-2]), layout.rows, layout.cols)
-    grid = grid_shape(shape, block)
-    # Without the dimensions of size 1 at the end: (experts,) and (rows,) are written, too.
-    spellings = {grid[:end] for end in range(len(leading), dims + 1) if all(size == 1 for size in grid[end:])}
-    if scale not in spellings - {()}:
-        return None
-    return Grid(tuple(0 if step >= size else step for step, size in zip(block, shape, strict=True)), grid)
-
-
-def _is_left_out(name: str, config: Config) -> bool:
-    return name.removesuffix(".weight") in config.left_out
-
-
 def _judge_the_rest(where: str, places: Mapping[str, Place], found: Found) -> None:
+    codes = {parts.codes for parts in found.weights.values()}
     modules = {name.rpartition(".")[0] for name in found.weights}
     for name, place in places.items():
-        if name in found.weights or name in found.dropped:
+        if name in codes or name in found.dropped:
             continue
         module, _, last = name.rpartition(".")
+        owner = name.removesuffix("_inv").removesuffix("_scale")
         if (last in _OF_ACTIVATIONS and module in modules) or (last in _OF_CACHE and math.prod(place.shape) == 1):
             found.dropped[name] = "scale of activations"
-        elif last.endswith(_SUFFIXES) and name.removesuffix("_inv").removesuffix("_scale") in places:
-            owner = name.removesuffix("_inv").removesuffix("_scale")
+        elif last.endswith(SCALE_NAMES) and owner in places:
             got = f"{dtype_name(places[owner].dtype)} beside {shown(name)}"
-            refuse(f"{where}: {shown(owner)}", "FP8 codes where there are scales", got, _CONTRADICTION)
+            refuse(f"{where}: {shown(owner)}", "codes where there are scales", got, CONTRADICTION)
         elif last == "weight" and place.dtype in _INTEGERS:
             got = f"{dtype_name(place.dtype)} without scales that explain it"
-            refuse(f"{where}: {shown(name)}", "a float weight, or FP8 codes with scales", got, "It is not read yet.")
-        elif last.endswith("_scale_inv"):
-            refuse(f"{where}: {shown(name)}", "a weight beside the scales", "none", _CONTRADICTION)
+            refuse(f"{where}: {shown(name)}", "a float weight, or codes with scales", got, "It is not read.")
+        elif last.endswith("_scale_inv") or last in ("weight_global_scale", "weight_scale_2", "weight_scale"):
+            refuse(f"{where}: {shown(name)}", "a weight beside the scales", "none", CONTRADICTION)

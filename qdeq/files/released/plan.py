@@ -16,7 +16,7 @@ from qdeq.errors import refuse as refuse_argument
 from qdeq.files.released.checkpoint import ReleasedFile, open_folder
 from qdeq.files.released.config import CONFIG_FILE
 from qdeq.files.released.folder import OtherFiles, dense_config, other_files
-from qdeq.files.safetensors.format import CODES, Place, bytes_for, encode_header
+from qdeq.files.safetensors.format import Place, bytes_for, encode_header, place_of
 from qdeq.files.safetensors.shards import MappedFile
 from qdeq.files.untrusted import refuse, shown
 from qdeq.weights.checks import check_dtype
@@ -160,17 +160,22 @@ def _check_scales(source: ReleasedFile, taken: Collection[str]) -> None:
 
 
 def _shard(source: ReleasedFile, file: MappedFile, taken: Collection[str], dtype: torch.dtype) -> ShardPlan:
-    name = Path(file.path).name
-    if not name.endswith(".safetensors"):
-        refuse(source.path, "shards called *.safetensors", shown(name), "Rename it, in the index, too.")
-    kept = [place for key, place in file.places.items() if key in taken]
-    dense = [replace(p, code=CODES[dtype], stored_shape=p.shape) if p.name in source.weights else p for p in kept]
+    file_name = Path(file.path).name
+    if not file_name.endswith(".safetensors"):
+        refuse(source.path, "shards called *.safetensors", shown(file_name), "Rename it, in the index, too.")
+    dense = {parts.codes: name for name, parts in source.weights.items()}
+    named = [(dense.get(key, key), place) for key, place in file.places.items()]
+    planned = [
+        place_of(name, dtype, source.weights[name].shape, 0) if name in source.weights else place
+        for name, place in named
+        if name in taken
+    ]
     places, end = [], 0
     # Wide values first: then every tensor lies at a multiple of its value's size.
-    for place in sorted(dense, key=lambda place: -place.dtype.itemsize):
+    for place in sorted(planned, key=lambda place: -place.dtype.itemsize):
         begin, end = end, end + bytes_for(place.code, place.stored_shape)
         places.append(replace(place, begin=begin, end=end))
-    return ShardPlan(name, encode_header(places, file.metadata), tuple(places))
+    return ShardPlan(file_name, encode_header(places, file.metadata), tuple(places))
 
 
 def _index(shards: Sequence[ShardPlan]) -> bytes:
