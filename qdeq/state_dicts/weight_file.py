@@ -146,7 +146,7 @@ class WeightFile(Mapping[str, Weight]):
         plan.doubtful |= self.doubtful
         return plan
 
-    def by_parameter(self) -> dict[str, QuantizedWeight | Tensor]:
+    def by_parameter(self) -> dict[str, Weight]:
         """Every weight by the name that torch's modules would give it; tensors are mapped, not copied."""
         return dict(self)
 

@@ -17,6 +17,7 @@ from qdeq.onnx_graphs.parameters import Parameter, parameters
 from qdeq.onnx_graphs.stored import TYPES, Stored, stored
 from qdeq.onnx_graphs.weights import FloatWeight
 from qdeq.state_dicts.weight_file import Entry, WeightFile
+from qdeq.weights.blocks import Weight
 from qdeq.weights.weight import QuantizedWeight
 from qdeq.words import dtype_name
 
@@ -59,13 +60,14 @@ class OnnxFile(WeightFile):
             raise QdeqValueError(expected(f"{self.path}: {shown(name)}", "an open file", "a closed one", remedy))
         return self._items[name].read()
 
-    def by_parameter(self) -> dict[str, QuantizedWeight | Tensor]:
+    def by_parameter(self) -> dict[str, Weight]:
         """Weights and biases of layers by the modules that torch's exporter named their nodes after, as torch has them.
 
         Where it named none, ``X`` becomes ``X.weight``. All others keep their names.
         """
-        found: dict[str, QuantizedWeight | Tensor] = {}
-        for name, value in self.items():
+        found: dict[str, Weight] = {}
+        for name in self:
+            value = self[name]
             parameter = self._parameters.get(name, Parameter(name))
             found[parameter.name] = _transposed(value) if parameter.transposed else value
         return found
