@@ -16,7 +16,6 @@ from torch import fx
 
 from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.torchscript.budget import Budget
-from qdeq.sources.torchscript.building import Place
 from qdeq.sources.torchscript.code import OPEN, Code, Function
 from qdeq.sources.torchscript.expressions import Expressions, Frame, Undecided
 from qdeq.sources.torchscript.objects import Object
@@ -214,10 +213,6 @@ class Interpreter(Expressions):
             returned, value = self._block(node.body, frame)
             if returned:
                 return True, value
-
-    def place(self, frame: Frame, node: ast.AST) -> Place:
-        """Where the code is."""
-        return Place(frame.path, self.where(frame, node))
 
 
 def _is_raise(node: ast.expr) -> bool:
