@@ -154,7 +154,8 @@ def _run(
 ) -> tuple[list[Finding], _Ran]:
     if ours.model is None:
         remedy = "Pass the model, or the file of a whole one with trust=True (--trust); or leave data out."
-        raise QdeqValueError(expected("int8_model", "a model that can run on data", "a state_dict", remedy))
+        got = "a state_dict" if ours.form is None else "a script, which gives no values between its layers"
+        raise QdeqValueError(expected("int8_model", "a model that can run on data", got, remedy))
     float_model = theirs.model
     if float_model is None:
         pairs = [pair.as_applied() for pair in pairs]

@@ -53,13 +53,14 @@ KEEPS_VALUES = {
 _TIES = {
     **dict.fromkeys(("avgpool2d", "avgpool3d"), "value"),
     **dict.fromkeys(("avgpool1d", "adaptiveavgpool1d", "adaptiveavgpool2d", "adaptiveavgpool3d"), "integer"),
-    **dict.fromkeys(("interpolate", "upsample", "upsamplingbilinear2d"), "integer"),
+    **dict.fromkeys(("interpolate", "upsample", "upsamplingbilinear2d", "upsamplebilinear2d"), "integer"),
 }
 _KEEPS_GRID = {
     *_TIES,
     *(
         "mean",
         "upsamplingnearest2d",
+        "upsamplenearest2d",
         "hardtanh",
         "relu6",
         "clamp",
@@ -75,7 +76,7 @@ _KEEPS_GRID = {
     *("stack", "pad", "zeropad2d", "constantpad1d", "constantpad2d", "constantpad3d", "reflectionpad2d"),
 }
 # Of those that keep the grid: what only moves values, or puts a zero beside them,
-COPIES = {"upsamplingnearest2d", "stack", "pad", "zeropad2d", "reflectionpad2d"}
+COPIES = {"upsamplingnearest2d", "upsamplenearest2d", "stack", "pad", "zeropad2d", "reflectionpad2d"}
 # and, whatever the grid, what gives each output from one value.
 VALUE_BY_VALUE = {
     *("hardtanh", "relu6", "clamp", "clip", "clampmin", "clampmax", "threshold", "leakyrelu", "gelu"),

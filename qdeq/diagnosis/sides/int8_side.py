@@ -57,7 +57,10 @@ def _of_model(model: Any, form: Form) -> Int8Side:
     for path, module in model.named_modules():
         if any(path.startswith(owner) for owner in done):
             continue
-        if path in layers and any(is_quantized_module(part) for part in module.modules()):
+        if inside := _inside_script(path, module, layers):
+            for layer in inside:
+                _read(layer, found)
+        elif path in layers and any(is_quantized_module(part) for part in module.modules()):
             _read(layers[path], found)
         elif path in failures:
             found.unread[path] = failures[path]
@@ -70,6 +73,13 @@ def _of_model(model: Any, form: Form) -> Int8Side:
             continue
         done.append(f"{path}." if path else "")
     return found
+
+
+def _inside_script(path: str, module: nn.Module, layers: Mapping[str, Layer]) -> list[Layer]:
+    """The layers of a script, which need not be modules of it."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return []
+    return [layer for at, layer in layers.items() if at == path or at.startswith(f"{path}.")]
 
 
 def _holds_something(module: nn.Module) -> bool:

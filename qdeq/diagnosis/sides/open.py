@@ -57,7 +57,7 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         source = light_copy(source)
     form = form_of(source)
     if form is not None:
-        if not isinstance(source, nn.Module) or isinstance(source, torch.jit.ScriptModule):
+        if not isinstance(source, nn.Module) or _holds_script(source):
             return Side(None, form=form, source=source)  # a script gives no values between its layers
         model = with_modules(source)
         return Side(model, form=form, source=model, functions=_added(model, source))
@@ -66,6 +66,10 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         return Side(None, inner if isinstance(inner, Mapping) else source)
     remedy = "Pass a torch.nn.Module, a state_dict or the path of a checkpoint."
     raise QdeqTypeError(expected(where, "a model, a state_dict or a path", class_name(source), remedy))
+
+
+def _holds_script(model: nn.Module) -> bool:
+    return any(isinstance(module, torch.jit.ScriptModule) for _, module in every_module(model))
 
 
 def _added(model: nn.Module | None, source: object) -> frozenset[str]:

@@ -24,7 +24,6 @@ from qdeq.words import join
 __all__ = ["Expressions", "Frame", "Undecided"]
 
 _NAMES = {"inf": math.inf, "nan": math.nan, "infj": complex(0, math.inf)}
-_CASTS = {"annotate": 1, "unchecked_cast": 1}  # name -> which argument is the value
 _NUMBERS: dict[str, Callable[[Any], Any]] = {"int": int, "float": float, "bool": bool}
 
 
@@ -164,18 +163,19 @@ class Expressions:
         if isinstance(node.slice, ast.Slice):
             parts = (node.slice.lower, node.slice.upper, node.slice.step)
             bounds = [None if part is None else self.evaluate(part, frame) for part in parts]
-            return self.operators.call("aten::slice", [owner, *bounds[:2], bounds[2] or 1], {}, self._at(frame, node))
+            return self.operators.call("aten::slice", [owner, *bounds[:2], bounds[2] or 1], {}, self.place(frame, node))
         index = self.evaluate(node.slice, frame)
         if isinstance(owner, Object) and owner.cls.base == "NamedTuple":
             owner = tuple(owner.attributes.values())
         if isinstance(owner, fx.Node):
-            return self.operators.item(owner, index, self._at(frame, node))
+            return self.operators.item(owner, index, self.place(frame, node))
         try:
             return owner[index]
         except (LookupError, TypeError) as error:
             refuse(self.where(frame, node), "an index that is there", shown(str(error)), OPEN)
 
-    def _at(self, frame: Frame, node: ast.AST) -> Place:
+    def place(self, frame: Frame, node: ast.AST) -> Place:
+        """Where the code is, for what it calls."""
         return Place(frame.path, self.where(frame, node))
 
     def _call(self, node: ast.Call, frame: Frame) -> Any:
@@ -194,7 +194,7 @@ class Expressions:
         if function.name == "torch.device":
             return self._device(args, frame, node)
         operator = f"aten::{name}" if root == "torch" else name.replace(".", "::")
-        return self.operators.call(operator, args, kwargs, self._at(frame, node))
+        return self.operators.call(operator, args, kwargs, self.place(frame, node))
 
     def _call_own(self, name: str, args: list[Any], kwargs: dict[str, Any], frame: Frame, node: ast.AST) -> Any:
         found = self.code.find(name)

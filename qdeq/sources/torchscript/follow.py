@@ -78,6 +78,8 @@ class _Following:
         training = root.attributes.get("training", root.raw.get("training", False))
         program.training = training is True
         self._note_methods(root)
+        if self.script.constants and "training" not in root.cls.fields:
+            self.notes.append("the script was frozen, which takes names and flags of parameters away")
         return Followed(program, self.notes, self.interpreter.objects.unused())
 
     def _note_methods(self, root: Object) -> None:

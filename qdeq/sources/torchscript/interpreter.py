@@ -7,23 +7,26 @@ not taken, as the model would not run if it were; a condition that is known deci
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from qdeq.files.untrusted import refuse, shown
 from qdeq.sources.torchscript.budget import Budget
-from qdeq.sources.torchscript.building import Place
 from qdeq.sources.torchscript.code import OPEN, Code, Function
 from qdeq.sources.torchscript.expressions import Expressions, Frame, Undecided
 from qdeq.sources.torchscript.objects import Object
 from qdeq.sources.torchscript.operators import INPUT_DECIDES, Operators
+from qdeq.sources.torchscript.ranks import RANK
 
 __all__ = ["Interpreter"]
 
 _COMPARING = {f"torch.{name}" for name in ("eq", "ne", "lt", "le", "gt", "ge", "__not__", "__is__", "__isnot__")}
 _COMPARING |= {f"torch.{name}" for name in ("dim", "size", "len", "__and__", "__or__", "__contains__")}
+_COMPARING |= {f"torch.{name}" for name in ("add", "sub", "mul", "floordiv")} | {"range"}
 _MAX_CALLS = 64  # inside each other; torch's own modules take some ten
 
 
@@ -133,6 +136,7 @@ class Interpreter(Expressions):
     def _if(self, node: ast.If, frame: Frame) -> tuple[bool, Any]:
         yes, no = self._raises(node.body, frame), self._raises(node.orelse, frame)
         if yes and not no:
+            self._learn(node.test, frame)
             return self._block(node.orelse, frame)
         if no and not yes:
             return self._block(node.body, frame)
@@ -148,6 +152,19 @@ class Interpreter(Expressions):
         frame.names.update(dict.fromkeys(names, Undecided(where, text)))  # a guard's: what only raises is left out
         return False, None
 
+    def _learn(self, test: ast.expr, frame: Frame) -> None:
+        """``if torch.ne(torch.dim(x), 4): raise`` says how many dimensions a tensor has."""
+        value = frame.names.get(test.id) if isinstance(test, ast.Name) else None
+        if isinstance(test, ast.Call) and ast.unparse(test.func) == "torch.ne" and _compares(test):
+            value = self.evaluate(test, frame)
+        if not isinstance(value, fx.Node) or value.target is not operator.ne:
+            return
+        dim, rank = value.args
+        if isinstance(dim, fx.Node) and dim.target is torch.ops.aten.dim and isinstance(rank, int):
+            tensor = dim.args[0]
+            assert isinstance(tensor, fx.Node)  # it was made of one
+            tensor.meta[RANK] = rank
+
     def _raises(self, body: list[ast.stmt], frame: Frame) -> bool:
         """Whether a block always ends in an exception."""
         for node in body:
@@ -160,6 +177,11 @@ class Interpreter(Expressions):
 
     def _for(self, node: ast.For, frame: Frame) -> tuple[bool, Any]:
         items = self._items(node.iter, frame)
+        names = _compared([node]) if items is None else None
+        if names is not None:
+            text = f"for {shown(ast.unparse(node.iter))[1:-1]}, which the input decides"
+            frame.names.update(dict.fromkeys(names, Undecided(self.where(frame, node), text)))
+            return False, None
         if items is None:
             got = f"for {shown(ast.unparse(node.iter))[1:-1]}, which the input decides"
             refuse(self.where(frame, node), "a loop of known length", got, INPUT_DECIDES)
@@ -192,10 +214,6 @@ class Interpreter(Expressions):
             if returned:
                 return True, value
 
-    def place(self, frame: Frame, node: ast.AST) -> Place:
-        """Where the code is."""
-        return Place(frame.path, self.where(frame, node))
-
 
 def _is_raise(node: ast.expr) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node.func) == "ops.prim.RaiseException"
@@ -205,9 +223,9 @@ def _compared(body: list[ast.stmt]) -> set[str] | None:
     """The names that a block sets, if all it does is to compare numbers: ``a and b`` is written as such; else None."""
     names: set[str] = set()
     for node in body:
-        if isinstance(node, ast.If):
+        if isinstance(node, ast.If | ast.For):
             inner = _compared([*node.body, *node.orelse])
-            if inner is None or not _compares(node.test):
+            if inner is None or not _compares(node.test if isinstance(node, ast.If) else node.iter):
                 return None
             names |= inner
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and _compares(node.value):

@@ -18,6 +18,7 @@ from qdeq.sources.torchscript.building import Building, Place
 from qdeq.sources.torchscript.code import OPEN
 from qdeq.sources.torchscript.objects import Stored
 from qdeq.sources.torchscript.packing import pack
+from qdeq.sources.torchscript.ranks import RANK, rank_after, rank_of
 from qdeq.sources.torchscript.schemas import match, type_of
 
 __all__ = ["INPUT_DECIDES", "Operators"]
@@ -110,6 +111,8 @@ class Operators:
             return (args[0] is args[1]) is (own == "__is__")
         if own in scalars.MESSAGES:
             return ""
+        if own == "dim":
+            return self._dim(args[0], at)
         args = self._counts(own, args)
         computed = any(self._is_computed(value) for value in [*args, *kwargs.values()])
         inside = own in scalars.IN_CONTAINERS and isinstance(args[0], list | tuple | dict)
@@ -130,6 +133,10 @@ class Operators:
         if like is not None:
             own, args = f"new_{own}", [like, *args]
         return self._emit(f"aten::{own}", args, kwargs, at)
+
+    def _dim(self, value: Any, at: Place) -> Any:
+        known = rank_of(value)
+        return self._emit("aten::dim", [value], {}, at) if known is None else known
 
     def _is_computed(self, value: Any) -> bool:
         """Whether a value holds something that only running the model gives, or a tensor."""
@@ -184,7 +191,7 @@ class Operators:
             name = self._building.name_for("add")
             return self._building.call(operator.add, self._building.argument(tuple(args), at), {}, kind, at, name)
         if own == "len" and first.target is torch.ops.aten.size:
-            return self._emit("aten::dim", [first.args[0]], {}, at)
+            return self._dim(first.args[0], at)
         if own == "slice":
             return self._building.item(first, slice(*args[1:]), type_of(first), at)
         return self.item(first, args[1], at) if own == "__getitem__" else None
@@ -225,6 +232,8 @@ class Operators:
             return tuple(self._building.item(node, index, kind, at) for index, kind in enumerate(returns))
         if own in ("size", "dim", "len") and kind == "int":
             node.meta[_POSITIVE] = True
+        if kind == "Tensor" and (rank := rank_after(name, args)) is not None:
+            node.meta[RANK] = rank
         return node if returns else None
 
     def _argument(self, name: str, value: Any, role: str, kind: str, hint: str, at: Place) -> Any:

@@ -12,7 +12,7 @@ from torch import fx
 
 from qdeq.sources.torchscript.objects import Stored
 
-__all__ = ["TYPE", "Match", "is_tensor", "match", "type_of"]
+__all__ = ["TYPE", "Match", "match", "type_of"]
 
 TYPE = "type"
 """Key of a node's ``meta``: the type that TorchScript gives it, as text, such as ``Tensor`` or ``List[int]``."""
@@ -63,11 +63,6 @@ def type_of(value: object) -> str:
     if isinstance(value, Stored):
         return "Tensor"
     return type(value).__name__ if isinstance(value, bool | int | float | str) else ""
-
-
-def is_tensor(value: object) -> bool:
-    """Whether a value is a tensor, of the archive or computed."""
-    return type_of(value) == "Tensor"
 
 
 def match(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Match | None:

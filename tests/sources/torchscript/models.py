@@ -30,7 +30,7 @@ class Static(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn(self.conv(self.quant(x))))
         x = self.add.add_relu(x, self.branch(x))
-        x = self.up(nn.functional.max_pool2d(x, 2))
+        x = nn.functional.interpolate(self.up(nn.functional.max_pool2d(x, 2)), scale_factor=2.0, mode="nearest")
         x = self.join.cat([self.scale.mul_scalar(x, 2.0), x], dim=1)
         return self.dequant(self.fc(torch.flatten(self.pool(x), 1)))
 

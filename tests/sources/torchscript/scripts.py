@@ -91,4 +91,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
         a, b = (x.dequantize() if x.is_quantized else x for x in (a, b))
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     return len(a) == len(b) and all(map(same, a, b))

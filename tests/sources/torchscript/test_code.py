@@ -86,6 +86,41 @@ return y"""
     assert same(model(X), X.relu())
 
 
+def test_a_guard_tells_how_many_dimensions_there_are(tmp_path):
+    body = """if torch.ne(torch.dim(x), 2):
+  ops.prim.RaiseException("2 dimensions")
+else:
+  pass
+y = torch.unsqueeze(torch.relu(torch.transpose(x, 0, 1)), 0)
+n = torch.len(torch.size(y))
+for i in range(torch.sub(n, 1)):
+  y = torch.add(y, torch.select(y, 0, 0))
+if torch.eq(torch.dim(torch.flatten(y, 1)), 2):
+  y = torch.neg(y)
+else:
+  y = torch.sum(y)
+return y"""
+    model = built(with_code(body), tmp_path)
+    assert targets(model) == {"transpose": 1, "relu": 1, "unsqueeze": 1, "select": 2, "add": 2, "neg": 1}
+    assert same(model(X), -4 * X.T.relu()[None])
+
+
+def test_a_loop_that_only_counts_for_a_guard_is_left_out(tmp_path):
+    """As in group norms: whether there is more than one value."""
+    body = """count = torch.size(x, 0)
+for i in range(torch.sub(torch.len(torch.size(x)), 2)):
+  count = torch.mul(count, (torch.size(x))[torch.add(i, 2)])
+if torch.eq(count, 1):
+  ops.prim.RaiseException("more than one value")
+else:
+  pass
+return torch.relu(x)"""
+    model = built(with_code(body), tmp_path)
+    assert targets(model) == {"relu": 1}
+    with pytest.raises(qdeq.QdeqValueError, match=r"line 9: expected a condition that is known, got for range\("):
+        built(with_code(body.replace("torch.relu(x)", "torch.add(x, count)")), tmp_path)
+
+
 @pytest.mark.parametrize(("body", "line", "what"), [
     ("y = x\nif bool(torch.gt(torch.sum(x), 0)):\n  y = torch.neg(x)\nelse:\n  pass\nreturn y", 9, "bool()"),
     ("if torch.gt(torch.size(x, 0), 1):\n  y = torch.neg(x)\nelse:\n  y = x\nreturn y", 8, "if torch.gt("),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import torch
 
@@ -23,13 +21,11 @@ def small_budget(monkeypatch):
     monkeypatch.setattr(budget, "_MAX_NODES", 200)
 
 
-def refused(archive: bytes, match: str, tmp_path, seconds: float = 10) -> None:
+def refused(archive: bytes, match: str, tmp_path) -> None:
     path = tmp_path / "script.pt"
     path.write_bytes(archive)
-    begin = time.process_time()
     with pytest.raises(qdeq.QdeqError, match=match) as caught:
         qdeq.dequantize_model(path)
-    assert time.process_time() - begin < seconds
     assert "script.pt" in str(caught.value)
 
 

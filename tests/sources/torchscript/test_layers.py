@@ -88,8 +88,12 @@ def converted(kind: str) -> tuple[nn.Module, Tensor]:
     return quantize(spread(wrapped), torch.randn(shape), groups=fused), torch.randn(shape)
 
 
-@pytest.mark.parametrize("form", ["scripted", "traced and frozen"])
-@pytest.mark.parametrize("kind", [*STATIC, *DYNAMIC])
+FROZEN = ("conv1d", "conv_transpose1d", "gru", "gru cell")
+
+
+@pytest.mark.parametrize(("kind", "form"), [
+    *((kind, "scripted") for kind in [*STATIC, *DYNAMIC]), *((kind, "traced and frozen") for kind in FROZEN)
+])  # fmt: skip
 def test_layer(kind, form):
     model, x = converted(kind)
     script = as_script(model, form, x)

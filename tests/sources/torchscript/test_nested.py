@@ -66,12 +66,14 @@ def test_a_script_that_cannot_be_followed_is_named_by_its_path():
         qdeq.dequantize_model(Pipeline(network))
 
 
-def test_explain_reads_a_script_by_its_layers():
-    network = models.static()
-    script, right = torch.jit.script(network), qdeq.dequantize_model(network)
-    wrong = qdeq.dequantize_model(network)
-    with torch.no_grad():
-        wrong.fc.weight[0] *= 3
-    for model, faults in ((right, []), (wrong, [("fc", "scale_wrong")])):
-        found = qdeq.explain(script, model).findings
-        assert [(finding.module, finding.kind) for finding in found if finding.kind != "rounding"] == faults
+def test_explain_reads_scripts_by_their_layers():
+    script = torch.jit.script(models.static())
+    for model, path in ((script, "fc"), (Pipeline(script), "network.fc")):
+        right, wrong = qdeq.dequantize_model(model), qdeq.dequantize_model(model)
+        with torch.no_grad():
+            wrong.get_submodule(path).weight[0] *= 3
+        for other, faults in ((right, []), (wrong, [(path, "scale_wrong")])):
+            found = qdeq.explain(model, other).findings
+            assert [(finding.module, finding.kind) for finding in found if finding.kind != "rounding"] == faults
+        with pytest.raises(qdeq.QdeqError, match="got a script, which gives no values between its layers"):
+            qdeq.explain(model, right, models.images())
