@@ -163,7 +163,7 @@ def test_parts_are_those_of_the_whole():
         ({"block": (2,)}, "expected 2 sizes"),
         ({"block": (2, -1)}, "a tuple of sizes"),
         ({"block": (2, 2)}, r"a grid of shape \(2, 3\) for blocks of \(2, 2\)"),
-        ({"scale": torch.ones(2, 2, dtype=torch.float64)}, "scales of"),
+        ({"scale": torch.ones(2, 2, dtype=torch.float64)}, "scale of"),
         ({"scale": 1.0}, "a tensor, got builtins.float"),
         ({"codes": torch.zeros(4, 6, dtype=torch.uint8, device="meta")}, "a dense tensor on the CPU"),
     ],
