@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.say.explanation import Explanation
     from qdeq.files import open
+    from qdeq.files.onnx_model.writing import dequantize_onnx
     from qdeq.files.released.converting import dequantize_checkpoint
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
@@ -43,6 +44,7 @@ __all__ = [
     "dequantize",
     "dequantize_checkpoint",
     "dequantize_model",
+    "dequantize_onnx",
     "dequantize_state_dict",
     "drop_activations",
     "explain",
@@ -68,6 +70,7 @@ _LAZY = {
     "dequantize": "qdeq.weights.dequant",
     "dequantize_checkpoint": "qdeq.files.released.converting",
     "dequantize_model": "qdeq.rebuild",
+    "dequantize_onnx": "qdeq.files.onnx_model.writing",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",

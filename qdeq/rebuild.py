@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, overload
@@ -11,10 +12,12 @@ from torch import nn
 
 from qdeq.account import check_account
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.grids.modes import Rounded, check_mode, imitate
+from qdeq.grids.exact import make_exact
+from qdeq.grids.modes import check_mode, imitate
 from qdeq.layers.batch_norm import check_unfold
 from qdeq.layers.layer import Role
 from qdeq.layers.make import Made, make
+from qdeq.layers.rounded import rounded
 from qdeq.report import Report
 from qdeq.sources import form_of
 from qdeq.sources.form import Description, Form, Options
@@ -27,7 +30,7 @@ __all__ = ["dequantize_model"]
 
 @overload
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: Literal[False] = False,
@@ -44,7 +47,7 @@ def dequantize_model(
 
 @overload
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: Literal[True],
@@ -60,7 +63,7 @@ def dequantize_model(
 
 
 def dequantize_model(
-    model: nn.Module,
+    model: nn.Module | str | os.PathLike[str],
     *,
     strict: bool = True,
     return_report: bool = False,
@@ -86,8 +89,10 @@ def dequantize_model(
     the module around them, float modules keep theirs.
 
     Args:
-        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU; or one after ``prepare``,
-            ``prepare_qat``, ``prepare_fx`` or ``prepare_qat_fx``, which comes back without observers. It is not run.
+        model: eager-mode model after ``torch.ao.quantization.convert``, on the CPU; TorchScript of a quantized model,
+            scripted, traced or frozen, or the file that ``torch.jit.save`` wrote; or one after ``prepare``,
+            ``prepare_qat``, ``prepare_fx`` or ``prepare_qat_fx``, which comes back without observers. It is not run,
+            and a file is not loaded by torch: no code in it runs.
         strict: with False, quantized modules that are not known are kept as deep copies and listed in the report,
             and a model without anything quantized is copied; with True both are errors.
         return_report: also return the :class:`qdeq.Report`.
@@ -98,8 +103,10 @@ def dequantize_model(
         activations: what becomes of the quantization of activations: ``"drop"`` leaves the float model alone;
             ``"clamp"`` clamps each converted output to the range that its scale and zero point represent;
             ``"fake_quant"`` also rounds it to their grid, and does the same after functions that torch rounds on
-            quantized tensors, so that the float model computes what the int8 one does. Parameter names stay the
-            same; ``scale`` and ``zero_point`` become buffers. :func:`qdeq.drop_activations` takes them out again.
+            quantized tensors, so that the float model computes what the int8 one does; ``"exact"`` does so with the
+            integer sums of fbgemm's layers, bit for bit, and names every other operation that may give the step
+            beside. Parameter names stay the same; ``scale`` and ``zero_point`` become buffers.
+            :func:`qdeq.drop_activations` takes them out again.
         unfold_bn: put BatchNorm layers back into the places that fusing emptied, as exact identities in float32:
             True for any eps up to 2**-9, or the eps they will run with. A layer that had a bias before fusing keeps the
             folded one; otherwise it becomes the BatchNorm's. Where no such place can be proven the report says so; then
@@ -118,15 +125,16 @@ def dequantize_model(
         The float model, or ``(float model, report)``.
 
     Raises:
-        QdeqTypeError: ``model`` is not a module, or ``dtype`` is not a floating-point dtype.
+        QdeqTypeError: ``model`` is no module and no path, or ``dtype`` is not a floating-point dtype.
         QdeqValueError: the model holds nothing quantized, comes in a form that cannot be read, holds quantized
-            modules that are not known (all are named), or a weight cannot be read. Nothing is half done.
+            modules that are not known (all are named), or a weight cannot be read; ``activations="exact"`` with
+            another ``dtype`` than float32, or with ``unfold_bn``. Nothing is half done.
 
     """
     form = _form_of(model)
     _check_options(dtype, device, weights)
-    check_mode(activations)
     check_unfold(unfold_bn, dtype)
+    check_mode(activations, dtype, unfold_bn)
     options, report = Options(unfold_bn, recover_direct_conv, weights, fold_bn, activations), Report()
     with _named(form):
         description = form.describe(model, options, report)
@@ -137,7 +145,9 @@ def dequantize_model(
         report.unconverted.extend(description.unknown)
         result = form.rebuild(model, made, options, report)
     _check_account(made, report)
-    imitate(result, [_rounded(part) for part in made], activations, report)
+    imitate(result, [rounded(part) for part in made if not part.placed], activations, report)
+    if activations == "exact":
+        make_exact(result, [rounded(part) for part in made], report)
     if activations == "drop":  # else a wrapper's stubs carry the rounding of what goes in
         for before, after in unwrap(result):
             report.move(before, after)
@@ -220,21 +230,6 @@ def _check_account(made: list[Made], report: Report) -> None:
         name for part in made for name, parameter in part.named_parameters() if parameter.is_meta or name not in written
     ]
     check_account(unused, unwritten)
-
-
-def _rounded(part: Made) -> Rounded:
-    """What the roundings of activations need to know of a layer."""
-    layer = part.layer
-    return Rounded(
-        layer.path,
-        layer.source_class,
-        layer.output,
-        part.module,
-        part.carrier,
-        dynamic=layer.role is Role.DYNAMIC,
-        dequantizes=layer.role is Role.DEQUANTIZE,
-        registered=layer.made is not None,
-    )
 
 
 def _note_optimizers(result: nn.Module, report: Report) -> None:

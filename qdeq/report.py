@@ -70,7 +70,7 @@ class Unconverted:
 
 @dataclass(frozen=True)
 class Uncovered:
-    """A quantized operation whose rounding ``activations="fake_quant"`` or ``"clamp"`` does not imitate."""
+    """A quantized operation whose rounding is not imitated, with ``activations="exact"`` not to the last bit."""
 
     path: str
     operation: str

@@ -72,3 +72,18 @@ def test_qat_checkpoint():
     assert min(accuracies) > 0.9
     assert max(accuracies) - min(accuracies) < 0.05
     assert 0 < float(re.search(r"by ([0-9.]+) %", out)[1]) < 80
+
+
+def test_fx_model():
+    out = run("fx_model.py")
+    assert re.search(r"linear\.weight +-> linear\.weight", out)
+    assert float(re.search(r"fake_quant: largest difference to int8 ([0-9.]+)", out)[1]) < 0.02
+    assert "6 parameters have gradients" in out
+    assert "=False" in out
+
+
+def test_torchscript_file():
+    out = run("torchscript_file.py")
+    assert "6 tensors, 5418 parameters" in out
+    assert "gradients for 6 parameters" in out
+    assert float(re.search(r"largest difference to the int8 model: ([0-9.]+)", out)[1]) < 0.05

@@ -55,8 +55,10 @@ class TestRefusals:
             dequantize_model(prepared)
 
     def test_torchscript(self):
-        with pytest.raises(QdeqError, match="TorchScript"):
-            dequantize_model(torch.jit.script(nn.Sequential(nn.ReLU())))
+        script = torch.jit.script(nn.Sequential(nn.ReLU()))
+        with pytest.raises(QdeqError, match=r"float model already.*strict=False"):
+            dequantize_model(script)
+        assert torch.equal(dequantize_model(script, strict=False)(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
 
     def test_fx(self):
         from torch.ao.quantization import get_default_qconfig_mapping

@@ -1,9 +1,11 @@
 """Makes the table of correct pairs in docs/explain.md: two forms of one model, in which explain must find no fault.
 
     python -m tools.innocent --out innocent.json
+    python -m tools.innocent --data
 
 The networks of tools/networks, trained on synthetic data, are quantized by its recipes. Each int8 model is given as a
-module, a state dict, a file of either, and each model of the same weights as a module, a state dict and a file.
+module, a state dict, a file of either, and each model of the same weights as a module, a state dict and a file. With
+--data the modules are also run; outputs that part may then be said to part, but no layer may be accused of it.
 """
 
 from __future__ import annotations
@@ -28,8 +30,10 @@ from tools.networks.recipes import ENGINES, Quantized, Recipe, recipes
 
 __all__ = ["judged", "pairs_of"]
 
-# Findings about the int8 arithmetic of this CPU, which no layer's weights are to blame for.
-_OF_THE_CPU = {"saturation"}
+# Findings about the int8 arithmetic of this CPU, and about outputs alone: no layer's weights are to blame for them.
+_OF_THE_CPU = {"saturation", "int8_kernel_wrong", "outputs_part"}
+# Outputs of which less have the same largest value do not agree.
+_LEAST_AGREEMENT = 0.95
 
 
 def pairs_of(made: Quantized, folder: Path) -> Iterator[tuple[str, Any, Any]]:
@@ -60,24 +64,41 @@ _FORMS = (
 )
 
 
+def _runs(made: Quantized) -> bool:
+    """Whether torch runs the int8 model at all: qnnpack takes no qint8 activations."""
+    try:
+        with torch.no_grad():
+            made.int8(made.inputs)
+    except RuntimeError:
+        return False
+    return True
+
+
 def _hides_weights(int8: nn.Module) -> bool:
     """Whether a state dict holds packed weights that only a file or the module shows."""
     return any(isinstance(value, torch.ScriptObject) for value in int8.state_dict().values())
 
 
-def judged(name: str, make: Recipe) -> dict[str, list[str]]:
-    """Pair -> what explain holds against it, worded; nothing where it is right."""
+def judged(name: str, make: Recipe, *, run: bool = False) -> dict[str, list[str]]:
+    """Pair -> what explain holds against it, worded; nothing where it is right. ``run``: pairs of modules, on data."""
     made, found = make(), {}
     torch.backends.quantized.engine = name.split("/")[1]
+    if run and not _runs(made):
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         for pair, ours, theirs in pairs_of(made, Path(folder)):
+            if run and not (isinstance(ours, nn.Module) and isinstance(theirs, nn.Module)):
+                continue
             try:
-                answer = qdeq.explain(ours, theirs)
+                answer = qdeq.explain(ours, theirs, made.inputs if run else None)
             except qdeq.QdeqError as error:
                 found[pair] = [f"refused: {error}"]
                 continue
             blamed = [item for item in answer.findings if item.is_fault and item.kind not in _OF_THE_CPU]
             found[pair] = [f"{item.kind}: {item.message}" for item in blamed]
+            same = None if answer.outcome is None else answer.outcome.top1_agreement
+            if answer.agrees and same is not None and same < _LEAST_AGREEMENT:
+                found[pair].append(f"agrees: {answer.verdict}")
     return found
 
 
@@ -105,6 +126,7 @@ def main() -> int:
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--only", default="", help="a part of the recipes' names")
+    parser.add_argument("--data", action="store_true", help="run pairs of modules on data, too")
     parser.add_argument("--out", type=Path, help="write what is held against each pair as JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -114,7 +136,7 @@ def main() -> int:
     for name, make in recipes(arguments.networks.split(","), tuple(arguments.engines.split(","))):
         if arguments.only not in name:
             continue
-        results[name] = judged(name, make)
+        results[name] = judged(name, make, run=arguments.data)
         wrong = {pair: blamed for pair, blamed in results[name].items() if blamed}
         print(
             f"{time.time() - start:6.0f} s  {name:45} {len(results[name]) - len(wrong)} of {len(results[name])}",

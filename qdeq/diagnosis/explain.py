@@ -14,6 +14,7 @@ from qdeq.diagnosis.findings.structure import structure_findings
 from qdeq.diagnosis.findings.uncalibrated import uncalibrated_findings, uncalibrated_outputs
 from qdeq.diagnosis.findings.verdict import order, verdict
 from qdeq.diagnosis.findings.weights import weight_findings
+from qdeq.diagnosis.kinds import REBUILD
 from qdeq.diagnosis.measure.activations import fill_table, runtime_findings
 from qdeq.diagnosis.measure.attribution import Attribution, attribute
 from qdeq.diagnosis.measure.data import batches
@@ -113,6 +114,8 @@ def explain(
         findings, ran = _run(ours, held, theirs, pairs, table, findings, data, sensitivity, progress)
     findings = order(findings, ran.repaired.groups)
     for item in findings:
+        if any(f"int8_model.get_submodule('{path}')" in item.remedy for path in ours.functions):
+            item.remedy = REBUILD
         item.remedy = in_terms_of(item.remedy, int8_state=ours.model is None, float_state=theirs.model is None)
     outcome = None if ran.run is None else ran.run.outcome
     return Explanation(

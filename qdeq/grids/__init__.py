@@ -1,7 +1,8 @@
 """What becomes of the int8 model's activation quantization in the rebuilt model.
 
-:mod:`modes` has the three modes, :mod:`postprocess` the modules that clamp and round, :mod:`flow` and :mod:`rules` find
-the operations that round on quantized tensors, :mod:`placing` and :mod:`rewrite` put the rounding behind them.
+:mod:`modes` has the modes, :mod:`modules` what clamps and rounds, :mod:`follow` and :mod:`rules` find the operations
+that round on quantized tensors, :mod:`place` puts the rounding behind them, :mod:`exact` makes the result int8's to the
+bit.
 """
 
 from qdeq.grids.grid import Grid

@@ -29,6 +29,7 @@ class Output:
         zero_point: of the output.
         dtype: torch's name of its dtype where the layer states it; empty for one that follows the model's input.
         zero_point_first: the zero point is added before rounding (:class:`qdeq.grids.modules.FakeQuantize`).
+        engine: that runs a layer with a packed weight; empty for any other, and where it cannot be told.
 
     """
 
@@ -36,6 +37,7 @@ class Output:
     zero_point: int
     dtype: str = ""
     zero_point_first: bool = False
+    engine: str = ""
 
     def grid(self, default: str) -> Grid:
         """The grid; ``default`` is the dtype of outputs that state none."""

@@ -1,58 +1,40 @@
-"""What becomes of the int8 model's activation quantization in the rebuilt model: dropped, clamped or imitated."""
+"""What becomes of the int8 model's activation quantization in the rebuilt model: dropped, clamped, imitated or kept."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.grids.follow import follow
-from qdeq.grids.grid import Output, default_dtype
+from qdeq.grids.grid import default_dtype
 from qdeq.grids.modules import Clamp, FakeQuantize, PostProcess
+from qdeq.grids.nodes import drop_nodes
 from qdeq.grids.place import place
+from qdeq.grids.rounded import Rounded
 from qdeq.report import Report
 from qdeq.tree.post_process import install, remove
 from qdeq.tree.rewriting import restore
 
-__all__ = ["Rounded", "check_mode", "drop_activations", "imitate"]
+__all__ = ["check_mode", "drop_activations", "imitate"]
 
-_MODES = ("drop", "clamp", "fake_quant")
+_MODES = ("drop", "clamp", "fake_quant", "exact")
 
 
-def check_mode(activations: object) -> None:
-    """Refuse anything but the three modes."""
+def check_mode(activations: object, dtype: torch.dtype, unfold_bn: bool | float) -> None:
+    """Refuse anything but the four modes, and what ``"exact"`` cannot go with."""
     if activations not in _MODES:
         what = f"one of {', '.join(_MODES)}"
         raise QdeqValueError(expected("activations", what, repr(activations), 'Pass "drop" for the float model alone.'))
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """A quantized layer and what stands for it in the rebuilt model.
-
-    Attributes:
-        path: its dotted path.
-        source_class: its class in the source.
-        output: how it rounds its output; None for a float output.
-        module: its float module.
-        carrier: what gives its output: the module, or the activation or BatchNorm that was fused into it.
-        dynamic: it quantizes its input anew at every call.
-        dequantizes: it gives float values.
-        registered: a builder of the user's own made the module; how the source rounds is not known.
-
-    """
-
-    path: str
-    source_class: str
-    output: Output | None
-    module: nn.Module
-    carrier: nn.Module
-    dynamic: bool
-    dequantizes: bool
-    registered: bool
+    if activations == "exact" and dtype != torch.float32:
+        remedy = 'Pass dtype=torch.float32, or activations="fake_quant".'
+        raise QdeqValueError(expected("dtype", 'torch.float32 with activations="exact"', str(dtype), remedy))
+    if activations == "exact" and unfold_bn:
+        remedy = 'Leave it out, or pass activations="fake_quant".'
+        raise QdeqValueError(expected("unfold_bn", 'False with activations="exact"', repr(unfold_bn), remedy))
 
 
 def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Report) -> None:
@@ -61,7 +43,7 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
     Args:
         model: the rebuilt model.
         layers: what was quantized in its source.
-        mode: ``"drop"`` does nothing.
+        mode: ``"drop"`` does nothing; ``"exact"`` is ``"fake_quant"`` here, for :func:`qdeq.grids.exact.make_exact`.
         report: what cannot be imitated is named in ``uncovered``.
 
     """
@@ -81,14 +63,14 @@ def imitate(model: nn.Module, layers: Sequence[Rounded], mode: str, report: Repo
         if layer.registered:
             reason = "a registered builder made it, and says nothing of how its output is rounded"
             report.leave_uncovered(layer.path, layer.source_class, reason)
-    if mode == "fake_quant":
+    if mode in ("fake_quant", "exact"):
         ends = {id(layer.module) for layer in layers if layer.dequantizes}
         inner = {id(layer.module) for layer in layers if layer.module is not layer.carrier}
         place(follow(model, ends, inner, report), report)
 
 
 def drop_activations(model: nn.Module) -> nn.Module:
-    """The float model alone, from one rebuilt with ``activations="clamp"`` or ``"fake_quant"``.
+    """The float model alone, from one rebuilt with ``activations="clamp"``, ``"fake_quant"`` or ``"exact"``.
 
     Args:
         model: result of :func:`qdeq.dequantize_model`, possibly trained since; it is not changed.
@@ -107,5 +89,6 @@ def drop_activations(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         restore(module)
+        drop_nodes(module)
         remove(module, PostProcess)
     return copied

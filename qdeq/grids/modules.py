@@ -7,8 +7,7 @@ output gets a child named ``activation_post_process``, as in torch's prepared mo
 it. Classes, parameter names and the float model's forward stay as they are.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: torch.jit.script reads those of classes, and does not resolve names.
 from collections.abc import Callable
 from typing import Any
 
@@ -26,10 +25,15 @@ class PostProcess(nn.Module):
     Buffers:
         scale: float32, 0-d. It stays float32 when the model is cast: bfloat16 would change the grid by up to 0.4 %.
         zero_point: int32, 0-d.
+
+    Attributes:
+        number: the one that the operation in front has in the code, where the int8 model takes another; else None.
+
     """
 
     scale: Tensor
     zero_point: Tensor
+    number: float | None
 
     def __init__(self, grid: Grid) -> None:
         super().__init__()
@@ -37,6 +41,7 @@ class PostProcess(nn.Module):
         self.register_buffer("zero_point", torch.tensor(grid.zero_point, dtype=torch.int32))
         self.quant_min = grid.quant_min
         self.quant_max = grid.quant_max
+        self.number = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
         before = self.scale
@@ -89,14 +94,18 @@ class FakeQuantize(PostProcess):
         wide = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         if self.ties or self.zero_point_first:
             # Which grid point: decided here, in float32; the operator below then has exact grid points to round, and
-            # gives the range, the gradient and ONNX's QuantizeLinear.
-            scaled = wide.detach().float() * (1 / self.scale)
-            if self.ties:
-                scaled = torch.round(scaled * 4096) / 4096
-            offset = self.zero_point if self.zero_point_first or self.ties == "integer" else 0
-            steps = torch.round(scaled + offset) - offset
-            wide = wide + (steps * self.scale - wide).detach()
+            # gives the range, the gradient and ONNX's QuantizeLinear. The difference is 0, NaN for infinities.
+            wide = self._steps(wide.detach().float()) * self.scale + torch.nan_to_num(wide - wide.detach())
         rounded = torch.fake_quantize_per_tensor_affine(
             wide, self.scale, self.zero_point, self.quant_min, self.quant_max
         )
         return rounded.to(input.dtype)
+
+    def _steps(self, value: Tensor) -> Tensor:
+        """How many steps from the zero point the grid point of each value lies, the range aside."""
+        scaled = value * (1 / self.scale)
+        if self.ties:
+            scaled = torch.round(scaled * 4096) / 4096
+        if self.zero_point_first or self.ties == "integer":
+            return torch.round(scaled + self.zero_point) - self.zero_point
+        return torch.round(scaled)

@@ -17,7 +17,7 @@ from qdeq.tree.walk import children, every_module, shallow_copy
 from qdeq.weights import native
 from qdeq.weights.dequant import dequantize_source, unpack_source
 from qdeq.weights.packed import read_convolutions
-from qdeq.weights.weight import report_facts
+from qdeq.weights.weight import QuantizedWeight, report_facts
 from qdeq.words import class_name, dtype_name, join
 
 __all__ = ["Made", "hold", "make", "part_value", "without_norm"]
@@ -31,12 +31,14 @@ class Made:
         layer: the layer.
         module: its float module, without its activation.
         carrier: what gives the output of the quantized layer in the rebuilt model: the module, or what follows it.
+        placed: its form has put what rounds its output behind it.
 
     """
 
     layer: Layer
     module: nn.Module
     carrier: nn.Module
+    placed: bool = False
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Each parameter of the float module under its dotted name in the model."""
@@ -254,7 +256,7 @@ def _read(job: _Job, allow_bad_scales: bool) -> None:
             raise QdeqValueError(expected(job.where, f"shape {tuple(out.shape)}", str(tuple(value.shape)), remedy))
         out.copy_(value.detach())
         return
-    if out.dim() == 3 and (not isinstance(value, Tensor) or value.dim() == 4):
+    if out.dim() == 3 and (not isinstance(value, Tensor | QuantizedWeight) or len(value.shape) == 4):
         out = out.unsqueeze(2)  # a packed Conv1d is stored, and read, as a Conv2d of height 1
     if out.dtype is torch.float32 and isinstance(value, Tensor) and native.dequantize_direct(value, out) is not None:
         return

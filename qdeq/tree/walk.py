@@ -105,8 +105,8 @@ def empty_containers(module: nn.Module) -> dict[int, Any]:
 
 
 def is_library_module(module: nn.Module) -> bool:
-    """Whether a module's class is torch's or qdeq's own, so that its forward is known."""
-    return type(module).__module__.startswith(("torch.nn.", "torch.ao.", "qdeq."))
+    """Whether a module's class is one of the layers of torch or qdeq, so that its forward is known."""
+    return type(module).__module__.startswith(("torch.nn.", "torch.ao.", "qdeq.layers.", "qdeq.grids."))
 
 
 def plain_values(module: nn.Module) -> Iterator[tuple[str, Any]]:

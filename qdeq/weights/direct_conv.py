@@ -55,17 +55,19 @@ class ConvGeometry:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    output_padding: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, module: Any) -> ConvGeometry:
         """Read the attributes of a float convolution."""
-        return cls(module.transposed, module.stride, module.padding, module.dilation, module.groups)
+        sizes = module.stride, module.padding, module.dilation
+        return cls(module.transposed, *sizes, module.groups, module.output_padding)
 
     @classmethod
     def of_packed(cls, packed: Any) -> ConvGeometry:
         """Ask a packed convolution."""
         stride, padding, dilation = map(tuple, (packed.stride(), packed.padding(), packed.dilation()))
-        return cls(packed.transpose(), stride, padding, dilation, packed.groups())
+        return cls(packed.transpose(), stride, padding, dilation, packed.groups(), tuple(packed.output_padding()))
 
     def may_be_direct(self) -> bool:
         """Whether fbgemm packs a weight of the right shape directly."""

@@ -24,18 +24,22 @@ from qdeq.weights.weight import QuantizedWeight, dequantize_weight
 
 __all__ = [
     "dequantize_packed",
+    "engine_of",
     "is_direct_conv",
-    "is_onednn",
     "is_packed_weight",
-    "is_qnnpack",
     "open_packed",
     "packed_bias",
+    "packed_shape",
     "read_convolutions",
     "unpack_packed",
 ]
 
-_ONEDNN = ("PackedLinearWeightsOnednn", "PackedConvWeightsOnednn<2>", "PackedConvWeightsOnednn<3>")
-_QNNPACK = ("PackedLinearWeightsQnnp", "PackedConvWeightsQnnp<2>", "PackedConvWeightsQnnp<3>")
+_CLASSES = {
+    "fbgemm": ("PackedLinearWeight", "PackedConvWeight<2>", "PackedConvWeight<3>"),
+    "onednn": ("PackedLinearWeightsOnednn", "PackedConvWeightsOnednn<2>", "PackedConvWeightsOnednn<3>"),
+    "qnnpack": ("PackedLinearWeightsQnnp", "PackedConvWeightsQnnp<2>", "PackedConvWeightsQnnp<3>"),
+}
+_ENGINES = {name: engine for engine, names in _CLASSES.items() for name in names}
 # What csrc/this_torch/packed.cpp answers where it has no result.
 _DIRECT_CONV, _BAD_SCALE, _BAD_OUT = "direct", "bad scale", "bad out"
 
@@ -129,19 +133,30 @@ def is_direct_conv(obj: object) -> bool:
     return is_lost(obj, unpack_with_torch(obj, "is_direct_conv")[0])
 
 
-def is_onednn(obj: object) -> bool:
-    """Whether onednn packed a weight; False where the extension is not there to look.
+def engine_of(obj: object) -> str:
+    """The engine that packed a weight: fbgemm, onednn or qnnpack; empty where the extension is not there to look.
 
-    The engine's name does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
+    torch's name of the engine does not tell: ``x86`` packs with onednn or with fbgemm, by CPU and shape.
     """
     native = _native()
-    return native is not None and native.packed_by(obj) in _ONEDNN
+    return "" if native is None else _ENGINES.get(native.packed_by(obj), "")
 
 
-def is_qnnpack(obj: object) -> bool:
-    """Whether qnnpack packed a weight; False where the extension is not there to look."""
+def packed_shape(obj: object, *, where: str) -> tuple[int, ...]:
+    """Return the shape of the weight in a packed object, as :func:`dequantize_packed` gives it.
+
+    Raises:
+        QdeqTypeError: ``obj`` is no packed weight.
+        QdeqError: torch cannot unpack the object.
+
+    """
+    _check_packed(obj, where)
     native = _native()
-    return native is not None and native.packed_by(obj) in _QNNPACK
+    if native is not None and packed_kind(obj) != EMBEDDING:
+        layout, shape, _, _ = native.layout(obj)
+        if layout:
+            return tuple(shape)
+    return tuple(unpack_with_torch(obj, where)[0].shape)
 
 
 def packed_bias(obj: object, *, where: str = "packed_bias") -> Tensor | None:

@@ -143,8 +143,8 @@ def conv_geometry(numbers: Sequence[Any]) -> ConvGeometry | None:
     k = numbers[0] if numbers and isinstance(numbers[0], int) else 0
     if not 1 <= k <= 3 or len(numbers) != 4 * k + 3 or not all(isinstance(n, int) for n in numbers):
         return None
-    stride, padding, dilation = (tuple(numbers[1 + at * k : 1 + (at + 1) * k]) for at in range(3))
-    return ConvGeometry(bool(numbers[-1]), stride, padding, dilation, numbers[-2])
+    stride, padding, dilation, output_padding = (tuple(numbers[1 + at * k : 1 + (at + 1) * k]) for at in range(4))
+    return ConvGeometry(bool(numbers[-1]), stride, padding, dilation, numbers[-2], output_padding)
 
 
 def embedding_weight(state: object) -> Any:

@@ -63,6 +63,12 @@ def test_ties_of_averages(ties, expected):
     assert x.grad.tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("options", [{}, {"ties": "integer"}, {"ties": "value"}, {"zero_point_first": True}])
+def test_infinities_go_to_the_ends_of_the_range(options):
+    module = FakeQuantize(Grid(0.5, 3), **options)
+    assert module(torch.tensor([torch.inf, -torch.inf, 1e30, -1e30])).tolist() == [126.0, -1.5, 126.0, -1.5]
+
+
 def test_float64_gives_the_values_of_dequantize():
     """Cast to float64 for exact sums, a model still passes on the float32 values that the int8 model stands for."""
     torch.manual_seed(8)

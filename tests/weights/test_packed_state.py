@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qdeq.weights.direct_conv import ConvGeometry
-from qdeq.weights.packed import is_onednn
+from qdeq.weights.packed import engine_of
 from qdeq.weights.packed_state import (
     CELL,
     CONV2D,
@@ -109,4 +109,4 @@ def test_the_engine_that_packed(engine, dims):
             packed = prepack(weight, None, [1] * dims, [0] * dims, [1] * dims, 1)
         else:
             packed = torch.ops.quantized.linear_prepack(weight, None)
-    assert is_onednn(packed) == (engine == "onednn")
+    assert engine_of(packed) == engine

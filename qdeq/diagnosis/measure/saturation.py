@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qdeq.diagnosis.sides.integers import IntegerLayer
 from qdeq.errors import QdeqValueError, expected
 from qdeq.sources.eager.recognise import quantized_sources
-from qdeq.weights.packed import is_packed_weight, is_qnnpack
+from qdeq.weights.packed import engine_of, is_packed_weight
 
 __all__ = ["Saturation", "measure_saturation", "pair_sums"]
 
@@ -60,7 +60,7 @@ def measure_saturation(module: nn.Module, inputs: Tensor, layer: IntegerLayer) -
     None where nothing can saturate or the layer is of another kind; qnnpack adds in 32 bits. The inputs are quint8.
     """
     if any(
-        is_packed_weight(value) and is_qnnpack(value)
+        is_packed_weight(value) and engine_of(value) == "qnnpack"
         for part in module.modules()
         for _, value in quantized_sources(part)
     ):

@@ -93,7 +93,8 @@ def _watches(int8_model: nn.Module, float_model: nn.Module, pairs: list[Pair]) -
     theirs = dict(float_model.named_modules())
     for path, module in int8_model.named_modules():
         if path in layers:
-            yield Watch(path, layers[path].partner.path, layers[path])
+            partner = layers[path].partner.path
+            yield Watch(path, partner if partner in theirs else "", layers[path])
         elif is_quantized_module(module):
             rounds = hasattr(module, "scale") or hasattr(module, "output_scale")
             weights = holds_quantized_state(module) or next(module.parameters(), None) is not None

@@ -15,7 +15,7 @@ from torch import nn
 from qdeq.diagnosis.sides.graph import light_copy
 from qdeq.errors import QdeqTypeError, QdeqValueError, expected
 from qdeq.files import open as open_archive
-from qdeq.sources import form_of
+from qdeq.sources import form_of, with_modules
 from qdeq.sources.form import Form
 from qdeq.state_dicts.named import plan_state
 from qdeq.state_dicts.parts import Plan
@@ -32,7 +32,8 @@ class Side:
     model: nn.Module | None  # that can run; None where there is none
     state: Mapping[str, Any] | None = None  # names to tensors, where only a state_dict is known
     form: Form | None = None  # in which ``source`` comes; None for a state_dict
-    source: Any = None  # the model as it was given, which need not be a module
+    source: Any = None  # the model as it was given, which need not be a module; as ``model`` where there is one
+    functions: frozenset[str] = frozenset()  # paths of modules of ``model`` that are functions in the model given
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -56,12 +57,21 @@ def open_side(source: object, where: str, *, trust: bool = False) -> Side:
         source = light_copy(source)
     form = form_of(source)
     if form is not None:
-        return Side(source if isinstance(source, nn.Module) else None, form=form, source=source)
+        if not isinstance(source, nn.Module) or isinstance(source, torch.jit.ScriptModule):
+            return Side(None, form=form, source=source)  # a script gives no values between its layers
+        model = with_modules(source)
+        return Side(model, form=form, source=model, functions=_added(model, source))
     if isinstance(source, Mapping):
         inner = source.get("state_dict", source)
         return Side(None, inner if isinstance(inner, Mapping) else source)
     remedy = "Pass a torch.nn.Module, a state_dict or the path of a checkpoint."
     raise QdeqTypeError(expected(where, "a model, a state_dict or a path", class_name(source), remedy))
+
+
+def _added(model: nn.Module | None, source: object) -> frozenset[str]:
+    if model is None or model is source or not isinstance(source, nn.Module):
+        return frozenset()
+    return frozenset(path for path, _ in every_module(model)) - {path for path, _ in every_module(source)}
 
 
 def _load(path: Path, where: str, trust: bool) -> object:

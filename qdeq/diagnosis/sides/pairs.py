@@ -13,6 +13,7 @@ from qdeq.diagnosis.sides.open import Side
 from qdeq.errors import QdeqValueError, expected
 from qdeq.layers.batch_norm import NormValues, fold_batch_norm
 from qdeq.tree.norms import norms_behind
+from qdeq.words import class_name, join
 
 __all__ = ["Norm", "Pair", "match_layers", "other_norms"]
 
@@ -109,6 +110,10 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
         if name is not None:
             chosen[layer.path] = theirs.pop(name)
     for layer in layers:
+        found = None if layer.path in chosen else _weight_of_function(layer, side)
+        if found is not None and all(other.path != found.path for other in chosen.values()):
+            chosen[layer.path] = found
+    for layer in layers:
         if layer.path in chosen:
             continue
         same = next((path for path, other in theirs.items() if tuple(other.weight.shape) == layer.shape), None)
@@ -128,6 +133,28 @@ def match_layers(held: Int8Side, side: Side) -> tuple[list[Pair], list[IntegerLa
     kept = {tensor.module for tensor in held.plain if tensor.name == "running_var"}
     _attach_norms(pairs, side, {renamed(path) for path in kept})
     return pairs, [layer for layer in layers if layer.path not in chosen]
+
+
+def _weight_of_function(layer: IntegerLayer, side: Side) -> FloatLayer | None:
+    """The parameter that the float model hands to a function where the int8 graph has a layer.
+
+    Such a layer is named after the module that runs the function, or lies in it. There the parameter has to be the only
+    one of its shape.
+    """
+    modules = {} if side.model is None else dict(side.model.named_modules())
+    owner = layer.path if layer.path in modules else layer.path.rpartition(".")[0]
+    module = modules.get(owner)
+    if module is None or not layer.alone:
+        return None
+    lists = [(name, child) for name, child in module.named_children() if type(child) is nn.ParameterList]
+    own = [
+        (join(at, name), p) for at, held in [("", module), *lists] for name, p in held.named_parameters(recurse=False)
+    ]
+    fitting = [(name, p.detach()) for name, p in own if tuple(p.shape) == layer.shape]
+    if len(fitting) != 1 or not fitting[0][1].is_floating_point():
+        return None
+    ((name, value),) = fitting
+    return FloatLayer(join(owner, name), class_name(module), value, layer.bias, name)
 
 
 def _in_full(layer: IntegerLayer, weight: Tensor) -> IntegerLayer:

@@ -19,7 +19,7 @@ from qdeq.files.new_files import NewFiles, naming_errors
 from qdeq.files.released.checkpoint import MARKER
 from qdeq.files.released.plan import RELEASE_BYTES, WHERE, FolderPlan, ShardPlan, plan_folder
 from qdeq.files.safetensors.shards import read_json
-from qdeq.files.safetensors.streaming import Piece, stream
+from qdeq.files.streaming import Piece, stream
 from qdeq.weights.blocks import block_shape, float_block, weight_blocks
 
 __all__ = ["Converted", "check_target", "dequantize_checkpoint", "write_folder"]

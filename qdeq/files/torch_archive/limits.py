@@ -16,6 +16,7 @@ __all__ = [
     "MAX_PICKLE_BYTES",
     "MAX_RECORDS",
     "MAX_SHARES",
+    "MAX_SOURCE_BYTES",
     "MAX_STACK",
     "MAX_STRING_BYTES",
     "REMEDY_BROKEN",
@@ -29,6 +30,7 @@ MAX_STACK = 200_000  # values that a pickle may have begun and not yet put anywh
 MAX_STRING_BYTES = 16 << 20  # one string or bytes object in a pickle
 MAX_NODES = 200_000  # containers and leaves met while a checkpoint is flattened
 MAX_SHARES = 64  # places that one container may stand in
+MAX_SOURCE_BYTES = 4 << 20  # all code of a script that is looked at
 MAX_DEPTH = 100
 MAX_ENTRIES = 200_000
 MAX_NAME = 1000  # characters of a name with all names above it; 200,000 entries may share a part of it

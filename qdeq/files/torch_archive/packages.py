@@ -13,12 +13,12 @@ from typing import Any
 from qdeq.files.torch_archive.checkpoint import collect
 from qdeq.files.torch_archive.contents import Contents
 from qdeq.files.torch_archive.limits import MAX_PICKLE_BYTES
+from qdeq.files.torch_archive.records import read_record
 from qdeq.files.torch_archive.storages import StorageReader
-from qdeq.files.torch_archive.unpickler import read_pickle
 from qdeq.files.torch_archive.zipdir import Record, ZipDirectory
-from qdeq.files.untrusted import refuse, shown
+from qdeq.files.untrusted import refuse
 
-__all__ = ["is_package", "package_contents", "read_record"]
+__all__ = ["is_package", "package_contents"]
 
 _MARK = "/.data/extern_modules"
 _SCRIPT = re.compile(r"[^/]+/\.data/ts_code/([^/]+)/(data|constants)\.pkl")
@@ -72,13 +72,3 @@ def _scripts(path: str, directory: ZipDirectory) -> dict[str, dict[str, Any]]:
             parts = found.setdefault(match[1], {})
             parts["constants" if match[2] == "constants" else ""] = read_record(path, directory, name)
     return found
-
-
-def read_record(path: str, directory: ZipDirectory, name: str) -> Any:
-    """What the pickle of that name describes; the record holds it and nothing else."""
-    where = f"{path}: {shown(name.split('/', 1)[1])[1:-1]}"
-    data = directory.view(directory.records[name], MAX_PICKLE_BYTES)
-    top, end = read_pickle(data, where)
-    if end != len(data):
-        refuse(where, f"a pickle of {len(data)} bytes", f"{end}")
-    return top

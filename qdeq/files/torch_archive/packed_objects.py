@@ -73,11 +73,27 @@ def _conv(where: str, state: Any, need: Need) -> tuple[Packed, ConvGeometry | No
     if parts is None or (parts[2] is None and not isinstance(parts[0], Call)):
         refuse(where, "convolution parameters of version 1, 2 or 3", "another layout")
     weight, bias, config = parts
-    if config is not None and not isinstance(config, list):
-        described = need(config)
-        numbers = described.read(where) if described.numel <= _MAX_CONFIG else None
-        config = numbers.reshape(-1).tolist() if isinstance(numbers, Tensor) else []
+    if config is None:
+        config = _first_config(where, state, need)
+    elif not isinstance(config, list):
+        config = _numbers(where, need(config))
     return linear_pair(where, (weight, bias), need), packed_state.conv_geometry(config or [])
+
+
+def _first_config(where: str, state: tuple[Any, ...], need: Need) -> list[Any]:
+    """The numbers of version 1, which holds a tensor for each, as version 3 lists them."""
+    stride, padding, dilation = sizes = state[2:5]
+    listed = all(isinstance(size, list) and len(size) == len(stride) <= _MAX_CONFIG for size in sizes)
+    if not listed or not isinstance(state[5], Call):
+        return []
+    zeros = [0] * len(stride)
+    numbers = [n for item in (*stride, *padding, *dilation, state[5]) for n in _numbers(where, need(item))]
+    return [len(stride), *numbers[:-1], *zeros, numbers[-1], 0] if len(numbers) == 3 * len(stride) + 1 else []
+
+
+def _numbers(where: str, tensor: StoredTensor) -> list[Any]:
+    values = tensor.read(where) if tensor.numel <= _MAX_CONFIG else None
+    return values.reshape(-1).tolist() if isinstance(values, Tensor) else []
 
 
 def _cell(where: str, state: Any, need: Need) -> Cell:
@@ -99,8 +115,8 @@ def script_state(item: object) -> Any:
 
 def conv_module_geometry(state: tuple[Any, ...]) -> ConvGeometry | None:
     """How a quantized convolution was set up, by the state tuple of its module; None if that does not say."""
-    stride, padding, dilation, transposed, groups = state[3], state[4], state[5], state[6], state[8]
-    sizes = (stride, padding, dilation)
+    (stride, padding, dilation, transposed, output_padding, groups) = state[3:9]
+    sizes = (stride, padding, dilation, output_padding)
     if all(isinstance(size, tuple) and all(isinstance(n, int) for n in size) for size in sizes):
-        return ConvGeometry(transposed is True, *sizes, groups)
+        return ConvGeometry(transposed is True, stride, padding, dilation, groups, output_padding)
     return None

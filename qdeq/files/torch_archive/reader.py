@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import mmap
 import os
 from collections.abc import Callable
@@ -12,13 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdeq.errors import QdeqTypeError, QdeqValueError, expected
-from qdeq.files.mapped import map_file
+from qdeq.errors import QdeqTypeError, expected
 from qdeq.files.torch_archive.checkpoint import collect
 from qdeq.files.torch_archive.contents import Contents
 from qdeq.files.torch_archive.legacy import is_legacy, read_legacy
-from qdeq.files.torch_archive.packages import is_package, package_contents, read_record
-from qdeq.files.torch_archive.storages import StorageReader, check_byteorder
+from qdeq.files.torch_archive.packages import is_package, package_contents
+from qdeq.files.torch_archive.records import map_path, read_record, root_of, storages_in
+from qdeq.files.torch_archive.storages import StorageReader
 from qdeq.files.torch_archive.tensors import StoredTensor
 from qdeq.files.torch_archive.zipdir import ZipDirectory, is_zip
 from qdeq.files.untrusted import refuse, shown
@@ -166,7 +165,7 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None,
         remedy = "Pass a file name; a loaded state dict goes to qdeq.dequantize_state_dict."
         raise QdeqTypeError(expected("qdeq.open: path", "a path", type(path).__name__, remedy))
     name = os.fspath(path)
-    buffer, contents = _map(name), Contents(everything=everything)
+    buffer, contents = map_path(name), Contents(everything=everything)
     if is_zip(buffer):
         directory = ZipDirectory(name, buffer)
         _zip_contents(name, directory, contents)
@@ -193,14 +192,6 @@ def open_archive(path: str | os.PathLike[str], *, like: nn.Module | None = None,
     return archive
 
 
-def _map(path: str) -> mmap.mmap:
-    try:
-        with builtins.open(path, "rb") as file:
-            return map_file(file)
-    except (OSError, ValueError) as error:
-        raise QdeqValueError(expected(path, "a readable file", shown(str(error)), "Check the path.")) from error
-
-
 def _read_at(where: str) -> Callable[[StoredTensor], QuantizedWeight | Tensor]:
     return lambda tensor: tensor.read(where)
 
@@ -222,29 +213,14 @@ def _zip_contents(path: str, directory: ZipDirectory, contents: Contents) -> Non
     if is_package(directory):
         package_contents(path, directory, contents)
         return
-    roots = {name.split("/", 1)[0] for name in directory.records}
-    tops = [name for name in directory.records if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if len(tops) != 1 or len(roots) != 1:
-        got = f"{len(tops)} in {len(roots)} folders"
-        refuse(path, "one data.pkl in one folder", got, "Pass a file that torch.save or torch.jit.save wrote.")
-    root = tops[0].split("/", 1)[0]
-    order = directory.records.get(f"{root}/byteorder")
-    if order is not None:
-        check_byteorder(f"{path}: byteorder", bytes(directory.view(order, 64)))
+    root = root_of(path, directory)
     constants = f"{root}/constants.pkl"
     if constants in directory.records:
         _pickled(path, directory, constants, f"{root}/constants/", "constants", contents)
-    data = "data/"
-    _pickled(path, directory, tops[0], f"{root}/{data}", "", contents)
+    _pickled(path, directory, f"{root}/data.pkl", f"{root}/data/", "", contents)
     directory.check_small()
 
 
 def _pickled(path: str, directory: ZipDirectory, name: str, folder: str, prefix: str, contents: Contents) -> None:
-    def size_of(key: str) -> int:
-        return directory.records[folder + key].size
-
-    def bytes_of(key: str) -> Any:
-        return directory.view(directory.records[folder + key])
-
     top = read_record(path, directory, name)
-    collect(path, top, StorageReader(path, size_of, bytes_of), prefix, contents)
+    collect(path, top, storages_in(path, directory, folder), prefix, contents)

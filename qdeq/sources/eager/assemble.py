@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -21,23 +21,47 @@ from qdeq.sources.form import Options
 from qdeq.tree.walk import HOLDS_NOTHING, empty_containers, every_module
 from qdeq.words import class_name, join
 
-__all__ = ["assemble"]
+__all__ = ["Graphs", "assemble"]
+
+
+class Graphs(Protocol):
+    """Parts of a model that are built anew instead of copied.
+
+    Attributes:
+        modules: layers whose modules they call, and which get no other place.
+
+    """
+
+    modules: list[Made]
+
+    def build(self, memo: dict[int, Any], copy: Callable[[Any], Any]) -> None:
+        """Set the float form of each in ``memo``, which has those of all layers; ``copy`` copies with that memo."""
+
+    def carry_over(self, memo: dict[int, Any]) -> None:
+        """Give each the user's attributes and hooks."""
 
 
 def assemble(
-    model: nn.Module, made: Sequence[Made], found: Sequence[Found], options: Options, report: Report
+    model: nn.Module,
+    made: Sequence[Made],
+    found: Sequence[Found],
+    options: Options,
+    report: Report,
+    graphs: Graphs | None = None,
 ) -> nn.Module:
     """Copy everything that is float around the float modules, which go where their layers were ``found``.
 
     deepcopy with a memo that already maps each quantized module to its float form never touches a packed weight,
     keeps shared modules shared, and follows modules that sit in lists or other plain attributes.
     """
-    return _Assembly(model, made, found, report).run(options.unfold_bn)
+    return _Assembly(model, made, found, report, graphs).run(options.unfold_bn)
 
 
 class _Assembly:
-    def __init__(self, model: nn.Module, made: Sequence[Made], found: Sequence[Found], report: Report) -> None:
-        self.model, self.made, self.report = model, made, report
+    def __init__(
+        self, model: nn.Module, made: Sequence[Made], found: Sequence[Found], report: Report, graphs: Graphs | None
+    ) -> None:
+        self.model, self.made, self.report, self.graphs = model, made, report, graphs
         self.modules = dict(every_module(model, remove_duplicate=False))
         self.slots = Slots(self.modules)
         self.sources = {path: module for path, module, _, _ in found}
@@ -45,7 +69,9 @@ class _Assembly:
         self.memo: dict[int, Any] = {}
 
     def run(self, unfold_bn: bool | float) -> nn.Module:
-        sources = {id(self.sources[part.layer.path]) for part in self.made}
+        called = self.graphs.modules if self.graphs is not None else []
+        pairs = [(self.sources[part.layer.path], part) for part in (*self.made, *called)]
+        sources = {id(source) for source, _ in pairs}
         for module in self.modules.values():
             if id(module) not in sources:
                 self.memo |= detached(module)
@@ -54,9 +80,14 @@ class _Assembly:
             self._place(part)
         if unfold_bn:
             self._unfold_all(unfold_bn)
-        result = self._copy()
-        for part in self.made:
-            carry_over(self.sources[part.layer.path], part.module, part.layer.path, self.memo, self.report)
+        self.memo |= {id(source): part.module for source, part in pairs[len(self.made) :]}
+        if self.graphs is not None:
+            self.graphs.build(self.memo, self._copy)
+        result: nn.Module = self._copy(self.model)
+        if self.graphs is not None:
+            self.graphs.carry_over(self.memo)
+        for source, part in pairs:
+            carry_over(source, part.module, part.layer.path, self.memo, self.report)
         self._refuse_hidden(sources.union(map(id, self.modules.values())))
         return result
 
@@ -125,9 +156,9 @@ class _Assembly:
                 self.memo[id(slot)] = batch_norm.train(self.parents[path].training)
                 part.carrier = batch_norm if part.carrier is part.module else part.carrier
 
-    def _copy(self) -> nn.Module:
+    def _copy(self, value: Any) -> Any:
         try:
-            return copy.deepcopy(self.model, self.memo)
+            return copy.deepcopy(value, self.memo)
         except QdeqError:
             raise
         except Exception as error:

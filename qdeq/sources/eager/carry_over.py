@@ -49,9 +49,15 @@ def carry_over(source: nn.Module, target: nn.Module, path: str, memo: dict[int, 
                 report.note(path, f"{len(hooks)} {name.strip('_').replace('_', ' ')} kept")
     target._is_full_backward_hook = source.__dict__.get("_is_full_backward_hook")
     for name in _LOST_HOOKS:
-        lost = source.__dict__.get(name)
+        lost = [hook for hook in (source.__dict__.get(name) or {}).values() if not _is_of_packed_weights(hook)]
         if lost:
             report.note(path, f"{len(lost)} {name.strip('_').replace('_', ' ')} not kept")
+
+
+def _is_of_packed_weights(hook: Any) -> bool:
+    """Whether torch registered a hook on a state_dict, for the packed weights that an FX graph holds itself."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.ao.quantization.fx")
 
 
 def detached(module: nn.Module) -> dict[int, Any]:

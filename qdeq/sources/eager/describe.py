@@ -17,7 +17,7 @@ from qdeq.grids.grid import Output
 from qdeq.layers.layer import Activation, Later, Layer, Role, Source
 from qdeq.report import DroppedSource, Report
 from qdeq.tree.walk import every_module
-from qdeq.weights.packed import is_onednn, open_packed
+from qdeq.weights.packed import engine_of, open_packed
 from qdeq.words import class_name, join
 
 __all__ = [
@@ -184,7 +184,8 @@ def add_output(layer: Layer, module: Any, prefix: str = "", *, packed: Any = Non
         drop_qparams(layer, module, "unused: the output of a dynamic module is float")
         return
     scale, zero_point = float(getattr(module, prefix + "scale")), int(getattr(module, prefix + "zero_point"))
-    layer.output = Output(scale, zero_point, zero_point_first=packed is not None and is_onednn(packed))
+    engine = "" if packed is None else engine_of(packed)
+    layer.output = Output(scale, zero_point, zero_point_first=engine == "onednn", engine=engine)
     drop_qparams(layer, module, "quantization of the output", prefix)
 
 

@@ -71,9 +71,7 @@ def is_observing(module: object) -> bool:
 
 
 def _unsupported(module: nn.Module) -> str:
-    """Which form a module shows the model to be in: "script", "graph" (perhaps), "prepared" or none."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "script"
+    """Which form a module shows the model to be in: "graph" (perhaps), "prepared" or none."""
     if isinstance(module, fx.GraphModule):
         return "graph"
     prepared = is_observing(module) or _in_namespace(type(module), _QAT_NAMESPACES)
@@ -91,8 +89,6 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
         (what was found, what to do), or None for a form that can be converted.
 
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        return "a TorchScript module", "TorchScript is not read yet. Convert the eager model it was made from."
     prepared = []
     for path, module in every_module(model):
         form = _unsupported(module)
@@ -104,8 +100,6 @@ def unsupported_form(model: nn.Module) -> tuple[str, str] | None:
                 f"an FX GraphModule{at}",
                 "FX graphs are not read yet. Convert the model with eager-mode quantization.",
             )
-        if form == "script":
-            return f"a TorchScript module{at}", "TorchScript is not read yet. Convert the eager model it was made from."
         if form == "prepared":
             prepared.append(f"{type(module).__name__}{at}")
     if prepared:

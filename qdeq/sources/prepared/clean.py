@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 from torch.ao.nn.quantized import FloatFunctional
 
 from qdeq.report import DroppedSource, Report
 from qdeq.sources.eager.recognise import is_observing
 from qdeq.sources.prepared.describe import OBSERVED
+from qdeq.tree.graphs import erase_calls
 from qdeq.tree.post_process import CHILD, is_observer_hook
 from qdeq.tree.walk import every_module, own_tensors
 from qdeq.words import join
@@ -18,8 +19,7 @@ __all__ = ["clean"]
 def clean(model: nn.Module, report: Report) -> nn.Module:
     """Clean a copy of a prepared model in place; ``report`` gets each tensor that goes."""
     for path, module in every_module(model):
-        if isinstance(module, fx.GraphModule):
-            _clean_graph(module)
+        erase_calls(module, is_observing)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if is_observer_hook(hook)]:
                 del hooks[key]
@@ -37,17 +37,3 @@ def clean(model: nn.Module, report: Report) -> nn.Module:
             else:
                 del module._modules[name]
     return model
-
-
-def _clean_graph(module: fx.GraphModule) -> None:
-    """Drop the calls of observers from a graph, and then the observers."""
-    targets = set()
-    for node in list(module.graph.nodes):
-        if node.op == "call_module" and is_observing(module.get_submodule(str(node.target))):
-            targets.add(str(node.target))
-            node.replace_all_uses_with(node.args[0])
-            module.graph.erase_node(node)
-    for target in targets:
-        module.delete_submodule(target)
-    module.graph.lint()
-    module.recompile()

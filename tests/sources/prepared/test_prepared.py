@@ -23,14 +23,22 @@ TABLE = tq.default_embedding_qat_qconfig
 QCONFIGS = {"per channel": PER_CHANNEL, "per tensor": PER_TENSOR}
 
 
+def _started(module):
+    """A module whose bias is known: torch leaves that of some qat classes uninitialised."""
+    if module.bias is not None:
+        nn.init.uniform_(module.bias, -0.5, 0.5)
+    return module
+
+
 def _conv(kind, size, qconfig, bias):
-    return kind(4, 6, 3, padding=1, groups=2, bias=bias, qconfig=qconfig), torch.randn(5, 4, *[7] * size)
+    module = kind(4, 6, 3, padding=1, groups=2, bias=bias, qconfig=qconfig)
+    return _started(module), torch.randn(5, 4, *[7] * size)
 
 
 def _linear(kind, qconfig, bias):
     if kind is nnqatd.Linear:
         qconfig = tq.default_dynamic_qat_qconfig  # it takes no other
-    return kind(6, 4, bias=bias, qconfig=qconfig), torch.randn(8, 6)
+    return _started(kind(6, 4, bias=bias, qconfig=qconfig)), torch.randn(8, 6)
 
 
 CONVS = {

@@ -44,7 +44,10 @@ def describe_dropout(module: Any, path: str, context: Context) -> Layer:
 
 
 _SIGMOID = "qnnpack runs it with scale 1/256 only"
-_PRELU = "its weight is in no state_dict: only a live module has it"
+_PRELU = (
+    "its weight is in no state_dict: only a live module has it; where the weight's grid ends below 1, "
+    "torch's int8 kernel multiplies positive values by that end, the float one leaves them"
+)
 _DROPOUT = "the quantized one does nothing, the float one drops in training"
 
 RULES: dict[type[nn.Module], Rule] = {
