@@ -36,3 +36,31 @@ def test_fp8_given_buffer(benchmark, rounds, generator, quick, block, dtype):
         {"torch": 50, "bare loop": 1.15} if block != "of 32 in a row" else {"torch": 20},
     )
     measure(benchmark, case, rounds=rounds)
+
+
+SMALL = {
+    "NVFP4": ("float4_e2m1", 16),
+    "MXFP4": ("float4_e2m1", 32),
+    "int4 in groups of 128": ("int4_excess", 128),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=dtype_name)
+@pytest.mark.parametrize("name", SMALL)
+def test_small_codes_given_buffer(benchmark, rounds, generator, quick, name, dtype):
+    shape = (2048, 8192) if quick else (4096, 8192)
+    values, size = SMALL[name]
+    codes = torch.randint(0, 256, (shape[0], shape[1] // 2), dtype=torch.uint8, generator=generator)
+    scale = torch.rand((shape[0], shape[1] // size), generator=generator) * 0.01 + 1e-4
+    weight = BlockWeight(codes, values, scale, (1, size), shape)
+    out = torch.ones(shape, dtype=dtype)
+    assert_same_bits(weight.dequantize(out=out, dtype=dtype), block_reference(weight, dtype))
+    case = Case(
+        f"{name}, to {dtype_name(dtype)}, {shape[0]} x {shape[1]}",
+        lambda: weight.dequantize(out=out, dtype=dtype),
+        {"torch": lambda: block_reference(weight, dtype)},
+        limits_given(out, weight.codes.numel()),
+        out.nbytes,
+        {"torch": 50, "bare loop": 1.25 if size == 16 else 1.15},
+    )
+    measure(benchmark, case, rounds=rounds)

@@ -20,7 +20,7 @@ __all__ = ["run"]
 HELP = """Read the weights of quantized PyTorch models, and turn them back into float weights, bit for bit.
 
 Files may be what torch.save wrote (state dicts, checkpoints, whole models), TorchScript, safetensors, ONNX models, or
-the folder of a released FP8 checkpoint. No code in a file is run, and torch's quantized dtypes are not used.
+the folder of a released checkpoint. No code in a file is run, and torch's quantized dtypes are not used.
 
 \b
 A first round:

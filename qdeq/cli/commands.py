@@ -92,8 +92,9 @@ def convert(**options: Any) -> Any:
 
     --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
 
-    The folder of a released FP8 checkpoint becomes a dense one: same shards, config without quantization, other files
-    copied. After a stop the same command goes on where it was. Only --dtype, --only and --dry-run are for folders.
+    The folder of a released checkpoint (FP8, NVFP4, int4, ...) becomes a dense one: same shards, config without
+    quantization, other files copied. After a stop the same command goes on where it was. Only --dtype, --only and
+    --dry-run are for folders.
 
     An ONNX model becomes a float one if DST ends in .onnx, too, graph and all:
 

@@ -49,7 +49,7 @@ def open(path: Path, *, like: nn.Module | None = None, everything: bool = False)
     Args:
         path: what torch saved (``.pt``, ``.pth``: state dicts, nested checkpoints, pickled models, TorchScript), a
             safetensors file, or the index of a set of shards; for the name that a set of shards was saved under, too;
-            the folder of a released checkpoint: config.json beside safetensors files, dense or FP8;
+            the folder of a released checkpoint: config.json beside safetensors files, dense or quantized;
             or an ONNX model (needs the extra ``[onnx]``).
         like: a float model that tells what keys do not: layers and directions of RNNs (one bidirectional layer or two
             forward ones, when input and hidden size are equal), and whether attentions keep three projections.

@@ -55,12 +55,8 @@ def built_with_torch() -> str:
 
 def _load_this_torch() -> tuple[Any, str]:
     """Load ``qdeq._torch``, which belongs to the torch that it was built with, or say why it may not be loaded."""
-    built, git, running, running_git = (
-        _C.built_with_torch,
-        _C.built_with_git,
-        torch.__version__,
-        torch.version.git_version,
-    )
+    built, git = _C.built_with_torch, _C.built_with_git
+    running, running_git = torch.__version__, torch.version.git_version
     if built != running:
         return None, f"qdeq was built with torch {built}, this is torch {running}. Reinstall qdeq to change that"
     if git != running_git:
@@ -155,9 +151,9 @@ def dequantize_codes(
 ) -> None:
     """Dequantize contiguous uint8 ``codes`` of shape (matrices, rows, bytes) into ``out`` (matrices, rows, columns).
 
-    ``values``: 2^bits float32, NaNs as 0x7FC00000. ``scale``, ``zero``: float32, finite, contiguous, for each matrix a
-    grid of blocks of ``block`` rows and columns, the last of which may be cut; ``zero`` empty for none. A code's bits
-    lie low bits first. ``out`` is contiguous. RuntimeError: an argument breaks these rules.
+    ``values``: 2^bits float32, NaNs as 0x7FC00000. ``scale``, ``zero`` (empty for none): float32, finite, contiguous,
+    for each matrix a grid of blocks of ``block`` rows and columns, the last of which may be cut. Codes lie low bits
+    first. RuntimeError: an argument breaks these rules.
     """
     _dequantize_codes_out(codes, values, scale, zero, out.shape, block, out.dtype, out)
 
@@ -208,7 +204,7 @@ def _fake_out(*_: object) -> None:
     return None
 
 
-# Elements below which no result is large, in any dtype: csrc/common/memory.cpp draws the line, at more bytes.
+# Elements below which no result is large, in any dtype: csrc/common/memory.cpp draws the line.
 _MAYBE_LARGE = 1 << 18
 
 

@@ -125,13 +125,20 @@ std::vector<float> e4m3_values() {
 
 // Grids of every kind of block, with scales from zero over subnormals to the largest, into rows that are aligned or
 // not.
-void check_grid(const KernelSet& set, int64_t cols, int out_type, bool any_values) {
-    const int64_t matrices = draw(1, 2), rows = draw(1, 9), block_rows = draw(1, 5), block_cols = draw(1, 200);
-    const int64_t grid_rows = (rows + block_rows - 1) / block_rows, grid_cols = (cols + block_cols - 1) / block_cols;
+void check_grid(const KernelSet& set, int64_t cols, int out_type, int bits) {  // 0: e4m3
+    const int64_t matrices = draw(1, 2), rows = draw(1, 9), block_rows = draw(1, 5);
+    int64_t block_cols = draw(1, 200);
     auto values = e4m3_values();
-    if (is_e4m3(values.data()) == false) std::exit(2);
-    if (any_values)
-        for (auto& x : values) x = static_cast<float>(draw(-30000, 30000)) / 64;
+    if (!is_e4m3(values.data())) std::exit(2);
+    const bool is_e4m3 = bits == 0, halves = draw(0, 1) == 1;
+    if (!is_e4m3)
+        for (auto& x : values) x = static_cast<float>(draw(-128, 127)) / (halves ? 2 : draw(1, 3));
+    if (is_e4m3) bits = 8;
+    const int64_t row_bytes = (cols * bits + 7) / 8 + draw(0, 5);
+    if (draw(0, 2) != 0) block_cols = draw(1, 12) * 8;  // begins with a byte
+    const int64_t grid_rows = (rows + block_rows - 1) / block_rows, grid_cols = (cols + block_cols - 1) / block_cols;
+    std::vector<float> zero(matrices * grid_rows * grid_cols + 1);
+    for (auto& z : zero) z = static_cast<float>(draw(-9, 9));
     std::vector<float> scale(matrices * grid_rows * grid_cols + 1);
     for (auto& s : scale) {
         s = std::ldexp(static_cast<float>(unit() + 0.5), static_cast<int>(draw(-149, 125)));
@@ -139,13 +146,15 @@ void check_grid(const KernelSet& set, int64_t cols, int out_type, bool any_value
         if (draw(0, 4) == 0) s = -s;
         if (draw(0, 9) == 0) s = 0;
     }
-    const auto codes = random_bytes(matrices * rows * cols);
+    const auto codes = random_bytes(matrices * rows * row_bytes);
     const int64_t size = out_type == kFloat32 ? 4 : 2, bytes = (matrices * rows * cols + 80) * size;
     std::vector<uint8_t> got(bytes, 9), want(got);
     const int64_t offset = draw(0, 33) * size;
+    const bool with_zero = !is_e4m3 && draw(0, 1) == 1;
     const auto run = [&](std::vector<uint8_t>& out, const KernelSet& kernels, int64_t split, bool stream) {
         const GridDequantizer work({codes.data(), out.data() + offset, static_cast<OutType>(out_type), matrices, rows,
-                                    cols, block_rows, block_cols, scale.data(), values.data()});
+                                    cols, row_bytes, block_rows, block_cols, scale.data(),
+                                    with_zero ? zero.data() : nullptr, bits, values.data()});
         work.run(0, split, kernels, stream);
         work.run(split, work.num_rows(), kernels, stream);
     };
@@ -192,7 +201,8 @@ int main(int argc, char** argv) {
             check_halves(set, n, n % 2 == 1);
             check_strided(set);
             for (int out_type = 0; out_type < 3; ++out_type)
-                for (int any = 0; any < 2; ++any) check_grid(set, n % 5 == 0 ? 70 * n : n, out_type, any == 1);
+                for (const int bits : {0, 4, 8, static_cast<int>(draw(1, 8))})
+                    check_grid(set, n % 5 == 0 ? 70 * n : n, out_type, bits);
         }
         std::printf("%s: same as scalar\n", set.name);
     }

@@ -11,7 +11,7 @@ import qdeq
 from qdeq import BlockWeight
 from qdeq.weights.block_weight import block_reference, grid_shape
 from qdeq.weights.blocks import float_block, weight_blocks
-from qdeq.weights.codes import FLOAT8_TYPES
+from qdeq.weights.codes import FLOAT8_TYPES, KINDS
 from qdeq.words import dtype_name
 from tests.files.released.folders import same
 
@@ -163,7 +163,7 @@ def test_parts_are_those_of_the_whole():
         ({"block": (2,)}, "expected 2 sizes"),
         ({"block": (2, -1)}, "a tuple of sizes"),
         ({"block": (2, 2)}, r"a grid of shape \(2, 3\) for blocks of \(2, 2\)"),
-        ({"scale": torch.ones(2, 2, dtype=torch.float64)}, "scales of"),
+        ({"scale": torch.ones(2, 2, dtype=torch.float64)}, "scale of"),
         ({"scale": 1.0}, "a tensor, got builtins.float"),
         ({"codes": torch.zeros(4, 6, dtype=torch.uint8, device="meta")}, "a dense tensor on the CPU"),
     ],
@@ -177,22 +177,65 @@ def test_fields_that_contradict_each_other(change, message):
 
 
 def test_the_operator_refuses_what_would_leave_its_memory():
-    codes, values, scale, out = (
-        torch.zeros(1, 4, 6, dtype=torch.uint8),
-        torch.zeros(256),
-        torch.ones(1, 2, 2),
-        torch.zeros(1, 4, 6),
+    codes, values, out = torch.zeros(1, 4, 6, dtype=torch.uint8), torch.zeros(256), torch.zeros(1, 4, 6)
+    scale, none = torch.ones(1, 2, 2), torch.empty(0)
+    call, right = (
+        torch.ops.qdeq.dequantize_codes_out,
+        (codes, values, scale, none, [1, 4, 6], [2, 3], torch.float32, out),
     )
-    call = torch.ops.qdeq.dequantize_codes_out
-    call(codes, values, scale, [1, 4, 6], [2, 3], torch.float32, out)
-    for wrong in (
-        (codes, values[:255], scale, [1, 4, 6], [2, 3], torch.float32, out),
-        (codes, values, scale[:, :1].contiguous(), [1, 4, 6], [2, 3], torch.float32, out),
-        (codes, values, scale, [1, 4, 6], [0, 3], torch.float32, out),
-        (codes, values, scale, [1, 4, 7], [2, 3], torch.float32, out),
-        (codes, values, scale, [1, 4, 6], [2, 3], torch.bfloat16, out),
-        (codes, values, scale, [1, 4, 6], [2, 3], torch.float32, out[:, :3].contiguous()),
-        (codes.char(), values, scale, [1, 4, 6], [2, 3], torch.float32, out),
+    call(*right)
+    for at, wrong in (
+        (0, codes.char()),
+        (0, codes[:, :, :5].contiguous()),
+        (0, codes[:, :3].contiguous()),
+        (1, values[:255]),
+        (1, values.double()),
+        (2, scale[:, :1].contiguous()),
+        (3, torch.ones(1, 2, 1)),
+        (4, [1, 4, 7]),
+        (5, [0, 3]),
+        (6, torch.bfloat16),
+        (7, out[:, :3].contiguous()),
     ):
         with pytest.raises(RuntimeError, match="qdeq"):
-            call(*wrong)
+            call(*right[:at], wrong, *right[at + 1 :])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_code(kernel, name):
+    """All codes, blocks that fit vectors or not, rows with padding, zero points, and a second factor of both kinds."""
+    generator, bits = torch.Generator().manual_seed(len(name)), KINDS[name].bits
+    draw = lambda high, shape: torch.randint(0, high, shape, dtype=torch.uint8, generator=generator)  # noqa: E731
+    for shape, block in (((5, 208), (1, 16)), ((4, 128), (1, 32)), ((7, 333), (1, 0)), ((2, 20, 96), (1, 4, 24))):
+        stored = (*shape[:-1], KINDS[name].row_bytes(shape[-1]) + (0 if bits == 8 else 3))
+        grid = grid_shape(shape, block)
+        scale = torch.where(draw(8, grid) == 0, torch.tensor(-(2.0**-126)), torch.rand(grid, generator=generator))
+        zero = draw(16, grid).to(torch.int8) - 8
+        for more in (
+            {},
+            {"zero": zero},
+            {"factor": torch.tensor(3.7), "divides": True},
+            {"factor": torch.tensor(3e-3)},
+        ):
+            assert_right(BlockWeight(draw(256, stored), name, scale, block, shape, **more))
+
+
+def test_small_codes_written_down_by_hand():
+    """0x21: code 1 before code 2. 4-bit floats 0.5 and 1; 8 is -0.0; integers less 8."""
+    codes = torch.tensor([[0x21, 0xF8]], dtype=torch.uint8)
+    one = torch.ones(1, 1)
+    floats = BlockWeight(codes, "float4_e2m1", one, (1, 0), (1, 4)).dequantize()[0].tolist()
+    assert floats == [0.5, 1.0, -0.0, -6.0]
+    assert math.copysign(1, floats[2]) == -1
+    assert BlockWeight(codes, "int4_excess", one, (1, 0), (1, 4)).dequantize().tolist() == [[-7.0, -6.0, 0.0, 7.0]]
+    assert BlockWeight(codes, "int8", one, (1, 0), (1, 2)).dequantize().tolist() == [[33.0, -8.0]]
+    three = torch.tensor([[0b10001000, 0b00000110]], dtype=torch.uint8)  # 0 1 2 3 from low bits on, then padding
+    assert BlockWeight(three, "int3_excess", one, (1, 0), (1, 4)).dequantize().tolist() == [[-4.0, -3.0, -2.0, -1.0]]
+
+
+def test_factors_of_experts():
+    codes = torch.arange(3 * 2 * 32, dtype=torch.uint8).view(3, 2, 32)
+    w = BlockWeight(codes, "float4_e2m1", torch.rand(3, 2, 4), (1, 1, 16), (3, 2, 64), factor=torch.rand(3, 1, 1))
+    for elements in (64, 1 << 20):
+        parts = [float_block(w, index, where="w", dtype=torch.float32) for index in weight_blocks(w, elements)]
+        assert same(torch.cat([part.reshape(-1) for part in parts]), block_reference(w).reshape(-1))

@@ -79,8 +79,8 @@ class ReleasedFile(WeightFile):
             return None
         zero = self.shards.tensor(parts.zero)
         if parts.zero_bits:  # packed along the rows of the weight, as its columns are
-            columns = zero.t().contiguous().view(torch.uint8)
-            stored = unpack_codes(columns, parts.zero_bits, parts.shape[0]).t()
+            columns = zero.t().reshape(-1).view(torch.uint8)
+            stored = unpack_codes(columns.view(zero.shape[1], -1), parts.zero_bits, parts.shape[0]).t()
             zero = stored.to(torch.int16) - 2 ** (parts.zero_bits - 1)
         return zero.reshape(parts.grid.shape)
 

@@ -59,7 +59,7 @@ def dequantize_checkpoint(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Converted:
-    """Write a released FP8 checkpoint as a dense one: a folder that loads as if it had never been quantized.
+    """Write a released checkpoint as a dense one: a folder that loads as if it had never been quantized.
 
     Everything is planned and every scale checked before the first byte is written. Then shard after shard is written
     under its own name, in a few buffers of memory; a file appears when it is complete and on the disk. After a stop,

@@ -90,3 +90,30 @@ def same(a, b):
     view = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
     equal = a.contiguous().view(view) == b.contiguous().view(view)
     return bool((equal | (a.isnan() & b.isnan())).all()) if a.is_floating_point() else bool(equal.all())
+
+
+FLOAT4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def nibbles(shape, seed=0):
+    """Codes of 4 bits, and the bytes that hold them: the first of two in the low half."""
+    drawn = torch.randint(0, 16, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return drawn, drawn[..., 0::2] | drawn[..., 1::2] << 4
+
+
+def pack_words(integers, bits):
+    """Integers in words along the last dimension, packed: plus half the range, low bits first."""
+    *leading, cols = integers.shape
+    words = torch.zeros(*leading, -(-cols * bits // 32), dtype=torch.int64)
+    stored = integers.long() + 2 ** (bits - 1)
+    for column in range(cols):
+        word, shift = divmod(column * bits, 32)
+        words[..., word] |= (stored[..., column] << shift) & 0xFFFFFFFF
+        if shift + bits > 32:
+            words[..., word + 1] |= stored[..., column] >> (32 - shift)
+    return (words & 0xFFFFFFFF).to(torch.uint32).view(torch.int32)
+
+
+def integers_of(shape, bits, seed=0):
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
