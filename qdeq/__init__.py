@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qdeq.diagnosis.explain import explain
     from qdeq.diagnosis.say.explanation import Explanation
     from qdeq.files import open
+    from qdeq.files.onnx_model.writing import dequantize_onnx
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
     from qdeq.rebuild import dequantize_model
@@ -39,6 +40,7 @@ __all__ = [
     "current_kernel",
     "dequantize",
     "dequantize_model",
+    "dequantize_onnx",
     "dequantize_state_dict",
     "drop_activations",
     "explain",
@@ -62,6 +64,7 @@ _LAZY = {
     "current_kernel": "qdeq.weights.native",
     "dequantize": "qdeq.weights.dequant",
     "dequantize_model": "qdeq.rebuild",
+    "dequantize_onnx": "qdeq.files.onnx_model.writing",
     "dequantize_state_dict": "qdeq.state_dicts.to_float",
     "drop_activations": "qdeq.grids",
     "explain": "qdeq.diagnosis.explain",

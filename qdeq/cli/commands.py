@@ -72,6 +72,13 @@ def inspect(**options: Any) -> Any:
 @click.option("--keep", type=click.Choice(["int8"]), help="Keep the integers, with scales and zero points beside them.")
 @click.option("--dry-run", is_flag=True, help="Show what would be written, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace DST if it is there.")
+@click.option(
+    "--activations",
+    type=click.Choice(["drop", "clamp", "fake_quant"]),
+    default="drop",
+    show_default=True,
+    help="Of an ONNX model: values are not rounded, kept in the range of their integers, or rounded as they were.",
+)
 @_selection_options
 def convert(**options: Any) -> Any:
     """Write the weights of SRC as float numbers to DST, a .safetensors file.
@@ -84,6 +91,11 @@ def convert(**options: Any) -> Any:
       out/model-00001-of-00003.safetensors ... out/model.safetensors.index.json
 
     --keep int8 loses nothing and stays small: qdeq reads the quantized weights back from it.
+
+    An ONNX model becomes a float one if DST ends in .onnx, too, graph and all:
+
+    \b
+      qdeq convert model_int8.onnx model.onnx
     """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
     return _run("convert", options)
 

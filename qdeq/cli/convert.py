@@ -1,4 +1,4 @@
-"""``qdeq convert``: a file of quantized weights to safetensors."""
+"""``qdeq convert``: a file of quantized weights to safetensors, or an ONNX model to a float one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
+from qdeq.cli.onnx_models import convert_onnx
 from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.errors import QdeqValueError, expected
+from qdeq.files.onnx_model.recognise import SUFFIX as ONNX_SUFFIX
 from qdeq.files.safetensors.layout import SUFFIX, Options, Plan, parse_size, plan_safetensors
 from qdeq.files.safetensors.writing import Saved, check_plan, touched_files, write_plan
 from qdeq.words import dtype_name, shape_text
@@ -34,8 +36,16 @@ def convert(
     renames: Sequence[str],
     prefix: str,
     everything: bool,
+    activations: str,
 ) -> None:
     """Run the command; ``commands.py`` says what each option means."""
+    if dst.suffix == ONNX_SUFFIX:
+        selected = (dtype != "float32", shard_size, keep, dry_run, only, renames, prefix, everything)
+        convert_onnx(src, dst, activations, any(selected), force)
+        return
+    if activations != "drop":
+        remedy = "A safetensors file holds weights, which no activation rounds."
+        raise QdeqValueError(expected("--activations", f"a DST that ends in {ONNX_SUFFIX}", str(dst), remedy))
     _check_suffix(dst)
     limit = None if shard_size is None else parse_size(shard_size, "--shard-size")
     begin = time.perf_counter()

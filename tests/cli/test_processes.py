@@ -43,7 +43,7 @@ def wait_for_part(folder, process):
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from qdeq.files.safetensors import streaming
+from qdeq.files import streaming
 whole = streaming._write_all
 def slow(piece, buffer):
     whole(piece, buffer)

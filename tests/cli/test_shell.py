@@ -74,7 +74,7 @@ def test_ctrl_c(run, monkeypatch, checkpoint, tmp_path):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qdeq.files.safetensors.streaming._write_all", interrupted)
+    monkeypatch.setattr("qdeq.files.streaming._write_all", interrupted)
     status, out, err = run("convert", checkpoint, tmp_path / "model.safetensors")
     assert (status, out) == (130, "")
     assert err.strip() == "qdeq: stopped"

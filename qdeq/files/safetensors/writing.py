@@ -17,7 +17,7 @@ from qdeq.errors import QdeqValueError, expected
 from qdeq.files.new_files import NewFiles
 from qdeq.files.safetensors.format import INDEX_SUFFIX, SCALE_SUFFIX
 from qdeq.files.safetensors.layout import SUFFIX, Item, Options, Plan, Weights, plan_safetensors
-from qdeq.files.safetensors.streaming import Piece, stream
+from qdeq.files.streaming import Piece, stream
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights.blocks import Index, block_shape, float_block, weight_blocks
 from qdeq.weights.dequant import unpack_source

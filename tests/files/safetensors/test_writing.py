@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import qdeq
-from qdeq.files.safetensors import streaming
+from qdeq.files import streaming
 from qdeq.files.safetensors.layout import parse_size
 from qdeq.weights.blocks import weight_blocks
 from tests.files.safetensors.cases import SMALL_BLOCK, quantized_cases
