@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qdeq.files.onnx_model.writing import dequantize_onnx
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
+    from qdeq.onnx_export.to_onnx import to_onnx
     from qdeq.rebuild import dequantize_model
     from qdeq.report import Report, ReportEntry
     from qdeq.sources.eager.mappings import register
@@ -48,6 +49,7 @@ __all__ = [
     "open",
     "register",
     "save_safetensors",
+    "to_onnx",
     "unpack",
     "use_kernel",
 ]
@@ -72,6 +74,7 @@ _LAZY = {
     "open": "qdeq.files",
     "register": "qdeq.sources.eager.mappings",
     "save_safetensors": "qdeq.files.safetensors.writing",
+    "to_onnx": "qdeq.onnx_export.to_onnx",
     "unpack": "qdeq.weights.dequant",
     "use_kernel": "qdeq.weights.native",
 }

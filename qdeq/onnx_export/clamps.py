@@ -32,7 +32,11 @@ def clamp_integers(graph: Graph) -> None:
             continue
         given, output = producers[node.input[0]].input[0], node.output[0]
         behind = readers.get(output, [])
-        if len(behind) == 1 and behind[0].op_type == "QuantizeLinear" and grids.same(tuple(behind[0].input[1:]), qparams):
+        if (
+            len(behind) == 1
+            and behind[0].op_type == "QuantizeLinear"
+            and grids.same(tuple(behind[0].input[1:]), qparams)
+        ):
             skipped.add(behind[0].output[0])  # its rounding changes nothing; the DequantizeLinear behind it stays
             nodes.append(_clip(graph, given, behind[0].output[0], bounds, qparams))
         else:
@@ -53,15 +57,18 @@ def _bounds(graph: Graph, node: Any) -> tuple[float, float] | None:
     arrays = [graph.array(name) for name in names]
     if any(name and array is None for name, array in zip(names, arrays, strict=True)):
         return None
-    low, high = (default if array is None else float(array) for array, default in zip(arrays, (-np.inf, np.inf), strict=True))
+    low, high = (
+        default if array is None else float(array) for array, default in zip(arrays, (-np.inf, np.inf), strict=True)
+    )
     return low, high
 
 
 def _clip(graph: Graph, given: str, output: str, bounds: tuple[float, float], qparams: tuple[str, str]) -> Any:
     scale, zero = graph.array(qparams[0]), graph.array(qparams[1])
-    assert scale is not None and zero is not None  # a grid is made of initializers
+    assert scale is not None  # a grid is made of initializers
+    assert zero is not None
     limits = np.iinfo(zero.dtype)
-    steps = np.rint(np.float32(bounds) / scale) + zero.astype(np.float32)
+    steps = np.rint(np.array(bounds, dtype=np.float32) / scale) + zero.astype(np.float32)
     ends = [np.array(np.clip(step, limits.min, limits.max), dtype=zero.dtype) for step in steps]
     names = [graph.add(f"{output}_{what}", end) for what, end in zip(("min", "max"), ends, strict=True)]
     return graph.node("Clip", [given, *names], output)

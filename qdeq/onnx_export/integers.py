@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from qdeq.errors import QdeqError
 from qdeq.layers.layer import Layer
 from qdeq.layers.make import part_value
-from qdeq.report import Report
+from qdeq.report import Report, ReportEntry
 from qdeq.weights.dequant import unpack_source
 from qdeq.weights.integer_types import FLOAT_QPARAMS
 from qdeq.weights.weight import QuantizedWeight
@@ -48,9 +47,7 @@ class Integers:
     def floats(self) -> np.ndarray:
         """What DequantizeLinear makes of them: float32, one subtraction and one product."""
         shape = [-1 if dim == self.axis else 1 for dim in range(self.values.ndim)]
-        zero, scale = (
-            array if self.axis is None else array.reshape(shape) for array in (self.zero_point, self.scale)
-        )
+        zero, scale = (array if self.axis is None else array.reshape(shape) for array in (self.zero_point, self.scale))
         with np.errstate(over="ignore", invalid="ignore"):
             floats: np.ndarray = (self.values.astype(np.int32) - zero.astype(np.int32)).astype(np.float32) * scale
         return floats
@@ -80,21 +77,20 @@ def integers_of(layers: Sequence[Layer], report: Report) -> tuple[dict[str, Inte
 
     """
     sources = {source.name: source for layer in layers for part in layer.parts for source in part.sources}
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[str, list[ReportEntry]] = {}
     for entry in report.entries:
         if entry.qscheme is not None:
-            wanted.setdefault(entry.target, []).append(entry.source)
+            wanted.setdefault(entry.target, []).append(entry)
     found, refused = {}, {}
-    for target, names in wanted.items():
-        try:
-            weights = [unpack_source(part_value(sources[name]), where=name) for name in names]
-            why = next((why for weight in weights if (why := _why_not(weight))), "")
-            if why:
-                refused[target] = why
-            else:
-                found[target] = _below([_integers(target, weight) for weight in weights])
-        except (KeyError, QdeqError):
-            refused[target] = "its integers cannot be read apart from the layer"
+    for target, entries in wanted.items():
+        weights = [unpack_source(part_value(sources[entry.source]), where=entry.source) for entry in entries]
+        why = next((why for weight in weights if (why := _why_not(weight))), "")
+        if why:
+            refused[target] = why
+        else:
+            found[target] = _below(
+                [_integers(target, weight, entry.shape) for weight, entry in zip(weights, entries, strict=True)]
+            )
     return found, refused
 
 
@@ -106,9 +102,10 @@ def _why_not(weight: QuantizedWeight) -> str:
     return ""
 
 
-def _integers(name: str, weight: QuantizedWeight) -> Integers:
+def _integers(name: str, weight: QuantizedWeight, shape: tuple[int, ...]) -> Integers:
+    """A weight in the shape of its parameter: a packed Conv1d is stored as a Conv2d of height 1."""
     kind = _TYPES[weight.dtype]
-    values = weight.values().contiguous().numpy()
+    values = weight.values().contiguous().numpy().reshape(shape)
     scale, zero = weight.scale.float().numpy(), weight.zero_point.numpy().astype(kind)
     return Integers((name,), "", values, scale, zero, weight.axis)
 
@@ -118,9 +115,9 @@ def _below(parts: list[Integers]) -> Integers:
     if len(parts) == 1:
         return parts[0]
     values = np.concatenate([part.values for part in parts])
-    if len({(part.axis, part.scale.tobytes(), part.zero_point.tobytes()) for part in parts}) == 1:
-        if parts[0].axis is None:
-            return replace(parts[0], values=values)
+    grids = {(part.axis, part.scale.tobytes(), part.zero_point.tobytes()) for part in parts}
+    if len(grids) == 1 and parts[0].axis is None:
+        return replace(parts[0], values=values)
     spread = [part if part.axis == 0 else _by_rows(part) for part in parts]
     scale = np.concatenate([part.scale for part in spread])
     zero = np.concatenate([part.zero_point for part in spread])

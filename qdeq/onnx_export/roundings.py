@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,9 +30,7 @@ class _Plain(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Round a float tensor of any shape."""
-        return torch.fake_quantize_per_tensor_affine(
-            input, self.scale, self.zero_point, self.quant_min, self.quant_max
-        )
+        return torch.fake_quantize_per_tensor_affine(input, self.scale, self.zero_point, self.quant_min, self.quant_max)
 
 
 def make_plain(model: nn.Module, report: Report) -> None:

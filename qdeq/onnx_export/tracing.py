@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.utils import _pytree
 
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
@@ -121,10 +122,16 @@ def _trace(
             dynamic_axes=axes,
         )  # fmt: skip
         made = onnx_library().load(path)
-    fixed = {str(item.message).split("!")[0] for item in seen if issubclass(item.category, torch.jit.TracerWarning)}
-    for text in sorted(fixed):
-        report.note("", f"fixed to the example: {text.split(chr(10))[0]}")
+    for place in sorted({place for item in seen if (place := _fixed(item))}):
+        report.note("", f"{place} makes numbers of values while it runs: the file has those of the example")
     return made
+
+
+def _fixed(warning: warnings.WarningMessage) -> str:
+    """The line that the tracer warned of; empty for other warnings, and for what torch's own layers check."""
+    path = Path(warning.filename)
+    ours = issubclass(warning.category, TracerWarning) and not path.is_relative_to(Path(torch.__file__).parent)
+    return f"{path.name}:{warning.lineno}" if ours else ""
 
 
 def _export_program(
