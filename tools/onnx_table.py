@@ -3,14 +3,15 @@
 Usage: python -m tools.onnx_table [NAME ...]
 
 Each model is exported by torch, quantized in every way that its row names, and made float again. Then no quantized
-operator may be left, ONNX's checker and shape inference have to pass, every weight has to have the bits of ONNX Runtime's
-own DequantizeLinear, and the result is compared with the original float graph with those weights in it.
+operator may be left, ONNX's checker and shape inference have to pass, every weight has to have the bits of ONNX
+Runtime's own DequantizeLinear, and the result is compared with the original float graph with those weights in it.
 Needs torchvision, onnx and onnxruntime; run it from the root of the repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import tempfile
 import warnings
@@ -101,7 +102,21 @@ def torchvision_model(name: str) -> Callable[[], tuple[nn.Module, tuple[torch.Te
     return make
 
 
+def small_model() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """Every activation that a quantizer takes away, and one that stays, in a network of a few layers."""
+    layers = (
+        nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 6, 1),
+        nn.LeakyReLU(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10), nn.ReLU6(), nn.Linear(10, 4),
+    )  # fmt: skip
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        model[0].weight *= 20  # so that values reach the 6
+        model[9].weight *= 300
+    return model, (torch.randn(1, 3, 16, 16),)
+
+
 MODELS: dict[str, tuple[Callable[[], tuple[nn.Module, tuple[torch.Tensor, ...]]], tuple[int, ...]]] = {
+    "small": (small_model, (0, 1, 2, 3, 4, 5, 6, 7)),
     "resnet18": (torchvision_model("resnet18"), (0, 1, 2, 3, 4, 5, 6)),
     "mobilenet_v2": (torchvision_model("mobilenet_v2"), (0, 1, 2, 3, 4, 5, 6)),
     "efficientnet_b0": (torchvision_model("efficientnet_b0"), (0, 1, 4, 5)),
@@ -134,7 +149,22 @@ def _like(tensor: torch.Tensor, seed: int) -> np.ndarray:
 def quantize(path: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> Path:
     """The model quantized in one way."""
     out = path.with_name(f"{path.stem}_int8.onnx")
+    with quantize_quietly():
+        _quantize(path, out, way, inputs)
+    return out
+
+
+@contextlib.contextmanager
+def quantize_quietly() -> Iterator[None]:
+    """Keep onnxruntime.quantization from advising, in a log, what was decided."""
     logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _quantize(path: Path, out: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> None:
     if way.format == "dynamic":
         quantization.quantize_dynamic(path, out, per_channel=way.per_channel, weight_type=way.weights)
     elif way.format in ("nbits", "nbits_qdq"):
@@ -147,8 +177,6 @@ def quantize(path: Path, way: Way, inputs: list[dict[str, np.ndarray]]) -> Path:
     else:
         options = {"per_channel": way.per_channel, "activation_type": way.activations, "weight_type": way.weights}
         quantization.quantize_static(path, out, Samples(inputs), quant_format=way.format, **options)
-    logging.disable(logging.NOTSET)
-    return out
 
 
 def run(model: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
@@ -208,7 +236,7 @@ def _runtime_weight(held: dict[str, Any], node: Any, at: int) -> np.ndarray | No
 def _beside(held: dict[str, Any], node: Any, at: int) -> tuple[np.ndarray | None, np.ndarray | None, int]:
     """Scale and zero point of the integers that an operator reads, and the axis of their channels.
 
-    They are inputs of QLinearConv and its kin, the product of two for int32 biases, and known by their names for others.
+    They are inputs of QLinearConv and its kin, the product of two for int32 biases, and known by name for others.
     """
 
     def array(name: str) -> np.ndarray | None:
@@ -265,7 +293,7 @@ def _put_weights(original: Any, result: Any) -> None:
         name = tensor.name
         if name in floats:
             tensor.CopyFrom(floats[name])
-        else:
+        elif f"{name}_Transposed" in floats:
             array = onnx.numpy_helper.to_array(floats[f"{name}_Transposed"]).T
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
 
@@ -277,10 +305,9 @@ def rows(names: list[str], folder: Path) -> Iterator[str]:
         for at in MODELS[name][1]:
             found = measure(path, WAYS[at], inputs)
             same = "the same bits" if found.difference == 0 else f"{found.difference:.1e}"
-            cells = (
-                name, WAYS[at].name, f"{found.equal_weights} of {found.weights}",
-                f"{found.activations} of {found.original_activations}", str(found.restored), same, f"{found.rounding:.1e}",
-            )  # fmt: skip
+            bits = f"{found.equal_weights} of {found.weights}"
+            kept = f"{found.activations} of {found.original_activations}"
+            cells = (name, WAYS[at].name, bits, kept, str(found.restored), same, f"{found.rounding:.1e}")
             yield "| " + " | ".join(cells) + " |"
 
 

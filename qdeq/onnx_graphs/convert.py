@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -102,9 +103,7 @@ def _inlined(model: Any, where: str) -> Any:
     ):
         return model
     try:
-        from onnx.inliner import inline_local_functions
-
-        return inline_local_functions(model)
+        return importlib.import_module("onnx.inliner").inline_local_functions(model)
     except Exception as error:  # noqa: BLE001  # the inliner's own errors have no class in common
         text = (str(error).splitlines() or [""])[0]
         refuse(f"{where}: functions", "functions that can be put in place", text, "The model is damaged.")

@@ -41,7 +41,21 @@ def parse_model(where: str, data: bytes) -> Any:
         refuse(where, "an ONNX model", error_line(error), remedy)
     if not model.HasField("graph") or not model.opset_import:
         refuse(where, "an ONNX model with a graph and its opsets", "one without", remedy)
+    _check_text(where, model)
     return model
+
+
+def _check_text(where: str, message: Any) -> None:
+    """Refuse names that are no text: protobuf hands them out as bytes."""
+    for field, value in message.ListFields():
+        repeated = hasattr(value, "append") or hasattr(value, "add")
+        if field.message_type is not None:
+            for inner in value if repeated else (value,):
+                _check_text(where, inner)
+        elif field.type == field.TYPE_STRING:
+            for text in value if repeated else (value,):
+                if not isinstance(text, str):
+                    refuse(where, f"text as {field.name}", shown(text), "The file is damaged: get a fresh copy.")
 
 
 def shown(name: object) -> str:

@@ -33,6 +33,7 @@ _FIRST_INPUT = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", 
 _ALL_INPUTS = {"Add", "Mul", "Concat", "Max", "Sum", "Min", "Div"}
 _BOUNDED_BY_ALL = {"Concat", "Max"}
 _ABOVE_MINUS_ONE = {"Erf", "Tanh", "Sin", "Cos"}
+_LOOKED_AT_BYTES = 1 << 20
 _DEPTH = 64  # nodes that are followed back
 
 
@@ -134,19 +135,27 @@ def _never_below_zero(scope: Scope, op: str, inputs: list[str]) -> bool:
     if op == "Mul":
         return len(set(inputs)) == 1
     ops = [getattr(scope.producer(name), "op_type", "") for name in inputs]
-    constants = [value.stored for name in inputs if isinstance(value := scope.value(name), Constant)]
-    small = [stored.read().float() for stored in constants if stored.bytes <= 1 << 20 and stored.code in FLOATS]
-    return any(op in _ABOVE_MINUS_ONE for op in ops) and any(float(v.min()) >= 1 for v in small if v.numel())
+    constants = [values for name in inputs if (values := _constant(scope, name)) is not None]
+    return any(op in _ABOVE_MINUS_ONE for op in ops) and any(float(values.min()) >= 1 for values in constants)
 
 
 def _constant_bounded(scope: Scope, name: str, upper: float | None) -> bool:
-    value = scope.value(name)
-    if not isinstance(value, Constant) or not value.stored.bytes <= 1 << 20:
+    values = _constant(scope, name)
+    if values is None:
         return False
-    values = value.stored.read()
-    if not values.dtype.is_floating_point or values.numel() == 0:
-        return False
-    return float(values.float().min()) >= 0 and (upper is None or float(values.float().max()) <= upper)
+    return float(values.min()) >= 0 and (upper is None or float(values.max()) <= upper)
+
+
+def _constant(scope: Scope, name: str) -> torch.Tensor | None:
+    """A float constant of the result that is small enough to be looked at; None for all else."""
+    weight, value = scope.rewrite.weights.get(name), scope.value(name)
+    if weight is not None:
+        values = weight.tensor() if weight.bytes <= _LOOKED_AT_BYTES else None
+    elif isinstance(value, Constant) and value.stored.code in FLOATS and value.stored.bytes <= _LOOKED_AT_BYTES:
+        values = value.stored.read()
+    else:
+        values = None
+    return None if values is None or values.numel() == 0 else values.float()
 
 
 def _clip_bounded(scope: Scope, node: Any, upper: float | None) -> bool:

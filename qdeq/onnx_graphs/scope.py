@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
+from qdeq.onnx_graphs.folding import fold
 from qdeq.onnx_graphs.library import onnx_library, shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.stored import FLOATS, INTEGERS, TYPES, Stored
 
 __all__ = ["Accumulator", "Alias", "Constant", "DynamicScale", "Moved", "Rounded", "Scope", "Value"]
+
+
+_MOST_FOLDED = 8  # nodes behind one another that compute a scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +38,12 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """Integer constants behind an operator that only moves values: floats or integers, as the reader wants them."""
+    """Integer constants behind ``depth`` operators that only move values: floats or integers, as the reader asks."""
 
     node: Any
     scope: Scope
     output: str
+    depth: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +183,21 @@ class Scope:
             QdeqValueError: it is computed when the model runs.
 
         """
-        value = self.value(name) if name else None
-        if isinstance(value, Constant):
-            return value.stored
+        found = self._folded(name, 0) if name else None
+        if found is not None:
+            return found
         remedy = "Fold the model's constants first, or quantize it anew."
         raise self.error(node, f"a constant {what}", f"{shown(name)}, which is computed", remedy)
+
+    def _folded(self, name: str, depth: int) -> Stored | None:
+        """The constant of a name, also where a few nodes compute it of others."""
+        value = self.value(name)
+        if isinstance(value, Constant):
+            return value.stored
+        node = self.producer(name)
+        if value is not None or node is None or depth == _MOST_FOLDED:
+            return None
+        return fold(node, name, lambda inner: self._folded(inner, depth + 1))
 
     def numbers(self, node: Any, name: str, what: str) -> torch.Tensor:
         """The values of a small constant as they are stored, sub-byte integers one by one."""

@@ -150,6 +150,11 @@ def stored(tensor: Any, where: str, external: External) -> Stored:
     if any(size < 0 for size in shape):
         refuse(where, "sizes of at least 0", str(shape), DAMAGED)
     found = Stored(tensor.name, where, tensor.data_type, shape, lambda: _bytes(tensor, found, external))
+    if tensor.data_location == EXTERNAL:
+        external(tensor, found.bytes)
+    elif tensor.ByteSize() < found.bytes:  # before anybody allocates what it says; reading it looks closer
+        got = f"{tensor.ByteSize()} in all"
+        refuse(where, f"{found.bytes} bytes for {shape_text(shape)} of {TYPES[found.code].name}", got, DAMAGED)
     return found
 
 

@@ -34,7 +34,7 @@ UNKNOWN = {
 """Operators of com.microsoft on quantized values that are not rewritten."""
 
 _GRAPH, _GRAPHS, _TENSOR = 5, 10, 4
-_MAX_DEPTH = 50  # of graphs within graphs
+_MAX_DEPTH = 20  # of graphs within graphs
 
 
 def walk_graph(rewrite: Rewrite, graph: Any, parent: Scope | None, known: set[str], depth: int = 0) -> Scope:

@@ -19,6 +19,7 @@ from qdeq.state_dicts.values import as_weight, shape_of, value_of
 from qdeq.state_dicts.weight_file import WeightFile
 from qdeq.weights import packed
 from qdeq.weights.checks import describe
+from qdeq.weights.dequant import dequantize_source
 from qdeq.weights.integer_types import scheme_of
 from qdeq.weights.packed_state import CELL, cell_parts, linear_parts, packed_class, packed_kind
 from qdeq.weights.weight import QuantizedWeight
@@ -37,6 +38,7 @@ class NamedTensor:
         value: what it was saved as; parts that the float model keeps as one are put together.
         bias: the bias that belongs to it, if it is a weight and has one.
         output: scale and zero point of its module's quantized output; None where there is none.
+        bias_step: where the bias is integers, too, as in ONNX: its scales, float64; None for a float one.
 
     """
 
@@ -45,6 +47,7 @@ class NamedTensor:
     value: QuantizedWeight | Tensor
     bias: Tensor | None
     output: tuple[float, int] | None
+    bias_step: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -71,6 +74,9 @@ def tensors_of(where: str, plan: Plan) -> Iterator[NamedTensor]:
         path, _, parameter = name.rpartition(".")
         bias = plan.targets.get(join(path, bias_name(parameter))) if "weight" in parameter else None
         shift = None if bias is None else value_of(f"{where}: {bias.source}", bias.value)
+        step = shift.scale if isinstance(shift, QuantizedWeight) else None
+        if isinstance(shift, QuantizedWeight):
+            shift = dequantize_source(shift, where=f"{where}: {join(path, parameter)}")
         qparams = plan.activations.get(path)
         yield NamedTensor(
             path,
@@ -78,6 +84,7 @@ def tensors_of(where: str, plan: Plan) -> Iterator[NamedTensor]:
             value_of(f"{where}: {target.source}", target.value),
             shift.detach() if isinstance(shift, Tensor) else None,
             None if qparams is None else (float(qparams[0]), int(qparams[1])),
+            step,
         )
 
 

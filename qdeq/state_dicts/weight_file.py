@@ -63,7 +63,8 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
     fills the attributes below, and implements ``__getitem__`` (reads one weight), :meth:`entry` (describes one from the
     file's directory, without its values), :meth:`release` (memory of what was read may go: called now and then by
     whoever reads all weights in turn, so that a file may be larger than memory), :attr:`files` and :meth:`close`.
-    One that keeps keys of its own beside the float names overrides :meth:`plan_for`.
+    One that keeps keys of its own beside the float names overrides :meth:`plan_for`, one whose names are not those of
+    torch's modules :meth:`by_parameter`.
 
     Attributes:
         path: what was opened.
@@ -133,12 +134,16 @@ class WeightFile(Mapping[str, QuantizedWeight | Tensor]):
             like: the float model, where it is known; it tells what keys do not.
 
         """
-        plan = plan_names(self.path, dict(self), shape_of, like)
+        plan = plan_names(self.path, self.by_parameter(), shape_of, like)
         plan.activations |= self.activation_qparams
         plan.constants |= self.constants
         plan.dropped |= self.dropped
         plan.doubtful |= self.doubtful
         return plan
+
+    def by_parameter(self) -> dict[str, QuantizedWeight | Tensor]:
+        """Every weight by the name that torch's modules would give it; tensors are mapped, not copied."""
+        return dict(self)
 
     def describe(self) -> list[Entry]:
         """Describe every weight, in the file's order, without reading values."""

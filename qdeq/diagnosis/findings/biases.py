@@ -1,4 +1,4 @@
-"""Findings about a layer's bias, which is not quantized."""
+"""Findings about a layer's bias, which torch does not quantize, and ONNX rounds to the step of the layer's sums."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def judge_bias(pair: Pair, pairs: list[Pair]) -> Verdict:
     evidence: dict[str, Any] = {"max_error": error, "largest": size}
     if not math.isfinite(error):
         return "not_finite", "the bias holds NaN or infinite values", {**evidence, "part": "bias"}
-    # Bias is not quantized, yet folding a batch norm rounds it.
-    if error <= 1e-4 * size + 1e-7:
+    # Folding a batch norm rounds a bias that is not quantized, too.
+    half_step = 0.0 if pair.layer.bias_step is None else pair.layer.bias_step / 2
+    if bool(((bias.float() - source).abs() - half_step <= 1e-4 * size + 1e-7).all()):
         return None
     if float(bias.abs().max()) == 0:
         return "bias_zeroed", f"the bias is zero, in the int8 model up to {size:.3g}{note}", evidence

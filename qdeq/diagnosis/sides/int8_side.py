@@ -156,11 +156,13 @@ def _of_state(state: Mapping[str, Any]) -> Int8Side:
     )
     biases = {tensor.bias_name for tensor in named if isinstance(tensor.value, QuantizedWeight)}
     for tensor in named:
+        if tensor.name in biases:
+            continue
         if isinstance(tensor.value, QuantizedWeight):
             at = tensor.path if tensor.parameter == "weight" else tensor.name
             ints, bias = Integers.of(tensor.value), None if tensor.bias is None else tensor.bias.clone()
-            found.layers.append(IntegerLayer(at, "", ints, bias, tensor.output, tensor.parameter))
-        elif tensor.value.is_floating_point() and tensor.name not in biases:
+            found.layers.append(IntegerLayer(at, "", ints, bias, tensor.output, tensor.parameter, tensor.bias_step))
+        elif tensor.value.is_floating_point():
             value = tensor.value.detach()
             if _PACKED_KEY.search(keys[tensor.name]) and value.dim() > 1:
                 value = value.half()  # torch packs what is no integer in float16, and unpacks it to float32

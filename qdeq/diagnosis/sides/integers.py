@@ -107,6 +107,7 @@ class IntegerLayer(_Placed):
     bias: Tensor | None  # float32 (channels,), or None
     output: tuple[float, int] | None = None  # scale and zero point of the module's output; None where it is not known
     parameter: str = "weight"  # name of the float parameter
+    bias_step: Tensor | None = None  # scales of a bias that is rounded itself: one, or one for each channel
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,21 @@ def no_folder(tensor: Any, size: int) -> Tensor:
 class ExternalData:
     """The files beside one model. Calling it reads the bytes of one tensor: 1-d uint8 that alias the mapped file.
 
-    Attributes:
+    Args:
         model: path of the model.
-        used: whether anything was read.
+        locations: what it says of where its values lie, read or not; nothing is looked up yet.
 
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, locations: Iterable[str] = ()) -> None:
         self.model = model
-        self.used = False
+        self._locations = dict.fromkeys(locations)
         self._maps: dict[str, mmap.mmap] = {}
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that were read so far."""
-        return tuple(self.model.parent / location for location in self._maps)
+        """The files that hold the values, as far as they may be read."""
+        return tuple(path for at in self._locations if (path := self._inside(at)) is not None)
 
     def __call__(self, tensor: Any, size: int) -> Tensor:
         """Map the ``size`` bytes of a TensorProto.
@@ -55,7 +56,6 @@ class ExternalData:
         where = f"{self.model}: {shown(tensor.name)}"
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        self.used = True
         offset, length = (_number(where, key, entries.get(key, "0")) for key in ("offset", "length"))
         if "length" in entries and length != size:
             refuse(where, f"{size} bytes of external data", str(length))
@@ -77,7 +77,10 @@ class ExternalData:
 
     def _map(self, where: str, location: str) -> mmap.mmap:
         if location not in self._maps:
-            path = self._path(where, location)
+            path = self._inside(location)
+            if path is None:
+                remedy = "qdeq reads no file outside of it: get the model from whom you trust, and its data beside it."
+                refuse(where, "external data in the model's own folder", shown(location), remedy)
             try:
                 # Not to wait where it is a pipe: that is refused below.
                 descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -94,23 +97,18 @@ class ExternalData:
                 raise QdeqValueError(expected(where, "a file with external data", got, remedy)) from error
         return self._maps[location]
 
-    def _path(self, where: str, location: str) -> Path:
-        """Where a file lies; one in another folder than the model, also by a link, is refused.
+    def _inside(self, location: str) -> Path | None:
+        """Where a file lies; None for one in another folder than the model, also by a link.
 
         Caches of downloads keep links to files of one folder elsewhere, the model's and its data's: that is allowed.
         """
-        parts = location.split("/")
         folder = self.model.parent
-        path = folder / location
-        outside = not location or location.startswith("/") or ".." in parts or "\0" in location or "\\" in location
-        if not outside:
-            real = Path(os.path.realpath(path))
-            homes = (Path(os.path.realpath(folder)), Path(os.path.realpath(self.model)).parent)
-            outside = not any(real.is_relative_to(home) for home in homes)
-        if outside:
-            remedy = "qdeq reads no file outside of it: get the model from whom you trust, and its data beside it."
-            refuse(where, "external data in the model's own folder", shown(location), remedy)
-        return path
+        parts = location.split("/")
+        if not location or location.startswith("/") or ".." in parts or "\0" in location or "\\" in location:
+            return None
+        real = Path(os.path.realpath(folder / location))
+        homes = (Path(os.path.realpath(folder)), Path(os.path.realpath(self.model)).parent)
+        return folder / location if any(real.is_relative_to(home) for home in homes) else None
 
 
 def _number(where: str, key: str, text: str) -> int:

@@ -11,6 +11,8 @@ from qdeq.files.onnx_model.external import ExternalData
 from qdeq.files.untrusted import refuse
 from qdeq.onnx_graphs.convert import FloatModel, to_float
 from qdeq.onnx_graphs.library import parse_model
+from qdeq.onnx_graphs.order import tensors_in
+from qdeq.onnx_graphs.stored import EXTERNAL
 
 __all__ = ["load_float_model"]
 
@@ -26,8 +28,11 @@ def load_float_model(path: str | os.PathLike[str], mode: str = "drop") -> tuple[
 
     """
     where = os.fspath(path)
-    data = ExternalData(Path(where))
-    return to_float(parse_model(where, _read(where)), where, data, mode), data
+    model = parse_model(where, _read(where))
+    apart = (tensor for tensor in tensors_in(model.graph) if tensor.data_location == EXTERNAL)
+    entries = (entry for tensor in apart for entry in tensor.external_data)
+    data = ExternalData(Path(where), (entry.value for entry in entries if entry.key == "location"))
+    return to_float(model, where, data, mode), data
 
 
 def _read(where: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from qdeq.files.onnx_model.external import ExternalData
 from qdeq.files.onnx_model.loading import load_float_model
 from qdeq.files.untrusted import refuse, shown
 from qdeq.onnx_graphs.convert import FloatModel
+from qdeq.onnx_graphs.parameters import Parameter, parameters
 from qdeq.onnx_graphs.stored import TYPES, Stored, stored
 from qdeq.onnx_graphs.weights import FloatWeight
 from qdeq.state_dicts.weight_file import Entry, WeightFile
@@ -37,6 +39,7 @@ class OnnxFile(WeightFile):
         """Made by :func:`open_onnx`."""
         self._data: ExternalData | None = data
         self._files = (Path(path), *data.files)
+        self._parameters = parameters(model.model.graph, {name: len(w.shape) for name, w in model.weights.items()})
         plain = {tensor.name: tensor for tensor in model.model.graph.initializer}
         held = {name: tensor for name, tensor in plain.items() if _is_float(tensor.data_type)}
         self._items: dict[str, FloatWeight | Stored] = dict(model.weights)
@@ -55,6 +58,17 @@ class OnnxFile(WeightFile):
             remedy = "Open it again."
             raise QdeqValueError(expected(f"{self.path}: {shown(name)}", "an open file", "a closed one", remedy))
         return self._items[name].read()
+
+    def by_parameter(self) -> dict[str, QuantizedWeight | Tensor]:
+        """Weights and biases of layers by the modules that torch's exporter named their nodes after, as torch has them.
+
+        Where it named none, ``X`` becomes ``X.weight``. All others keep their names.
+        """
+        found: dict[str, QuantizedWeight | Tensor] = {}
+        for name, value in self.items():
+            parameter = self._parameters.get(name, Parameter(name))
+            found[parameter.name] = _transposed(value) if parameter.transposed else value
+        return found
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -83,6 +97,15 @@ class OnnxFile(WeightFile):
         low, high = (float(item.scale.min()), float(item.scale.max())) if item.scale.numel() else (None, None)
         facts = (item.kernel_dtype, item.qscheme, item.axis, low, high, item.source_bytes, item.source, item.note)
         return Entry(name, item.shape, *facts)
+
+
+def _transposed(value: QuantizedWeight | Tensor) -> QuantizedWeight | Tensor:
+    if isinstance(value, Tensor):
+        return value.t()
+    if value.integers.bits < 8:
+        return value.dequantize(allow_bad_scales=True).t()
+    axis = None if value.axis is None else 1 - value.axis
+    return replace(value, int_repr=value.int_repr.t(), axis=axis, shape=value.shape[::-1])
 
 
 def _is_float(code: int) -> bool:

@@ -190,7 +190,7 @@ def _write(converted: FloatModel, data: ExternalData | None, out: Path, force: b
     beside = out.with_name(f"{out.name}.data")
     items = list(_tensors(converted))
     total = sum(item.size for item in items)
-    apart = total > EMBEDDED_BYTES or (data is not None and data.used)
+    apart = total > EMBEDDED_BYTES or (data is not None and bool(data.files))
     large = [item for item in items if apart and item.size >= SMALL_BYTES]
     _refuse_sources(converted, data, (out, beside))
     graph = converted.model.graph

@@ -14,7 +14,10 @@ from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Alias, Constant, DynamicScale, Moved, Rounded, Scope
 from qdeq.onnx_graphs.stored import FLOATS, INTEGERS
 
-__all__ = ["HANDLERS", "move"]
+__all__ = ["HANDLERS", "MAX_DEPTH", "move"]
+
+MAX_DEPTH = 100
+"""Operators behind one another that may move an integer constant."""
 
 
 def quantize_linear(scope: Scope, node: Any) -> None:
@@ -50,6 +53,8 @@ def move(scope: Scope, node: Any) -> bool:
         return _pad(scope, node)
     if node.op_type == "Clip" and node.domain in ("", "ai.onnx"):
         return _clamp(scope, node)
+    if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
+        return _cast_to_the_same(scope, node)
     if not is_mover(node):
         return False
     data = data_inputs(node)
@@ -60,8 +65,21 @@ def move(scope: Scope, node: Any) -> bool:
     integers = [isinstance(v, Moved) or (isinstance(v, Constant) and v.stored.code in INTEGERS) for v in values]
     if not integers or not all(integers):
         return False
+    depth = 1 + max((value.depth for value in values if isinstance(value, Moved)), default=0)
+    if depth > MAX_DEPTH:
+        what = f"at most {MAX_DEPTH} operators that move one constant"
+        raise scope.error(node, what, "more", "Fold the model's constants first.")
     for output in node.output:
-        scope.values[output] = Moved(node, scope, output)
+        scope.values[output] = Moved(node, scope, output, depth)
+    return True
+
+
+def _cast_to_the_same(scope: Scope, node: Any) -> bool:
+    """Torch's exporter puts a Cast to their own type behind quantized integers."""
+    value = scope.value(argument(node, 0))
+    if not isinstance(value, Rounded) or value.q.code != number_of(scope.rewrite, node, "to", 0):
+        return False
+    scope.values[node.output[0]] = value
     return True
 
 

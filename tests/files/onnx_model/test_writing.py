@@ -95,6 +95,19 @@ def test_the_source_is_never_replaced(tmp_path, target):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_data_of_the_source_is_not_replaced_by_that_of_the_result(tmp_path):
+    source = save_apart(small_model(), tmp_path)
+    made = onnx.load(source, load_external_data=False)
+    (tmp_path / "model.onnx.weights").rename(tmp_path / "float.onnx.data")
+    for tensor in made.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "float.onnx.data"
+    source.write_bytes(made.SerializeToString())
+    with pytest.raises(qdeq.QdeqValueError, match=r"float.onnx.data, a file of the source"):
+        qdeq.dequantize_onnx(source, tmp_path / "float.onnx", force=True)
+
+
 def test_after_an_error_nothing_is_left(tmp_path):
     path = save_apart(small_model(), tmp_path)
     os.truncate(tmp_path / "model.onnx.weights", 300)
