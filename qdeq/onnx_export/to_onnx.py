@@ -26,7 +26,10 @@ from qdeq.sources.form import Options
 from qdeq.weights.checks import describe
 from qdeq.words import error_line
 
-__all__ = ["OPSETS", "to_onnx"]
+__all__ = ["FLOAT_NOTE", "OPSETS", "to_onnx"]
+
+FLOAT_NOTE = "float in the file"
+"""How notes begin that name a weight whose integers the file does not have."""
 
 OPSETS = range(13, 22)
 """Versions of ONNX's operators that are written: from 13 on scales can lie along an axis."""
@@ -140,4 +143,4 @@ def _account(report: Report, found: dict[str, Integers], refused: dict[str, str]
     for target in found.keys() - folded.keys():
         refused[target] = "torch's exporter computed with its values, or its scale is no float32"
     for target, why in sorted(refused.items()):
-        report.note(target, f"float in the file: {why}")
+        report.note(target, f"{FLOAT_NOTE}: {why}")

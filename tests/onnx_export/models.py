@@ -38,7 +38,8 @@ def quantized(model: nn.Module, inputs: Tensor, groups=None, dynamic: object = t
             if isinstance(dynamic, torch.dtype):
                 return tq.quantize_dynamic(model, kinds, dtype=dynamic)
             return tq.quantize_dynamic(model, dict.fromkeys(kinds, dynamic))
-        tq.fuse_modules(model, groups(model), inplace=True)
+        if groups(model):
+            tq.fuse_modules(model, groups(model), inplace=True)
         activation = tq.HistogramObserver.with_args(reduce_range=True)
         model.qconfig = tq.QConfig(activation, tq.default_per_channel_weight_observer)
         for module in model.modules():

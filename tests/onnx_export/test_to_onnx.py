@@ -89,8 +89,12 @@ def test_the_directions_of_an_lstm_may_have_scales_by_rows(tmp_path):
     int8 = quantized(model, torch.zeros(0), dynamic=tq.per_channel_dynamic_qconfig)
     x = torch.randn(5, 2, 6)
     qdeq.to_onnx(int8, x, tmp_path / "model.onnx")
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    assert not [tensor.name for tensor in graph.initializer if tensor.data_type == 1 and len(tensor.dims) == 3]
+    tensors = onnx.load(tmp_path / "model.onnx").graph.initializer
+    assert sorted(tuple(t.dims) for t in tensors if t.data_type == 3 and len(t.dims) == 3) == [
+        *[(1, 32, 6)] * 2,
+        *[(1, 32, 8)] * 2,
+    ]
+    assert not [t.name for t in tensors if t.data_type == 1 and len(t.dims) == 3 and t.dims[1] == 32]
     rebuilt = qdeq.dequantize_model(int8)
     with torch.no_grad():
         difference = torch.from_numpy(run(session(tmp_path / "model.onnx")[0], x)) - rebuilt(x)[0]
@@ -99,7 +103,7 @@ def test_the_directions_of_an_lstm_may_have_scales_by_rows(tmp_path):
 
 def test_a_weight_whose_zero_points_are_fractions_stays_float_and_is_named(tmp_path):
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 4)).eval()
-    model[0].qconfig, model[1].qconfig = tq.float_qparams_weight_only_qconfig, tq.default_dynamic_qconfig
+    model[0].qconfig = tq.float_qparams_weight_only_qconfig
     int8 = tq.convert(tq.prepare(model))
     report = qdeq.to_onnx(int8, torch.arange(6)[None], tmp_path / "model.onnx")
     assert "0.weight: float in the file: its zero points are fractions" in in_words(report)
