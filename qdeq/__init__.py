@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qdeq.files.released.converting import dequantize_checkpoint
     from qdeq.files.safetensors.writing import save_safetensors
     from qdeq.grids import drop_activations
+    from qdeq.onnx_export.to_onnx import to_onnx
     from qdeq.rebuild import dequantize_model
     from qdeq.report import Report, ReportEntry
     from qdeq.sources.eager.mappings import register
@@ -52,6 +53,7 @@ __all__ = [
     "open",
     "register",
     "save_safetensors",
+    "to_onnx",
     "unpack",
     "use_kernel",
 ]
@@ -78,6 +80,7 @@ _LAZY = {
     "open": "qdeq.files",
     "register": "qdeq.sources.eager.mappings",
     "save_safetensors": "qdeq.files.safetensors.writing",
+    "to_onnx": "qdeq.onnx_export.to_onnx",
     "unpack": "qdeq.weights.dequant",
     "use_kernel": "qdeq.weights.native",
 }

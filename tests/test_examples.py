@@ -37,6 +37,15 @@ def test_export_onnx():
     assert float(re.search(r"fake_quant: ([0-9.]+) %", out)[1]) >= 99
 
 
+def test_int8_onnx():
+    for package in ("onnx", "onnxruntime"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} of the extra [onnx] is not installed")
+    out = run("int8_onnx.py")
+    assert "3 weights with their integers: features.0.weight_quantized, " in out
+    assert float(re.search(r"at most ([0-9.]+) steps", out)[1]) <= 2
+
+
 def test_fine_tune_and_requantize():
     out = run("fine_tune_and_requantize.py")
     assert len(re.findall(r": 0 of \d+ integers differ", out)) == 3

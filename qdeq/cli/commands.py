@@ -80,6 +80,13 @@ def inspect(**options: Any) -> Any:
     help="Of an ONNX model: values are not rounded, kept in the range of their integers, or rounded as they were.",
 )
 @_selection_options
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="SHAPE[:DTYPE]",
+    help="TorchScript to ONNX: an input of the model, such as 1x3x224x224 or 1x128:int64; once for each.",
+)
 def convert(**options: Any) -> Any:
     """Write the weights of SRC as float numbers to DST, a .safetensors file; or a folder, if SRC is one.
 
@@ -100,6 +107,11 @@ def convert(**options: Any) -> Any:
 
     \b
       qdeq convert model_int8.onnx model.onnx
+
+    An int8 TorchScript file becomes an int8 ONNX model with the same integers; --input says what it takes:
+
+    
+      qdeq convert model.pt model.onnx --input 1x3x224x224
     """  # noqa: D301 (click wants the character itself, not what a raw docstring has)
     return _run("convert", options)
 

@@ -12,7 +12,7 @@ import torch
 import qdeq
 from qdeq.cli.console import console, print_item, print_table, progress, rate_text, size_text, warn
 from qdeq.cli.convert_folder import convert_folder, refuse_for_folders
-from qdeq.cli.onnx_models import convert_onnx
+from qdeq.cli.onnx_models import check_whole, convert_onnx, export_onnx
 from qdeq.cli.selection import Selection, dropped_lines, some
 from qdeq.errors import QdeqValueError, expected
 from qdeq.files.onnx_model.recognise import SUFFIX as ONNX_SUFFIX
@@ -38,6 +38,7 @@ def convert(
     prefix: str,
     everything: bool,
     activations: str,
+    inputs: Sequence[str],
 ) -> None:
     """Run the command; ``commands.py`` says what each option means."""
     if src.is_dir():
@@ -46,9 +47,15 @@ def convert(
         convert_folder(src, dst, DTYPES[dtype or "bfloat16"], only, dry_run)
         return
     if dst.suffix == ONNX_SUFFIX:
-        selected = (dtype not in (None, "float32"), shard_size, keep, dry_run, only, renames, prefix, everything)
-        convert_onnx(src, dst, activations, any(selected), force)
+        check_whole(any((dtype not in (None, "float32"), shard_size, keep, dry_run, only, renames, prefix, everything)))
+        if inputs:
+            export_onnx(src, dst, inputs, activations, force)
+        else:
+            convert_onnx(src, dst, activations, force)
         return
+    if inputs:
+        remedy = "Weights are read without running the model."
+        raise QdeqValueError(expected("--input", f"a DST that ends in {ONNX_SUFFIX}", str(dst), remedy))
     if activations != "drop":
         remedy = "A safetensors file holds weights, which no activation rounds."
         raise QdeqValueError(expected("--activations", f"a DST that ends in {ONNX_SUFFIX}", str(dst), remedy))

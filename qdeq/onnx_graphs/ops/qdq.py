@@ -51,6 +51,8 @@ def move(scope: Scope, node: Any) -> bool:
         return True
     if node.op_type == "Pad" and node.domain in ("", "ai.onnx"):
         return _pad(scope, node)
+    if node.op_type == "Clip" and node.domain in ("", "ai.onnx"):
+        return _clamp(scope, node)
     if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
         return _cast_to_the_same(scope, node)
     if not is_mover(node):
@@ -117,6 +119,30 @@ def _pad(scope: Scope, node: Any) -> bool:
     if len(node.input) < 2:
         raise scope.error(node, "the pads as an input", "an attribute", "Convert the model to opset 11 or later.")
     twin = scope.copy(node, inputs, [rewrite.new_name(node.output[0])])
+    scope.values[node.output[0]] = Rounded(twin, q)
+    return True
+
+
+def _clamp(scope: Scope, node: Any) -> bool:
+    """Clip of integers: the same bounds as floats, without one that all of them keep to."""
+    value = scope.value(argument(node, 0))
+    if not isinstance(value, Rounded):
+        return False
+    q, rewrite = value.q, scope.rewrite
+    if not q.per_tensor or q.code not in INTEGERS:
+        raise scope.error(node, "values with one constant scale for all", "others", "Quantize it per tensor.")
+    bounds = []
+    for at, (name, end) in enumerate(zip(("clip_low", "clip_high"), INTEGERS[q.code], strict=True), 1):
+        given = argument(node, at)
+        number = int(scope.numbers(node, given, "bound")) if given else end
+        bound = (number - int(q.zero_point)) * float(q.scale)
+        bounds.append("" if number == end else rewrite.number(name, bound, q.scale.dtype))
+    twin = value.twin
+    if any(bounds):
+        low, high = bounds
+        relu = not high and rewrite.numbers[low] == 0
+        inputs = [twin] if relu else [twin, low, *([high] if high else [])]
+        twin = scope.emit("Relu" if relu else "Clip", inputs, rewrite.new_name(node.output[0]), node.name)
     scope.values[node.output[0]] = Rounded(twin, q)
     return True
 
