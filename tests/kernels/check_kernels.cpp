@@ -202,7 +202,7 @@ int main(int argc, char** argv) {
             check_strided(set);
             for (int out_type = 0; out_type < 3; ++out_type)
                 for (const int bits : {0, 4, 8, static_cast<int>(draw(1, 8))})
-                    check_grid(set, n % 5 == 0 ? 70 * n : n, out_type, bits);
+                    check_grid(set, n % 25 == 0 ? 70 * n : n, out_type, bits);
         }
         std::printf("%s: same as scalar\n", set.name);
     }
