@@ -45,7 +45,7 @@ KEEPS_VALUES = {
     ),
     *("squeeze", "unsqueeze", "expand", "expandas", "repeat", "getitem", "narrow", "select", "indexselect", "chunk"),
     *("split", "unbind", "movedim", "channelshuffle", "pixelshuffle", "pixelunshuffle", "max", "min", "amax", "amin"),
-    *("maximum", "minimum", "sort", "topk", "flip", "roll", "tolist", "unfold"),
+    *("maximum", "minimum", "sort", "topk", "flip", "roll", "tolist", "unfold", "repeatinterleave", "tile"),
 }
 # Averages of integers, and which number is even after a tie. fbgemm's 2-d and 3-d average pooling knows both; what
 # comes from a convolution is channels_last, and then it is the value. A mean over inner dimensions alone is integer
