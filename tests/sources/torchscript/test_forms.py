@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from typing import Any, NamedTuple
 
 import pytest
@@ -176,3 +177,15 @@ def test_equal_constants_of_a_frozen_script_become_parameters_of_their_own():
     rebuilt(x).sum().backward()
     assert len(list(rebuilt.parameters())) == 6
     assert len(list(rebuilt.buffers())) == 2
+
+
+def test_the_result_exports(case, rebuilt):
+    """To ONNX, where no quantized operator is left, and by torch.export."""
+    onnx = pytest.importorskip("onnx")
+    (result, _), x, written = rebuilt, case.x, io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about itself
+        torch.onnx.export(result, (x,), written, dynamo=False)
+    operators = {node.op_type for node in onnx.load_from_string(written.getvalue()).graph.node}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & operators
+    assert operators & {"Conv", "LSTM"}
