@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import qdeq
 
 # Blocks of rows by gate, from ONNX's order back to torch's: i, o, f, c to i, f, g, o; z, r, h to r, z, n.
-_GATES = {4: (0, 2, 3, 1), 3: (1, 0, 2), 1: (0,)}
+_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2)}
 INTEGER_LAYERS = ("QLinearConv", "QGemm", "QLinearMatMul")
 FLOAT_LAYERS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU")
 
@@ -70,45 +70,47 @@ def check(model: nn.Module, path: Path, report: qdeq.Report) -> Checked:
         node = nodes.get(entry.target)
         if node is None:
             continue
-        direction = int(name.endswith("_reverse"))
-        same += _equal(weight, node, held, entry, direction)
-        array = _torch_order(floats[entry.target.removesuffix("_quantized")], entry, direction)
+        order = _Order(model, name, entry.note)
+        same += _equal(weight, node, held, entry.shape, order)
+        array = order.of(floats[entry.target.removesuffix("_quantized")])
         back += array.tobytes() == state[targets[name]].numpy().tobytes()
     return Checked(len(wanted), same, back)
 
 
-def _equal(weight: Tensor, node: Any, held: dict[str, np.ndarray], entry: qdeq.ReportEntry, direction: int) -> bool:
+class _Order:
+    """How a weight of the file comes back to the order that torch has it in."""
+
+    def __init__(self, model: nn.Module, name: str, note: str) -> None:
+        mode = getattr(model.get_submodule(name.rpartition(".")[0]), "mode", "")
+        self._gates = _GATES.get(mode, (0,)) if "gates" in note else ()
+        self._transposed, self._direction = "transposed" in note, int(name.endswith("_reverse"))
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        if self._transposed:
+            return np.ascontiguousarray(array.T)
+        if not self._gates:
+            return array
+        one = array[self._direction if len(array) > 1 else 0]
+        blocks = one.reshape(len(self._gates), -1, one.shape[1])
+        return np.ascontiguousarray(blocks[list(self._gates)].reshape(one.shape))
+
+
+def _equal(weight: Tensor, node: Any, held: dict[str, np.ndarray], shape: tuple[int, ...], order: _Order) -> bool:
     """Whether integers, scales and zero points are those of a torch tensor."""
     values, scale, zero = (held[name] for name in node.input)
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-    shape = [-1 if dim == axis and scale.ndim else 1 for dim in range(values.ndim)]
-    scale, zero = (np.broadcast_to(array.reshape(shape), values.shape) for array in (scale, zero))
-    values, scale, zero = (_torch_order(array, entry, direction) for array in (values, scale, zero))
-    wanted = weight.int_repr().reshape(entry.shape).numpy()
+    along = [-1 if dim == axis and scale.ndim else 1 for dim in range(values.ndim)]
+    scale, zero = (np.broadcast_to(array.reshape(along), values.shape) for array in (scale, zero))
+    values, scale, zero = (order.of(array) for array in (values, scale, zero))
+    wanted = weight.int_repr().reshape(shape).numpy()
     if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
-        shape = [-1 if dim == weight.q_per_channel_axis() else 1 for dim in range(wanted.ndim)]
-        grid = [t.reshape(shape).numpy() for t in (weight.q_per_channel_scales(), weight.q_per_channel_zero_points())]
+        along = [-1 if dim == weight.q_per_channel_axis() else 1 for dim in range(wanted.ndim)]
+        grid = [t.reshape(along).numpy() for t in (weight.q_per_channel_scales(), weight.q_per_channel_zero_points())]
     else:
         grid = [np.array(weight.q_scale()), np.array(weight.q_zero_point())]
     same_scale = (np.broadcast_to(grid[0].astype(np.float32), wanted.shape) == scale).all()
     same_zero = (np.broadcast_to(grid[1], wanted.shape) == zero).all()
     return bool((values == wanted).all() and same_scale and same_zero)
-
-
-def _torch_order(array: np.ndarray, entry: qdeq.ReportEntry, direction: int) -> np.ndarray:
-    """A weight of the file in the order that torch has it in."""
-    if "transposed" in entry.note:
-        return np.ascontiguousarray(array.T)
-    if "gates" in entry.note:
-        one = array[direction] if len(array) > 1 else array[0]
-        gates = next(count for count in (4, 3, 1) if _is_gates(entry, count))
-        return np.ascontiguousarray(one.reshape(gates, -1, one.shape[1])[list(_GATES[gates])].reshape(one.shape))
-    return array
-
-
-def _is_gates(entry: qdeq.ReportEntry, count: int) -> bool:
-    kinds = {4: "LSTM", 3: "GRU", 1: "RNN"}
-    return kinds[count] in entry.source_class
 
 
 def session(path: Path, threads: int = 1) -> tuple[ort.InferenceSession, Counter[str]]:

@@ -4,9 +4,9 @@
 
 First table: integers, scales and zero points in the file against torch's own; the weights that ``dequantize_onnx``
 reads back against ``dequantize_model``, as bits; what ONNX Runtime makes of the layers. Second: trained networks, int8
-torch against int8 ONNX Runtime. Third: milliseconds for one image of 224 x 224 on one thread, the least of ROUNDS
-rounds in which all take turns. FOLDER is what ``python -m qdeq.demo --save FOLDER`` wrote. Needs torchvision and
-onnxruntime; run it from the root of the repository.
+torch against int8 ONNX Runtime. Third: milliseconds of processor time for one image of 224 x 224 on one thread, the
+least of ROUNDS rounds in which all take turns. FOLDER is what ``python -m qdeq.demo --save FOLDER`` wrote. Needs
+torchvision and onnxruntime; run it from the root of the repository.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def time_row(name: str, rounds: int, path: Path) -> str:
     with torch.no_grad():
         for _ in range(rounds):
             for what, call in runs.items():
-                begin = time.perf_counter()
+                begin = time.process_time()
                 call()
-                best[what] = min(best[what], time.perf_counter() - begin)
+                best[what] = min(best[what], time.process_time() - begin)  # a busy machine takes turns
     sizes = [f"{file.stat().st_size / 1e6:.1f}" for file in files.values()]
     return "| " + " | ".join([name, *(f"{1000 * seconds:.1f}" for seconds in best.values()), *sizes]) + " |"
 

@@ -88,6 +88,9 @@ def to_onnx(
     source: Any = model  # a path, too, though dequantize_model's own signature says a module
     rebuilt, report = dequantize_model(source, activations="fake_quant", return_report=True)
     found, refused = integers_of(_layers(model), report)
+    if not found and not refused:
+        remedy = "Convert a prepared model first; a float one is exported by torch.onnx.export."
+        refuse("to_onnx: model", "a model with integer weights", "one without", remedy)
     make_plain(rebuilt, report)
     graph = Graph(export(rebuilt.eval(), inputs, opset, dynamic_batch, report))
     folded = fold(graph, found, recurrent_weights(rebuilt, found))

@@ -17,7 +17,9 @@ def small(name: str) -> nn.Module:
     network = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return quantized(network.build().eval(), network.samples(8)[0], network.groups if network.static else None)
+        groups = network.groups if network.static else None
+        dynamic = tq.per_channel_dynamic_qconfig if name == "bert" else torch.qint8
+        return quantized(network.build().eval(), network.samples(8)[0], groups, dynamic)
 
 
 @functools.cache

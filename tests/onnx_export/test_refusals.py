@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import qdeq
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError
 from tests.onnx_export.models import quantized, small
+from tools.models import tq
 
 pytest.importorskip("onnx")
 
@@ -65,6 +66,15 @@ def _folder_error(path: object) -> str:
     with pytest.raises(QdeqError) as error:
         qdeq.to_onnx(small("vgg"), X, path)
     return str(error.value)
+
+
+def test_a_prepared_model_has_no_integers_yet(tmp_path):
+    model = nn.Sequential(tq.QuantStub(), nn.Linear(4, 2), tq.DeQuantStub()).eval()
+    model.qconfig = tq.default_qconfig
+    prepared = tq.prepare(model)
+    prepared(torch.randn(4, 4))
+    assert "expected" in refused(prepared, torch.randn(1, 4), tmp_path / "model.onnx")
+    assert not os.listdir(tmp_path)
 
 
 class _Eigenvalues(nn.Module):
