@@ -47,8 +47,7 @@ def _of_model(model: Any, form: Form) -> Int8Side:
             _read(layer, found)
         found.unread.update({**failures, **unknown})
         return found
-    classes = {path: class_name(module) for path, module in model.named_modules()}
-    without_module = [layer for layer in described.layers if classes.get(layer.path) != layer.source_class]
+    without_module = _without_module(model, layers)
     for layer in without_module:  # operators and parameters of a graph
         _read(layer, found)
     layers = {path: layer for path, layer in layers.items() if layer not in without_module}
@@ -73,6 +72,13 @@ def _of_model(model: Any, form: Form) -> Int8Side:
             continue
         done.append(f"{path}." if path else "")
     return found
+
+
+def _without_module(model: nn.Module, layers: Mapping[str, Layer]) -> list[Layer]:
+    """The layers that are operators and parameters of a graph; those of scripts are read with their scripts."""
+    classes = {path: class_name(module) for path, module in model.named_modules()}
+    scripted = {layer.path for path, module in model.named_modules() for layer in _inside_script(path, module, layers)}
+    return [layer for path, layer in layers.items() if path not in scripted and classes.get(path) != layer.source_class]
 
 
 def _inside_script(path: str, module: nn.Module, layers: Mapping[str, Layer]) -> list[Layer]:
