@@ -125,7 +125,7 @@ _BROADCAST = frozenset(
         "maximum",
     ]
 )
-_LISTED = frozenset(("view", "reshape", "permute"))
+_LISTED = frozenset(("view", "reshape", "permute", "expand"))
 
 
 def rank_of(value: Any) -> int | None:

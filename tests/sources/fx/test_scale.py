@@ -19,15 +19,18 @@ def _chain(length):
     return hand_built(call)
 
 
-def _seconds(length, times):
-    int8 = _chain(length)
-    best = float("inf")
-    for _ in range(times):
-        start = time.process_time()
-        dequantize_model(int8)
-        best = min(best, time.process_time() - start)
-    return best
+def _seconds(int8):
+    start = time.process_time()
+    dequantize_model(int8)
+    return time.process_time() - start
 
 
 def test_five_times_the_nodes_take_less_than_nine_times_as_long():
-    assert _seconds(5000, 1) < 9 * _seconds(1000, 2)
+    """By processor time, which a neighbour stretches, too: of calls right behind each other, four tries."""
+    short, long = _chain(1000), _chain(5000)
+    ratios = []
+    for _ in range(4):
+        ratios.append(_seconds(long) / _seconds(short))
+        if ratios[-1] < 9:
+            return
+    raise AssertionError(ratios)
