@@ -20,22 +20,28 @@ def make(shape, block, generator):
     return BlockWeight(codes, "float8_e4m3fn", scale, block, shape)
 
 
+def into_buffer(benchmark, rounds, what, weight, dtype, goals):
+    """Check the bits, then time against torch's expression and the bare loop; ``goals`` are those of a case."""
+    out = torch.ones(weight.shape, dtype=dtype)
+    assert_same_bits(weight.dequantize(out=out, dtype=dtype), block_reference(weight, dtype))
+    case = Case(
+        f"{what}, to {dtype_name(dtype)}, {weight.shape[0]} x {weight.shape[1]}",
+        lambda: weight.dequantize(out=out, dtype=dtype),
+        {"torch": lambda: block_reference(weight, dtype)},
+        limits_given(out, weight.codes.numel()),
+        out.nbytes,
+        goals,
+    )
+    measure(benchmark, case, rounds=rounds)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=dtype_name)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_fp8_given_buffer(benchmark, rounds, generator, quick, block, dtype):
     shape = (2048, 8192) if quick else (4096, 8192)
     weight = make(shape, BLOCKS[block], generator)
-    out = torch.ones(shape, dtype=dtype)
-    assert_same_bits(weight.dequantize(out=out, dtype=dtype), block_reference(weight, dtype))
-    case = Case(
-        f"FP8, scales {block}, to {dtype_name(dtype)}, {shape[0]} x {shape[1]}",
-        lambda: weight.dequantize(out=out, dtype=dtype),
-        {"torch": lambda: block_reference(weight, dtype)},
-        limits_given(out, weight.codes.numel()),
-        out.nbytes,
-        {"torch": 50, "bare loop": 1.15} if block != "of 32 in a row" else {"torch": 20},
-    )
-    measure(benchmark, case, rounds=rounds)
+    goals = {"torch": 50, "bare loop": 1.15} if block != "of 32 in a row" else {"torch": 20}
+    into_buffer(benchmark, rounds, f"FP8, scales {block}", weight, dtype, goals)
 
 
 SMALL = {
@@ -53,14 +59,5 @@ def test_small_codes_given_buffer(benchmark, rounds, generator, quick, name, dty
     codes = torch.randint(0, 256, (shape[0], shape[1] // 2), dtype=torch.uint8, generator=generator)
     scale = torch.rand((shape[0], shape[1] // size), generator=generator) * 0.01 + 1e-4
     weight = BlockWeight(codes, values, scale, (1, size), shape)
-    out = torch.ones(shape, dtype=dtype)
-    assert_same_bits(weight.dequantize(out=out, dtype=dtype), block_reference(weight, dtype))
-    case = Case(
-        f"{name}, to {dtype_name(dtype)}, {shape[0]} x {shape[1]}",
-        lambda: weight.dequantize(out=out, dtype=dtype),
-        {"torch": lambda: block_reference(weight, dtype)},
-        limits_given(out, weight.codes.numel()),
-        out.nbytes,
-        {"torch": 50, "bare loop": 1.25 if size == 16 else 1.15},
-    )
-    measure(benchmark, case, rounds=rounds)
+    goals = {"torch": 50, "bare loop": 1.25 if size == 16 else 1.15}
+    into_buffer(benchmark, rounds, name, weight, dtype, goals)

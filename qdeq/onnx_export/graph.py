@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.order import names_read, needed, subgraphs
+from qdeq.onnx_graphs.package import onnx_library
 
 __all__ = ["Graph"]
 

@@ -18,7 +18,7 @@ from qdeq.onnx_export.graph import Graph
 from qdeq.onnx_export.integers import Integers, integers_of, recurrent_weights
 from qdeq.onnx_export.roundings import make_plain, repeat_behind_movers
 from qdeq.onnx_export.tracing import check_inputs, export
-from qdeq.onnx_graphs.library import onnx_library
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.rebuild import dequantize_model
 from qdeq.report import Report
 from qdeq.sources import form_of

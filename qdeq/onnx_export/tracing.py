@@ -17,7 +17,7 @@ from torch.jit._trace import TracerWarning
 from torch.utils import _pytree
 
 from qdeq.errors import QdeqError, QdeqTypeError, QdeqValueError, expected
-from qdeq.onnx_graphs.library import onnx_library
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.report import Report
 from qdeq.weights.checks import describe
 from qdeq.words import error_line

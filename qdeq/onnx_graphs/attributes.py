@@ -19,19 +19,21 @@ def argument(node: Any, at: int) -> str:
 
 def number_of(rewrite: Rewrite, node: Any, name: str, default: int) -> int:
     """An integer attribute."""
-    for attribute in node.attribute:
-        if attribute.name == name:
-            if attribute.type != _INT:
-                refuse(rewrite.place(node), f"an integer {name}", "another type", "The model is damaged.")
-            return int(attribute.i)
-    return default
+    found = _attribute(rewrite, node, name, _INT, f"an integer {name}")
+    return default if found is None else int(found.i)
 
 
 def ints_of(rewrite: Rewrite, node: Any, name: str) -> list[int] | None:
     """An attribute of integers; None if it is not there."""
+    found = _attribute(rewrite, node, name, _INTS, f"integers {name}")
+    return None if found is None else list(found.ints)
+
+
+def _attribute(rewrite: Rewrite, node: Any, name: str, kind: int, wanted: str) -> Any:
+    """The attribute of that name, which has to be of that type; None if it is not there."""
     for attribute in node.attribute:
         if attribute.name == name:
-            if attribute.type != _INTS:
-                refuse(rewrite.place(node), f"integers {name}", "another type", "The model is damaged.")
-            return list(attribute.ints)
+            if attribute.type != kind:
+                refuse(rewrite.place(node), wanted, "another type", "The model is damaged.")
+            return attribute
     return None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qdeq.errors import refuse
-from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.order import names_read, needed, subgraphs
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.scope import Rounded, Scope
 from qdeq.onnx_graphs.stored import FLOATS, External

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from qdeq.onnx_graphs.attributes import argument, number_of
-from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.movers import data_inputs, qparams_before
+from qdeq.onnx_graphs.package import shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Constant, Moved, Rounded, Scope
 from qdeq.onnx_graphs.stored import CODES, FLOATS, INTEGERS, TYPES, Stored

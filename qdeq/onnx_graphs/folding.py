@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from qdeq.onnx_graphs.library import onnx_library
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.onnx_graphs.stored import CODES, TYPES, Stored
 
 __all__ = ["fold"]

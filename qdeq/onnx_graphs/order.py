@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from qdeq.errors import refuse
-from qdeq.onnx_graphs.library import shown
+from qdeq.onnx_graphs.package import shown
 
 __all__ = ["in_order", "names_read", "needed", "subgraphs", "tensors_in"]
 

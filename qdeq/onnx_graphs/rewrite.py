@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qdeq.onnx_graphs.library import onnx_library, shown
+from qdeq.onnx_graphs.package import onnx_library, shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.stored import FLOATS, External, Stored
 from qdeq.onnx_graphs.weights import FloatWeight, quantized_weight

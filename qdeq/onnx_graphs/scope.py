@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qdeq.errors import QdeqValueError, expected
 from qdeq.onnx_graphs.folding import fold
-from qdeq.onnx_graphs.library import onnx_library, shown
+from qdeq.onnx_graphs.package import onnx_library, shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.stored import FLOATS, INTEGERS, TYPES, Stored

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qdeq.errors import refuse
-from qdeq.onnx_graphs.library import shown
+from qdeq.onnx_graphs.package import shown
 from qdeq.words import shape_text
 
 __all__ = [

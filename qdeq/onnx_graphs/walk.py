@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from qdeq.onnx_graphs.library import onnx_library, shown
 from qdeq.onnx_graphs.ops import contrib, dynamic, qdq, qlinear
 from qdeq.onnx_graphs.ops.handler import Handler
 from qdeq.onnx_graphs.order import in_order, names_read, needed
+from qdeq.onnx_graphs.package import onnx_library, shown
 from qdeq.onnx_graphs.rewrite import Rewrite
 from qdeq.onnx_graphs.scope import Accumulator, Alias, Constant, DynamicScale, Rounded, Scope
 from qdeq.onnx_graphs.stored import TYPES, Stored, stored

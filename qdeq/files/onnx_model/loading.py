@@ -10,8 +10,8 @@ from qdeq.errors import QdeqValueError, expected
 from qdeq.files.onnx_model.external import ExternalData
 from qdeq.files.untrusted import refuse
 from qdeq.onnx_graphs.convert import FloatModel, to_float
-from qdeq.onnx_graphs.library import parse_model
 from qdeq.onnx_graphs.order import tensors_in
+from qdeq.onnx_graphs.package import parse_model
 from qdeq.onnx_graphs.stored import EXTERNAL
 
 __all__ = ["load_float_model"]

@@ -16,8 +16,8 @@ from qdeq.files.onnx_model.external import ExternalData, no_folder
 from qdeq.files.onnx_model.loading import load_float_model
 from qdeq.files.streaming import Piece, stream
 from qdeq.onnx_graphs.convert import MODES, FloatModel, to_float
-from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.order import tensors_in
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.onnx_graphs.stored import EXTERNAL, stored
 from qdeq.report import Report
 from qdeq.weights.checks import describe

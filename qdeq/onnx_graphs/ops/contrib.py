@@ -10,9 +10,9 @@ from torch import Tensor
 
 from qdeq.onnx_graphs.attributes import argument, number_of
 from qdeq.onnx_graphs.floats import float_of
-from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.ops.handler import Handler, put_float
 from qdeq.onnx_graphs.ops.qlinear import add_bias
+from qdeq.onnx_graphs.package import shown
 from qdeq.onnx_graphs.scope import Scope
 from qdeq.onnx_graphs.stored import CODES, FLOATS, TYPES, Stored, unpack_integers
 from qdeq.onnx_graphs.weights import FloatWeight, Rows

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from qdeq.onnx_graphs.attributes import argument, number_of
 from qdeq.onnx_graphs.floats import float_of
-from qdeq.onnx_graphs.library import shown
 from qdeq.onnx_graphs.ops.handler import Handler, put_float
+from qdeq.onnx_graphs.package import shown
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Accumulator, Alias, Constant, DynamicScale, Rounded, Scope
 from qdeq.onnx_graphs.stored import CODES, FLOATS

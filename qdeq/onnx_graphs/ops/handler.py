@@ -9,8 +9,8 @@ import torch
 
 from qdeq.onnx_graphs.attributes import argument
 from qdeq.onnx_graphs.floats import float_of
-from qdeq.onnx_graphs.library import onnx_library
 from qdeq.onnx_graphs.outputs import round_output
+from qdeq.onnx_graphs.package import onnx_library
 from qdeq.onnx_graphs.qparams import Qparams
 from qdeq.onnx_graphs.scope import Scope
 from qdeq.onnx_graphs.stored import CODES
